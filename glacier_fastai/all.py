@@ -1,0 +1,23 @@
+"""Everything a notebook needs: ``from glacier_fastai.all import *``."""
+
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback  # noqa: F401
+from fastai.vision.all import *
+
+from .bands import *
+from .core.losses import CombinedLoss  # noqa: F401
+from .data.augment import *
+from .data.block import *
+from .data.sources.scene import *
+from .data.sources.synthetic import *
+from .data.tiles import *
+from .data.types import *
+from .errors import *
+from .predict.scene import *
+from .recipe import *
+from .train.bundle import *
+from .train.callbacks import *
+from .train.evaluate import *
+from .train.learner import *
+from .train.metrics import *
+from .train.models import *
+from .train.run import *

@@ -1,0 +1,165 @@
+"""The vocabulary: bands, sensors, classes, codes, colours and false-colour composites.
+
+Bands are names, never positions. A tensor of shape ``(B, C, H, W)`` has its C bands in the order of a list
+of these names, and whatever reads a file translates that file's own names and codes into these, once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from .errors import DataError, did_you_mean
+
+__all__ = [
+    "BANDS",
+    "CLASSES",
+    "CLASS_COLOURS",
+    "COMPETITION_CODES",
+    "COMPOSITES",
+    "ICE",
+    "IGNORE",
+    "SENSORS",
+    "canonical_band",
+    "check_bands",
+    "composite",
+]
+
+BANDS: dict[str, str] = {
+    "blue": "blue, about 0.48 um",
+    "green": "green, about 0.56 um",
+    "red": "red, about 0.66 um",
+    "nir": "near infrared, about 0.85 um",
+    "swir1": "shortwave infrared, about 1.6 um",
+    "swir2": "shortwave infrared, about 2.2 um",
+    "thermal": "thermal infrared, about 11 um",
+    "thermal_low": "Landsat 7 band 6, low gain (VCID_1)",
+    "thermal_high": "Landsat 7 band 6, high gain (VCID_2)",
+    "pan": "panchromatic",
+    "ndvi": "(nir - red) / (nir + red)",
+    "ndsi": "(green - swir1) / (green + swir1)",
+    "ndwi": "(nir - swir1) / (nir + swir1), Gao",
+    "elevation": "height above sea level, m",
+    "slope": "slope, degrees",
+}
+"""Every band a recipe may name, beside the texture bands ``glcm_contrast(X)`` and ``glcm_energy(X)`` of a band X."""
+
+_DERIVED = re.compile(r"(glcm_contrast|glcm_energy)\((\w+)\)")
+
+SENSORS: dict[str, dict[str, str]] = {
+    "landsat7": {
+        "b1": "blue",
+        "b2": "green",
+        "b3": "red",
+        "b4": "nir",
+        "b5": "swir1",
+        "b6_vcid_1": "thermal_low",
+        "b6_vcid_2": "thermal_high",
+        "b7": "swir2",
+        "b8": "pan",
+    },
+    "landsat8": {
+        "b2": "blue",
+        "b3": "green",
+        "b4": "red",
+        "b5": "nir",
+        "b6": "swir1",
+        "b7": "swir2",
+        "b8": "pan",
+        "b10": "thermal",
+    },
+    "sentinel2": {
+        "b2": "blue",
+        "b02": "blue",
+        "b3": "green",
+        "b03": "green",
+        "b4": "red",
+        "b04": "red",
+        "b8": "nir",
+        "b08": "nir",
+        "b11": "swir1",
+        "b12": "swir2",
+    },
+}
+"""Sensor -> the sensor's own band name (lower case) -> our name. "B4" alone says nothing: Landsat 7 and 8 differ."""
+
+CLASSES: tuple[str, ...] = ("background", "glacier", "debris", "lake")
+"""Class names by code 0..3; "glacier" is clean ice, "debris" debris-covered ice."""
+
+IGNORE = 255
+"""Mask value of a pixel without data or without a label: counted by nothing."""
+
+ICE: tuple[int, ...] = (1, 2)
+"""Classes that are ice of any kind, reported as a binary score beside the four classes."""
+
+COMPETITION_CODES: tuple[int, ...] = (0, 85, 170, 255)
+"""GlacierHack 2025 label values of background, glacier, debris, lake."""
+
+CLASS_COLOURS: tuple[str, ...] = ("#c9c5b9", "#56b4e9", "#d55e00", "#0b3c8c")
+"""Hex colours by class; distinguishable with the common colour-vision deficiencies (Okabe and Ito's hues)."""
+
+COMPOSITES: dict[str, tuple[str, str, str]] = {
+    "snow and ice": ("swir1", "nir", "red"),
+    "snow and ice (no nir)": ("swir1", "red", "green"),
+    "colour infrared": ("nir", "red", "green"),
+    "natural colour": ("red", "green", "blue"),
+}
+"""Name -> bands shown as red, green and blue, in the order in which they are tried."""
+
+
+def canonical_band(name: str, sensor: str | None = None) -> str:
+    """Return our name for a band as a file or a user spells it.
+
+    Args:
+        name: A band's name: one of ours in any case, or with `sensor` that sensor's own ("B4", "SR_B4").
+        sensor: One of `SENSORS`.
+
+    Raises:
+        DataError: The name is unknown; the message names the nearest right one.
+    """
+    plain = re.sub(r"\s+", "_", name.strip().lower())
+    plain = re.sub(r"_*([()])_*", r"\1", plain)
+    if plain in BANDS:
+        return plain
+    if match := _DERIVED.fullmatch(plain):
+        if match[2] in BANDS:
+            return plain
+        raise DataError(f"band {name!r}: {match[2]!r} is no band{did_you_mean(match[2], BANDS)}")
+    if sensor is not None:
+        if sensor not in SENSORS:
+            raise DataError(f"unknown sensor {sensor!r}: use {', '.join(SENSORS)}{did_you_mean(sensor, SENSORS)}")
+        own = re.sub(r"^(sr|toa|st)_", "", plain)
+        if own in SENSORS[sensor]:
+            return SENSORS[sensor][own]
+    derived = [f"{kind}({band})" for kind in ("glcm_contrast", "glcm_energy") for band in BANDS]
+    raise DataError(
+        f"unknown band {name!r}: use {', '.join(BANDS)}, glcm_contrast(BAND) or glcm_energy(BAND)"
+        f"{did_you_mean(plain, [*BANDS, *derived])}"
+    )
+
+
+def check_bands(names: Iterable[str]) -> tuple[str, ...]:
+    """Return `names` in our spelling.
+
+    Raises:
+        DataError: The list is empty, or a band is unknown or named twice.
+    """
+    out = tuple(canonical_band(n) for n in names)
+    if not out:
+        raise DataError("no bands given: name at least one")
+    for i, name in enumerate(out):
+        if name in out[:i]:
+            raise DataError(f"band {name!r} is named twice in {', '.join(out)}: name each band once")
+    return out
+
+
+def composite(bands: Sequence[str]) -> tuple[str, tuple[int, int, int]]:
+    """Return the name of the best composite that `bands` allow, and the positions of its red, green and blue.
+
+    With none of `COMPOSITES` within reach, up to three bands are shown as they come (one band as grey).
+    """
+    for name, rgb in COMPOSITES.items():
+        if all(b in bands for b in rgb):
+            return name, tuple(bands.index(b) for b in rgb)
+    index = (0, 1, 2) if len(bands) >= 3 else (0, 0, 0)
+    return ", ".join(dict.fromkeys(bands[i] for i in index)), index

@@ -1,0 +1,320 @@
+"""The command line. Results go to stdout, messages to stderr; bad input is one line and exit code 2.
+
+Only typer is imported here: everything heavier is imported inside its command, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import DataError, GlacierError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="glacier-fastai",
+    help="Glacier maps from multispectral satellite images: prepare tiles, train a U-Net, evaluate it, map scenes.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+prepare = typer.Typer(no_args_is_help=True, help="Make a tile store, the one format that training and evaluation read.")
+recipes = typer.Typer(
+    invoke_without_command=True,
+    help="Recipes: the settings of a run. Without a command, lists those that come with the package.",
+)
+app.add_typer(prepare, name="prepare")
+app.add_typer(recipes, name="recipes")
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
+RecipeName = Annotated[str, typer.Option("--recipe", help="A name from `glacier-fastai recipes`, or a YAML file.")]
+Data = Annotated[Path | None, typer.Option("--data", help="Tile store to train on, made by `prepare`.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder to make; must not exist.")]
+Weights = Annotated[
+    Path | None,
+    typer.Option("--weights", help="Bundle (best.safetensors) to start from; bands are matched by name."),
+]
+Set = Annotated[
+    list[str],
+    typer.Option("--set", help="Override a field of the recipe, e.g. --set train.lr=1e-4. May be repeated."),
+]
+Bands = Annotated[
+    str,
+    typer.Option("--bands", help="Names of the file's bands, e.g. blue,green,red,nir. Default: its band descriptions."),
+]
+Sensor = Annotated[str, typer.Option("--sensor", help="landsat7, landsat8 or sentinel2: reads band names such as B4.")]
+
+
+@app.callback()
+def _options(debug: Debug = False) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    else:  # torch 2.15 warns at import of what torchvision and smp do with it
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+    try:
+        app()
+    except GlacierError as err:
+        if debug:
+            raise
+        print(f"glacier-fastai: {err}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _split(text: str) -> list[str] | None:
+    return [t for t in text.split(",") if t.strip()] or None
+
+
+@recipes.callback()
+def _list_recipes(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        from .recipe import load_recipe, recipe_names
+
+        for name in recipe_names():
+            print(f"{name:<22}{load_recipe(name).about}")
+
+
+@recipes.command("show")
+def show_recipe(
+    name: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file.")],
+    overrides: Set = [],  # noqa: B006  typer copies it
+) -> None:
+    """Print a recipe as YAML with every default filled in: a template for one's own."""
+    from .recipe import load_recipe
+
+    print(load_recipe(name, overrides).to_yaml(), end="")
+
+
+@recipes.command("schema")
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors that check and complete YAML."""
+    from .recipe import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=1))
+
+
+@prepare.command("scene")
+def prepare_scene(
+    scenes: Annotated[list[Path], typer.Argument(help="GeoTIFFs; all with the same bands.")],
+    out: Annotated[Path, typer.Option("--out", help="Tile store to make; must not exist.")],
+    label: Annotated[
+        list[Path],
+        typer.Option(
+            help="Label raster on the scene's grid: 0 background, 1 glacier, 2 debris, 3 lake, 255 no label. "
+            "One per scene, in the same order."
+        ),
+    ] = [],  # noqa: B006
+    outlines: Annotated[
+        list[Path], typer.Option(help="Polygons in any vector format instead; outside of them is background.")
+    ] = [],  # noqa: B006
+    class_field: Annotated[
+        str, typer.Option(help="Column of the outlines that holds class names or codes. Default: all are glacier.")
+    ] = "",
+    bands: Bands = "",
+    sensor: Sensor = "",
+    tile_size: Annotated[int, typer.Option(min=32, help="Side of a tile, pixels.")] = 128,
+    overlap: Annotated[int, typer.Option(min=0, help="Least overlap of neighbouring tiles, pixels.")] = 0,
+) -> None:
+    """Cut scenes and their labels into tiles.
+
+    Declared nodata and NaN are ignored from here on. Vector files are brought to the scene's coordinate system.
+
+    Example: `glacier-fastai prepare scene scene.tif --outlines rgi.gpkg --out tiles`
+    """
+    from .data.sources.scene import prepare_scenes
+
+    _describe(
+        prepare_scenes(
+            scenes,
+            out,
+            labels=label,
+            outlines=outlines,
+            class_field=class_field or None,
+            bands=_split(bands),
+            sensor=sensor or None,
+            tile_size=tile_size,
+            overlap=overlap,
+        )
+    )
+
+
+@prepare.command("synthetic")
+def prepare_synthetic(
+    out: Annotated[Path, typer.Option("--out", help="Tile store to make; must not exist.")],
+    sensor: Annotated[str, typer.Option(help="Made-up sensor: landsat7 or landsat8.")] = "landsat8",
+    scenes: Annotated[int, typer.Option(min=1, help="Number of landscapes.")] = 6,
+    scene_size: Annotated[int, typer.Option(min=64, help="Side of a landscape, pixels of 30 m.")] = 256,
+    tile_size: Annotated[int, typer.Option(min=32, help="Side of a tile, pixels.")] = 128,
+    bands: Annotated[str, typer.Option(help="Bands, by name.")] = "blue,green,red,swir1,thermal",
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same landscapes.")] = 0,
+) -> None:
+    """Make up glacier landscapes: synthetic data, to try things without a download."""
+    from .data.sources.synthetic import synthetic_store
+
+    _describe(
+        synthetic_store(
+            out,
+            sensor=sensor,
+            n_scenes=scenes,
+            scene_size=scene_size,
+            tile_size=tile_size,
+            bands=_split(bands),
+            seed=seed,
+        )
+    )
+
+
+def _describe(store) -> None:
+    counts = store.class_counts().sum(0)
+    counts = counts / max(counts.sum(), 1)
+    shares = ", ".join(f"{c} {n:.2%}" for c, n in zip(store.info["classes"], counts, strict=True))
+    print(f"{store.path}: {len(store)} tiles of {store.size} px, bands {', '.join(store.bands)}", file=sys.stderr)
+    print(f"labelled pixels: {shares}", file=sys.stderr)
+    print(store.path)
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeName = "hkh_pretrain",
+    data: Data = None,
+    out: Out = None,
+    overrides: Set = [],  # noqa: B006
+) -> None:
+    """Train from scratch, validating on fold 0. Prints the path of the bundle."""
+    began = time.monotonic()
+    from .recipe import load_recipe
+    from .train.run import pretrain as run
+
+    print(run(load_recipe(recipe, overrides), data, out, started=began) / "best.safetensors")
+
+
+@app.command()
+def finetune(
+    recipe: RecipeName = "competition_finetune",
+    fold: Annotated[
+        str, typer.Option(help="Fold to validate on; or `all`: every tile, keeping the last weights.")
+    ] = "0",
+    weights: Weights = None,
+    data: Data = None,
+    out: Out = None,
+    overrides: Set = [],  # noqa: B006
+) -> None:
+    """Train one fold, from scratch or from a bundle. Prints the path of the bundle.
+
+    Example: `glacier-fastai finetune --fold 3 --weights runs/pretrain/best.safetensors --data tiles`
+    """
+    began = time.monotonic()
+    from .recipe import load_recipe
+    from .train.run import finetune as run
+
+    chosen = load_recipe(recipe, overrides)
+    run_dir = run(chosen, _fold(fold), weights, data, out, started=began)
+    print(run_dir / "best.safetensors")
+
+
+def _fold(text: str) -> int | None:
+    if text == "all":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise DataError(f"--fold {text}: use a number, or all") from None
+
+
+@app.command()
+def crossval(
+    recipe: RecipeName = "competition_finetune",
+    weights: Weights = None,
+    data: Data = None,
+    out: Out = None,
+    overrides: Set = [],  # noqa: B006
+) -> None:
+    """Train every fold in turn, each with all of train.max_minutes. Prints the path of the table of scores."""
+    from .recipe import load_recipe
+    from .train.run import crossval as run
+
+    print(run(load_recipe(recipe, overrides), weights, data, out) / "crossval.csv")
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="Model bundle, NAME.safetensors.")],
+    data: Annotated[Path, typer.Option("--data", help="Tile store with labels.")],
+    fold: Annotated[
+        str,
+        typer.Option(
+            help="Look at this fold only, or `all` tiles. Default: all, but on the store that the bundle was "
+            "trained on only its validation tiles."
+        ),
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print all scores as JSON.")] = False,
+) -> None:
+    """Score a bundle on labelled tiles: four-class MCC and IoU, ice against the rest, and a table by class."""
+    from .data.tiles import TileStore
+    from .train.bundle import ModelBundle
+    from .train.console import class_table
+    from .train.evaluate import evaluate as run
+    from .train.evaluate import tiles_to_score
+
+    model, store = ModelBundle.load(bundle), TileStore(data)
+    tiles, why = tiles_to_score(model, store, None if fold == "" else fold)
+    print(f"{store.path}: {why}", file=sys.stderr)
+    result = run(model, store, tiles)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    import torch
+
+    names = {"mcc": "MCC", "ice_mcc": "ice MCC", "mean_iou": "mean IoU", "ice_iou": "ice IoU"}
+    names["mcc_image_mean"] = "MCC, mean of tiles"
+    for key, name in names.items():
+        print(f"{name:<20}{result[key]:.4f}")
+    print(class_table(torch.tensor(result["confusion"])))
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Model bundle, NAME.safetensors.")],
+    scenes: Annotated[list[Path], typer.Argument(help="GeoTIFFs with the bundle's bands.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the maps.")],
+    bands: Bands = "",
+    sensor: Sensor = "",
+) -> None:
+    """Map whole scenes: writes OUT/SCENE_classes.tif on each scene's grid, and prints its path.
+
+    Codes are 0 background, 1 glacier, 2 debris, 3 lake, 255 no data.
+
+    Example: `glacier-fastai predict runs/finetune-fold0/best.safetensors scene.tif --out maps`
+    """
+    from .predict.scene import predict_scene
+    from .train.bundle import ModelBundle
+
+    model = ModelBundle.load(bundle)
+    for scene in scenes:
+        print(predict_scene(model, scene, out, bands=_split(bands), sensor=sensor or None))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder to make; must not exist.")] = Path("glacier-demo"),
+) -> None:
+    """See all of it in under 5 minutes on 2 CPU cores, without a download, on synthetic landscapes.
+
+    Pretrains on one made-up sensor, fine-tunes one fold on another, evaluates on landscapes neither has seen, and maps
+    a scene. Prints where the pictures and the map are.
+    """
+    from .show.demo import run
+
+    run(out)

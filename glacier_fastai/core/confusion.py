@@ -1,0 +1,159 @@
+"""Scores from one confusion matrix: rows are the truth, columns the prediction.
+
+Matrices add up over batches, tiles and processes, so the scores of any amount of data need K x K numbers of memory.
+The score functions take a square matrix of counts as a tensor, a NumPy array or nested lists, and compute in float64.
+
+What an absent class does:
+
+- IoU and F1: NaN for a class that is neither in the truth nor predicted; 0 if only predicted.
+- Precision: NaN for a class that is never predicted. Recall: NaN for a class that is not in the truth.
+- Mean IoU leaves NaN out. MCC is 0 where undefined (one class in the truth, or one predicted), as in scikit-learn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..bands import CLASSES, ICE, IGNORE
+from ..errors import DataError
+
+__all__ = ["confusion_matrix", "f1", "ice", "iou", "mcc", "mean_iou", "precision", "recall", "scores"]
+
+Matrix = Tensor | np.ndarray | Sequence[Sequence[float]]
+
+
+def confusion_matrix(
+    pred: Tensor | np.ndarray,  # class codes, any integer type and shape
+    target: Tensor | np.ndarray,  # true class codes, of the same shape and on the same device
+    n_classes: int,  # K
+    ignore: int = IGNORE,  # label in `target` of pixels that count for nothing
+) -> Tensor:
+    """Return the int64 matrix ``(K, K)`` of pixel counts, on the device of the input; uint8 input is fastest.
+
+    Raises:
+        DataError: Shapes or types do not fit, or a counted pixel has a code outside 0 to K - 1.
+    """
+    pred, target = _tensor(pred), _tensor(target)
+    if pred.shape != target.shape:
+        raise DataError(f"prediction {tuple(pred.shape)} and truth {tuple(target.shape)} differ in shape")
+    valid = target != ignore
+    # bytes while they suffice: the time goes into moving memory
+    narrow = torch.uint8 if n_classes**2 <= 256 else torch.int64
+    pred = _codes("prediction", pred, valid, n_classes, narrow)
+    target = _codes("truth", target, valid, n_classes, narrow)
+    counts = torch.bincount((target * n_classes + pred).flatten(), minlength=n_classes**2)
+    counts[0] -= (~valid).sum()  # ignored pixels went there
+    return counts.view(n_classes, n_classes)
+
+
+def _tensor(x: Tensor | np.ndarray) -> Tensor:
+    """Return a plain tensor, of an array without a copy where torch can."""
+    if isinstance(x, Tensor):
+        return x.as_subclass(Tensor)
+    return torch.from_numpy(np.require(x, requirements=["C", "W"]))  # torch warns of read-only memory maps
+
+
+def _codes(name: str, codes: Tensor, valid: Tensor, n_classes: int, dtype: torch.dtype) -> Tensor:
+    """Check `codes` and return them with 0 where ignored."""
+    if codes.is_floating_point() or codes.is_complex():
+        raise DataError(f"{name} is {codes.dtype}: use class codes of an integer type")
+    codes = codes * valid  # a fifth of the time of masked_fill
+    if codes.numel():
+        low, high = (int(x) for x in codes.aminmax())
+        if low < 0 or high >= n_classes:
+            raise DataError(f"{name} has codes from {low} to {high}: use 0 to {n_classes - 1}")
+    return codes.to(dtype)
+
+
+def mcc(cm: Matrix) -> float:
+    """Return the multi-class Matthews correlation R_K, -1 to 1; 0 where undefined.
+
+    Source: Gorodkin 2004, doi 10.1016/j.compbiolchem.2004.09.006.
+    """
+    rows = cm.tolist() if isinstance(cm, Tensor | np.ndarray) else cm  # Python's integers have no largest one
+    truth, pred = [sum(row) for row in rows], [sum(column) for column in zip(*rows, strict=True)]
+    total, hits = sum(truth), sum(row[k] for k, row in enumerate(rows))
+    spread_truth = total * total - sum(t * t for t in truth)
+    spread_pred = total * total - sum(p * p for p in pred)
+    if not spread_truth or not spread_pred:
+        return 0.0
+    top = hits * total - sum(t * p for t, p in zip(truth, pred, strict=True))
+    return top / (math.sqrt(spread_truth) * math.sqrt(spread_pred))
+
+
+def _counts(cm: Matrix) -> tuple[Tensor, Tensor, Tensor]:
+    """Return hits, pixels in the truth and pixels predicted, each ``(K,)``."""
+    cm = torch.as_tensor(cm).as_subclass(Tensor).cpu().double()
+    return cm.diagonal(), cm.sum(1), cm.sum(0)
+
+
+def iou(cm: Matrix) -> Tensor:
+    """Return intersection over union per class, ``(K,)`` float64; NaN for a class nowhere to be found."""
+    hit, truth, pred = _counts(cm)
+    return hit / (truth + pred - hit)
+
+
+def precision(cm: Matrix) -> Tensor:
+    """Return the share of the pixels predicted as a class that are right, ``(K,)`` float64; NaN if never predicted."""
+    hit, _, pred = _counts(cm)
+    return hit / pred
+
+
+def recall(cm: Matrix) -> Tensor:
+    """Return the share of a class's pixels that are found, ``(K,)`` float64; NaN for a class not in the truth."""
+    hit, truth, _ = _counts(cm)
+    return hit / truth
+
+
+def f1(cm: Matrix) -> Tensor:
+    """Return F1 (Dice) per class, ``(K,)`` float64; NaN for a class nowhere to be found."""
+    hit, truth, pred = _counts(cm)
+    return 2 * hit / (truth + pred)
+
+
+def mean_iou(cm: Matrix) -> float:
+    """Return the mean IoU of the classes that are in the truth or predicted; NaN for an empty matrix."""
+    return iou(cm).nanmean().item()
+
+
+def ice(cm: Matrix) -> Tensor:
+    """Return the ``(2, 2)`` matrix of the rest (0) against ice of any kind (1), glacier or debris."""
+    cm = torch.as_tensor(cm).as_subclass(Tensor)
+    of = torch.zeros(len(cm), dtype=torch.int64, device=cm.device)
+    of[list(ICE)] = 1
+    return cm.new_zeros(2, 2).index_put_((of[:, None], of[None]), cm, accumulate=True)
+
+
+def scores(cm: Matrix) -> dict:
+    """Return every score of a matrix of the four classes, as plain numbers; an undefined one is None (JSON has no NaN).
+
+    Returns:
+        ``mcc``, ``ice_mcc``, ``mean_iou``, ``ice_iou``; ``classes``, by name ``iou``, ``precision``, ``recall``,
+        ``f1`` and ``pixels`` (in the truth); ``confusion``, the matrix as nested lists.
+
+    Raises:
+        DataError: The matrix is not 4 x 4.
+    """
+    cm = torch.as_tensor(cm).as_subclass(Tensor).cpu()
+    if cm.shape != (len(CLASSES), len(CLASSES)):
+        raise DataError(f"confusion matrix {tuple(cm.shape)}: use one row and column for each of {', '.join(CLASSES)}")
+    table = {"iou": iou(cm), "precision": precision(cm), "recall": recall(cm), "f1": f1(cm), "pixels": cm.sum(1)}
+    return {
+        "mcc": mcc(cm),
+        "ice_mcc": mcc(ice(cm)),
+        "mean_iou": _known(mean_iou(cm)),
+        "ice_iou": _known(iou(ice(cm))[1].item()),
+        "classes": {
+            name: {key: _known(value[k].item()) for key, value in table.items()} for k, name in enumerate(CLASSES)
+        },
+        "confusion": cm.tolist(),
+    }
+
+
+def _known(value: float) -> float | None:
+    return None if value != value else value

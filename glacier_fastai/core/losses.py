@@ -1,0 +1,447 @@
+"""Segmentation losses that agree about nodata, absent classes and precision, and their weighted sum.
+
+Every loss takes logits ``(B, K, H, W)`` and integer labels ``(B, H, W)``, in which `ignore` marks pixels that count
+for nothing. Two small facts carry the module. The region losses (Dice, MCC) are functions of the soft confusion
+matrix ``S[k, l]``, the sum over valid pixels of ``[y = k] p_l``. The pixel losses (focal, boundary) are functions of
+``log p_y``. So one softmax serves all parts of `CombinedLoss`, and no part looks at the pixels by itself.
+
+What an absent class does:
+
+- Dice: a class that no valid pixel of the batch carries is left out of the mean. False positives in it still cost,
+  through the classes which they take the pixels from.
+- MCC: by the formula; probability given to an absent class is a soft false positive in its column. Where R_K is 0/0
+  (one class in the truth, or one class predicted everywhere with certainty) it is 0, as in scikit-learn: the loss is
+  1 and its gradient 0.
+- Boundary F1: a class without a boundary in the truth is left out of the mean.
+- A batch without a valid pixel: every loss is 0 and its gradient 0.
+
+All is computed in float32 (float64 if the logits are), also inside autocast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..bands import CLASSES, ICE, IGNORE
+from ..errors import DataError, RecipeError
+
+__all__ = ["CombinedLoss", "bf1_loss", "boundary_loss", "dice_loss", "focal_loss", "mcc_loss", "soft_confusion"]
+
+ALPHA = (1.0, 2.0, 3.0, 4.0)
+"""Focal weights of background, glacier, debris and lake."""
+
+_FLAT = 1e-3  # below this 1 - R_K the power of the MCC loss goes on as a straight line: slope 7.9 at exponent 0.7
+
+
+class _Batch:
+    """What the parts share about one batch, computed at first use."""
+
+    def __init__(
+        self,
+        logits: Tensor,  # (B, K, H, W), any float type
+        target: Tensor,  # (B, H, W), any integer type
+        ignore: int,  # label of pixels that count for nothing
+        reduction: str,  # "mean": one value for the batch; "none": one per image
+    ):
+        # fastai's tensor types cost a Python call per operation and refuse to meet other types
+        logits, target = logits.as_subclass(Tensor), target.as_subclass(Tensor)
+        if logits.ndim != 4 or target.shape != (logits.shape[0], *logits.shape[2:]):
+            raise DataError(
+                f"logits {tuple(logits.shape)} and labels {tuple(target.shape)} do not fit: "
+                "use (B, K, H, W) and (B, H, W)"
+            )
+        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+            raise DataError(f"labels are {target.dtype}: use an integer type")
+        if reduction not in ("mean", "none"):
+            raise RecipeError(f"unknown reduction {reduction!r}: use 'mean' or 'none'")
+        self.logits = logits if logits.dtype == torch.float64 else logits.float()
+        self.target, self.ignore, self.reduction, self.classes = target, ignore, reduction, logits.shape[1]
+
+    def pool(self, per_image: Tensor) -> Tensor:
+        """Sum ``(B, ...)`` over the batch, or keep the images apart. Sums over ranks would be made here."""
+        return per_image if self.reduction == "none" else per_image.sum(0)
+
+    @cached_property
+    def p(self) -> Tensor:
+        """Probabilities, ``(B, K, H, W)``, for a part that the statistics are not enough for."""
+        return self.logits.softmax(1)
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """Pixels that count, ``(B, H, W)`` bool."""
+        return self.target != self.ignore
+
+    @cached_property
+    def count(self) -> Tensor:
+        """Number of valid pixels."""
+        return self.pool(self.valid.sum((1, 2)))
+
+    @cached_property
+    def onehot(self) -> Tensor:
+        """``[y = k]``, ``(B, K, H, W)``; 0 in every class where ignored."""
+        return _onehot(self.target, self.valid, self.classes, self.logits.dtype)
+
+    @cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        return _Statistics.apply(self.logits, self.onehot)
+
+    @property
+    def log_py(self) -> Tensor:
+        """Log-probability of the true class, ``(B, H, W)``; 0 where ignored."""
+        return self._statistics[0]
+
+    @cached_property
+    def confusion(self) -> Tensor:
+        """Soft confusion matrix, ``(K, K)`` or ``(B, K, K)``."""
+        return self.pool(self._statistics[1])
+
+    def mean(self, pixels: Tensor) -> Tensor:
+        """Mean over valid pixels of ``(B, H, W)`` values that are 0 where ignored."""
+        return self.pool(pixels.sum((1, 2))) / self.count.clamp(min=1)
+
+
+class _Statistics(torch.autograd.Function):
+    """Logits and one-hot labels -> ``log p_y`` ``(B, H, W)`` and the soft confusion matrix of each image ``(B, K, K)``.
+
+    In plain operations the same takes a third more time and memory (``tests/benchmarks/test_loss.py``).
+    With ``u_l = p_l sum_k [y = k] dS[k, l] + [y = l] d(log p_y)`` the gradient by logit l is ``u_l - p_l sum u``.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, onehot: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = logits.log_softmax(1).clamp_(min=-1e30)  # -inf for logits near the end of float32; 0 * inf is NaN
+        log_py = (log_p * onehot).sum(1)
+        p = log_p.exp_()
+        ctx.save_for_backward(p, onehot)
+        return log_py, _confusion(p, onehot)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_log_py: Tensor, d_confusion: Tensor) -> tuple[Tensor, None]:
+        p, onehot = ctx.saved_tensors
+        with torch.autocast(p.device.type, enabled=False):  # backward may be called inside autocast
+            u = (d_confusion.mT @ onehot.flatten(2)).view_as(p).mul_(p)
+        u.addcmul_(onehot, d_log_py[:, None])
+        return u.addcmul_(p, u.sum(1, keepdim=True), value=-1), None
+
+
+@contextmanager
+def _batch(logits: Tensor, target: Tensor, ignore: int, reduction: str) -> Iterator[_Batch]:
+    with torch.autocast(logits.device.type, enabled=False):
+        yield _Batch(logits, target, ignore, reduction)
+
+
+def _onehot(target: Tensor, valid: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    low, high = (target * valid).aminmax()
+    # a foreign code (85, 170) would count as valid and belong to no class
+    if target.is_cuda:  # the host does not wait for the answer
+        torch._assert_async((low >= 0) & (high < classes), f"labels other than 0 to {classes - 1} and the ignored one")
+    elif low < 0 or high >= classes:
+        raise DataError(f"labels other than 0 to {classes - 1} and the ignored one: {int(low)} to {int(high)}")
+    label = target.to(torch.int16).masked_fill(~valid, -1)
+    codes = torch.arange(classes, device=label.device, dtype=torch.int16).view(-1, 1, 1)
+    out = torch.empty(len(label), classes, *label.shape[1:], device=label.device, dtype=dtype)
+    return torch.eq(label[:, None], codes, out=out)  # a quarter of the time of == and .to(dtype)
+
+
+def _confusion(p: Tensor, onehot: Tensor) -> Tensor:
+    """Soft confusion matrix of each image, ``(B, K, K)``."""
+    return onehot.flatten(2) @ p.flatten(2).mT
+
+
+def soft_confusion(
+    probs: Tensor,  # (B, K, H, W), probabilities over dim 1
+    target: Tensor,  # (B, H, W), any integer type
+    ignore: int = IGNORE,  # label of pixels that count for nothing
+) -> Tensor:
+    """Return ``S`` of shape ``(K, K)``, float32: ``S[k, l]`` sums ``p_l`` over the valid pixels of class k."""
+    with torch.autocast(probs.device.type, enabled=False):
+        probs, target = probs.as_subclass(Tensor).float(), target.as_subclass(Tensor)
+        return _confusion(probs, _onehot(target, target != ignore, probs.shape[1], probs.dtype)).sum(0)
+
+
+def _focal(b: _Batch, alpha: Tensor, gamma: float) -> Tensor:
+    # the bound keeps the gradient of a power below 1 finite where p_y is 1
+    miss = (1 - b.log_py.exp()).clamp(min=1e-7) ** gamma
+    weight = (alpha.to(b.onehot, non_blocking=True) @ b.onehot.flatten(2)).view_as(miss)
+    return -b.mean(weight * miss * b.log_py)
+
+
+def _dice(b: _Batch, smooth: float) -> Tensor:
+    s = b.confusion
+    truth, pred, hit = s.sum(-1), s.sum(-2), s.diagonal(dim1=-2, dim2=-1)
+    here = truth > 0
+    loss = 1 - (2 * hit + smooth) / (truth + pred + smooth)
+    return torch.where(here, loss, 0).sum(-1) / here.sum(-1).clamp(min=1)
+
+
+def _mcc(b: _Batch, exponent: float) -> Tensor:
+    total = b.confusion.sum((-2, -1))
+    x = 1 - _soft_mcc(b.confusion)
+    return torch.where(total > 0, x * x.clamp(min=_FLAT) ** (exponent - 1), 0)
+
+
+def _soft_mcc(s: Tensor) -> Tensor:
+    """R_K of ``(..., K, K)``; 0 where undefined.
+
+    The numerator is written as the sum over classes of TP TN - FP FN, and 1 - sum p^2 as the sum of p_k p_l over
+    k != l: equal to Gorodkin's, but no small difference of large numbers, so float32 does.
+    """
+    c = s / s.sum((-2, -1), keepdim=True).clamp(min=0.5)
+    other = 1 - torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
+    tp, wrong = c.diagonal(dim1=-2, dim2=-1), c * other
+    tn = (c.unsqueeze(-3) * other[:, :, None] * other[:, None, :]).sum((-2, -1))
+    top = (tp * tn - wrong.sum(-2) * wrong.sum(-1)).sum(-1)
+    spread = [(m.unsqueeze(-1) * m.unsqueeze(-2) * other).sum((-2, -1)) for m in (c.sum(-1), c.sum(-2))]
+    below = spread[0] * spread[1]
+    defined = below > 1e-24
+    return torch.where(defined, top / torch.where(defined, below, 1).sqrt(), 0)
+
+
+def _edge_weights(b: _Batch, edge: float, interface: float) -> Tensor:
+    """Weight per pixel, ``(B, H, W)``: 1, `edge` beside another class, `interface` where glacier meets debris.
+
+    Of an ignored pixel it is anything.
+    """
+    dtype = torch.uint8 if b.classes <= 8 else torch.int64
+    bit = (torch.ones((), dtype=dtype, device=b.target.device) << b.target.to(dtype)) * b.valid
+    seen = bit.clone()  # one bit per class at the pixel and its four neighbours; nodata has no bit
+    seen[:, 1:] |= bit[:, :-1]
+    seen[:, :-1] |= bit[:, 1:]
+    seen[:, :, 1:] |= bit[:, :, :-1]
+    seen[:, :, :-1] |= bit[:, :, 1:]
+    ice = sum(1 << k for k in ICE)
+    on_edge = seen != bit
+    on_interface = ((seen & ice) == ice) & ((bit & ice) != 0)
+    weight = torch.ones_like(b.target, dtype=b.logits.dtype)
+    return weight.masked_fill_(on_edge, edge).masked_fill_(on_interface, interface)
+
+
+def _boundary(b: _Batch, edge: float, interface: float) -> Tensor:
+    return -b.mean(_edge_weights(b, edge, interface) * b.log_py)
+
+
+def _bf1(b: _Batch, t0: int, t: int) -> Tensor:
+    valid = b.valid[:, None]
+
+    def grow(x: Tensor, width: int) -> Tensor:
+        return F.max_pool2d(x, width, 1, width // 2)
+
+    def edges(x: Tensor) -> Tensor:
+        outside = (1 - x) * valid  # nodata is not outside, so its rim is no boundary
+        return (grow(outside, t0) - outside) * valid
+
+    def total(x: Tensor) -> Tensor:
+        return b.pool(x.sum((2, 3)))
+
+    with torch.no_grad():
+        true_edge = edges(b.onehot)
+        near_true = grow(true_edge, t)
+        length = total(true_edge)
+    edge = edges(b.p)
+    precision = total(edge * near_true) / total(edge).clamp(min=1e-6)
+    recall = total(true_edge * grow(edge, t)) / length.clamp(min=1)
+    loss = 1 - 2 * precision * recall / (precision + recall).clamp(min=1e-6)
+    here = length > 0
+    return torch.where(here, loss, 0).sum(-1) / here.sum(-1).clamp(min=1)
+
+
+def focal_loss(
+    logits: Tensor,  # (B, K, H, W)
+    target: Tensor,  # (B, H, W), any integer type
+    alpha: Sequence[float] | Tensor = ALPHA,  # weight per class
+    gamma: float = 2.0,  # how far well-classified pixels are discounted
+    ignore: int = IGNORE,  # label of pixels that count for nothing
+    reduction: str = "mean",  # "mean": over the batch's valid pixels; "none": a mean per image, (B,)
+) -> Tensor:
+    """Return the mean over valid pixels of ``-alpha_y (1 - p_y)^gamma log p_y``.
+
+    Source: Lin et al. 2017, arXiv 1708.02002.
+    """
+    alpha = torch.as_tensor(alpha)
+    if len(alpha) != logits.shape[1]:
+        raise RecipeError(f"alpha has {len(alpha)} values for {logits.shape[1]} classes: give one per class")
+    with _batch(logits, target, ignore, reduction) as b:
+        return _focal(b, alpha, gamma)
+
+
+def dice_loss(
+    logits: Tensor,  # (B, K, H, W)
+    target: Tensor,  # (B, H, W), any integer type
+    smooth: float = 1.0,  # pixels added to numerator and denominator
+    ignore: int = IGNORE,  # label of pixels that count for nothing
+    reduction: str = "mean",  # "mean": counts pooled over the batch; "none": per image, (B,)
+) -> Tensor:
+    """Return the mean of ``1 - (2 sum p y + smooth) / (sum p + sum y + smooth)`` over the classes in the truth."""
+    with _batch(logits, target, ignore, reduction) as b:
+        return _dice(b, smooth)
+
+
+def mcc_loss(
+    logits: Tensor,  # (B, K, H, W)
+    target: Tensor,  # (B, H, W), any integer type
+    exponent: float = 0.7,  # of Focal Phi; 1 is the plain soft MCC loss
+    ignore: int = IGNORE,  # label of pixels that count for nothing
+    reduction: str = "mean",  # "mean": counts pooled over the batch; "none": per image, (B,)
+) -> Tensor:
+    """Return ``(1 - R_K)^exponent`` of the soft confusion matrix.
+
+    Exact from ``1 - R_K = 0.001`` up; below, a straight line to 0, as the slope of the power grows without bound.
+
+    Source: Gorodkin 2004, doi 10.1016/j.compbiolchem.2004.09.006 (R_K); Abhishek & Hamarneh 2021, arXiv 2010.13454
+    (soft counts); Jaffari et al. 2021, doi 10.3390/s21082803 (the exponent).
+    """
+    with _batch(logits, target, ignore, reduction) as b:
+        return _mcc(b, exponent)
+
+
+def boundary_loss(
+    logits: Tensor,  # (B, K, H, W)
+    target: Tensor,  # (B, H, W), any integer type
+    edge: float = 3.0,  # weight of a pixel with another class among its 4 neighbours
+    interface: float = 5.0,  # weight where glacier and debris touch, on both sides
+    ignore: int = IGNORE,  # label of pixels that count for nothing; beside them is no edge
+    reduction: str = "mean",  # "mean": over the batch's valid pixels; "none": a mean per image, (B,)
+) -> Tensor:
+    """Return the mean over valid pixels of weight times cross-entropy; pixels off the edges weigh 1."""
+    with _batch(logits, target, ignore, reduction) as b:
+        return _boundary(b, edge, interface)
+
+
+def bf1_loss(
+    logits: Tensor,  # (B, K, H, W)
+    target: Tensor,  # (B, H, W), any integer type
+    t0: int = 3,  # width of the window that finds a boundary, pixels, odd
+    t: int = 5,  # width of the window within which boundaries match, pixels, odd
+    ignore: int = IGNORE,  # label of pixels that count for nothing; beside them is no boundary
+    reduction: str = "mean",  # "mean": lengths pooled over the batch; "none": per image, (B,)
+) -> Tensor:
+    """Return 1 minus the boundary F1 score, the mean over the classes with a boundary in the truth.
+
+    Source: Bokhovkin & Burnaev 2019, arXiv 1905.07852.
+    """
+    if t0 % 2 == 0 or t % 2 == 0:
+        raise RecipeError(f"windows of {t0} and {t} pixels have no centre: use odd widths")
+    with _batch(logits, target, ignore, reduction) as b:
+        return _bf1(b, t0, t)
+
+
+class CombinedLoss(nn.Module):
+    """Weighted sum of focal, Dice, MCC, boundary and boundary-F1 losses over one softmax.
+
+    ``loss = sum of weights[part] * ramp[part] * part``; the weights are not renormalised. `ramp` is for a callback to
+    set between steps. A part of weight 0 is not computed; a part whose ramp is 0 still is, and is recorded in `parts`.
+
+    With `learned`, a part adds ``ramp * (exp(-s) part / 2 + s / 2)`` with a trained s in `log_variance`, which starts
+    where ``exp(-s) / 2`` is the given weight (Kendall et al. 2018, arXiv 1705.07115). The optimizer must be given these
+    parameters, and the loss can be negative.
+
+    Attributes:
+        weights: Part -> weight.
+        ramp: Part -> factor, 1 unless somebody sets it.
+        parts: Part -> its last value, unweighted and detached, a 0-dim tensor on the device of the logits.
+        reduction: "mean" for one value, "none" for one value per image, as fastai sets in `get_preds(with_loss=True)`.
+
+    Raises:
+        RecipeError: A weight is negative or all are 0, or `alpha` does not fit the classes.
+        DataError: Shapes or types of logits and labels do not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        focal: float = 0.0,  # weight of the focal loss
+        dice: float = 0.0,  # weight of the Dice loss
+        mcc: float = 0.0,  # weight of the MCC loss
+        boundary: float = 0.0,  # weight of the boundary loss
+        bf1: float = 0.0,  # weight of the boundary F1 loss
+        alpha: Sequence[float] = ALPHA,  # focal weight per class
+        gamma: float = 2.0,  # focal exponent
+        smooth: float = 1.0,  # pixels added to both sides of the Dice quotient
+        mcc_exponent: float = 0.7,  # Focal Phi exponent
+        edge_weight: float = 3.0,  # boundary loss: weight of class edges
+        interface_weight: float = 5.0,  # boundary loss: weight where glacier and debris touch
+        ignore: int = IGNORE,  # label of pixels that count for nothing
+        learned: bool = False,  # train the weights, from the given ones
+        n_classes: int = len(CLASSES),  # K
+    ):
+        super().__init__()
+        weights = {"focal": focal, "dice": dice, "mcc": mcc, "boundary": boundary, "bf1": bf1}
+        for name, weight in weights.items():
+            if not 0 <= weight < math.inf:
+                raise RecipeError(f"loss weight {name}={weight}: use 0 or a positive number")
+        if not any(weights.values()):
+            raise RecipeError(f"all loss weights are 0: give at least one of {', '.join(weights)} a positive number")
+        if len(alpha) != n_classes:
+            raise RecipeError(f"alpha has {len(alpha)} values for {n_classes} classes: give one per class")
+        if not all(0 <= a < math.inf for a in alpha):
+            raise RecipeError(f"alpha {list(alpha)}: use 0 or positive numbers")
+        self.weights: dict[str, float] = {name: float(weight) for name, weight in weights.items()}
+        self.ramp: dict[str, float] = dict.fromkeys(weights, 1.0)
+        self.parts: dict[str, Tensor] = {}
+        self.reduction = "mean"
+        self.ignore, self.n_classes = ignore, n_classes
+        self.register_buffer("alpha", torch.tensor([float(a) for a in alpha]), persistent=False)
+        self.gamma, self.smooth, self.mcc_exponent = gamma, smooth, mcc_exponent
+        self.edge_weight, self.interface_weight = edge_weight, interface_weight
+        self.log_variance = None
+        if learned:
+            start = {name: -math.log(2 * weight) for name, weight in self.weights.items() if weight}
+            self.log_variance = nn.ParameterDict({n: nn.Parameter(torch.tensor(s)) for n, s in start.items()})
+
+    @classmethod
+    def phase_a(cls, **overrides) -> CombinedLoss:
+        """Return the loss of pretraining: 0.60 focal + 0.40 Dice."""
+        return cls(**{"focal": 0.60, "dice": 0.40, **overrides})
+
+    @classmethod
+    def phase_b(cls, **overrides) -> CombinedLoss:
+        """Return the loss of fine-tuning: 0.25 focal + 0.25 Dice + 0.35 MCC + 0.15 boundary."""
+        return cls(**{"focal": 0.25, "dice": 0.25, "mcc": 0.35, "boundary": 0.15, **overrides})
+
+    def forward(
+        self,
+        logits: Tensor,  # (B, K, H, W), any float type
+        target: Tensor,  # (B, H, W), any integer type
+    ) -> Tensor:
+        """Return the loss, 0-dim; ``(B,)`` where `reduction` is "none". Waits for no device."""
+        with _batch(logits, target, self.ignore, self.reduction) as b:
+            if b.classes != self.n_classes:
+                raise RecipeError(f"the model gives {b.classes} classes and the loss is made for {self.n_classes}")
+            if self.alpha.device != b.logits.device:
+                self.alpha = self.alpha.to(b.logits.device, non_blocking=True)
+            functions = {
+                "focal": lambda: _focal(b, self.alpha, self.gamma),
+                "dice": lambda: _dice(b, self.smooth),
+                "mcc": lambda: _mcc(b, self.mcc_exponent),
+                "boundary": lambda: _boundary(b, self.edge_weight, self.interface_weight),
+                "bf1": lambda: _bf1(b, t0=3, t=5),
+            }
+            parts = {name: functions[name]() for name, weight in self.weights.items() if weight}
+            self.parts = {name: part.detach().mean() for name, part in parts.items()}
+            if self.log_variance is None:
+                return sum(self.weights[name] * self.ramp[name] * part for name, part in parts.items())
+            # the ramp takes in s / 2 too, or the weight would grow until it made up for the ramp
+            variance = self.log_variance
+            terms = (self.ramp[n] * 0.5 * ((-variance[n]).exp() * part + variance[n]) for n, part in parts.items())
+            return sum(terms) * (b.count > 0)
+
+    def activation(self, logits: Tensor) -> Tensor:
+        """Return class probabilities ``(B, K, H, W)``, float32."""
+        return logits.softmax(1, dtype=torch.float32)
+
+    def decodes(self, logits: Tensor) -> Tensor:
+        """Return class codes ``(B, H, W)`` of logits or probabilities."""
+        return logits.argmax(1)
+
+    def extra_repr(self) -> str:
+        """Show the weights in ``repr``."""
+        return ", ".join(f"{name}={weight:g}" for name, weight in self.weights.items() if weight)

@@ -1,0 +1,210 @@
+"""The DataBlock of glacier tiles: blocks, crops, normalisation and `GlacierDataLoaders`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from fastai.vision.all import (
+    DataBlock,
+    DataLoaders,
+    DisplayedTransform,
+    IndexSplitter,
+    ItemTransform,
+    L,
+    Transform,
+    TransformBlock,
+)
+
+from ..core.folds import assign_folds, touching, train_valid
+from ..errors import DataError
+from .augment import AugmentTiles
+from .tiles import TileStore
+from .types import TensorGlacierMask, TensorMultispectral
+
+__all__ = [
+    "GlacierDataLoaders",
+    "GlacierMaskBlock",
+    "MultispectralBlock",
+    "NormalizeBands",
+    "ReadImage",
+    "ReadMask",
+    "TileCrop",
+    "store_folds",
+]
+
+
+class ReadImage(Transform):
+    """Position of a tile in a store -> its image; an image given instead passes through."""
+
+    def __init__(
+        self,
+        store: TileStore,  # where tiles are read
+        bands: Sequence[str],  # bands wanted, in this order
+    ):
+        self.store, self.index = store, store.band_index(bands)
+
+    def encodes(self, i: int):
+        """Read an image."""
+        return TensorMultispectral(torch.from_numpy(self.store.read(i, self.index)))
+
+
+class ReadMask(Transform):
+    """Position of a tile in a store -> its mask."""
+
+    def __init__(
+        self,
+        store: TileStore,  # where tiles are read
+    ):
+        self.store = store
+
+    def encodes(self, i: int):
+        """Read a mask."""
+        return TensorGlacierMask(torch.from_numpy(self.store.masks[i].astype(np.int64)))
+
+
+class TileCrop(ItemTransform):
+    """A random square window of a training tile, the same for image and mask."""
+
+    split_idx, order = 0, 0
+
+    def __init__(
+        self,
+        size: int,  # side of the window, pixels
+    ):
+        self.size = size
+
+    def encodes(self, item):  # fastai skips an annotated ItemTransform.encodes
+        """Cut the window."""
+        x, *rest = item
+        top, left = (int(torch.randint(n - self.size + 1, ())) for n in x.shape[-2:])
+        window = (..., slice(top, top + self.size), slice(left, left + self.size))
+        return tuple(t[window] for t in (x, *rest))
+
+
+class NormalizeBands(DisplayedTransform):
+    """Standardise each band by given statistics; pixels without data (NaN) become exactly 0 in every band."""
+
+    parameters, order = L("mean", "std"), 99
+
+    def __init__(
+        self,
+        bands: Sequence[str],  # names of the bands
+        mean: Sequence[float],  # mean per band, over the training tiles
+        std: Sequence[float],  # standard deviation per band
+    ):
+        if not len(bands) == len(mean) == len(std):
+            raise DataError(f"{len(bands)} bands, but {len(mean)} means and {len(std)} deviations")
+        self.bands = tuple(bands)
+        self.mean, self.std = (torch.as_tensor(np.asarray(v), dtype=torch.float32)[:, None, None] for v in (mean, std))
+
+    def encodes(self, x: TensorMultispectral):
+        """Standardise."""
+        plain = x.as_subclass(torch.Tensor)
+        return TensorMultispectral(((plain - self.mean) / self.std).nan_to_num_(0.0))
+
+    def decodes(self, x: TensorMultispectral):
+        """Give values as delivered, NaN where there is no data."""
+        plain = x.as_subclass(torch.Tensor).to(self.mean.device)
+        nodata = (plain == 0).all(-3, keepdim=True)
+        out = TensorMultispectral((plain * self.std + self.mean).masked_fill(nodata, float("nan")))
+        out.bands = self.bands
+        return out
+
+
+def MultispectralBlock(
+    store: TileStore,  # where tiles are read
+    bands: Sequence[str],  # bands wanted, in this order
+    stats: tuple[Sequence[float], Sequence[float]],  # mean and standard deviation per band
+):
+    """Return the `TransformBlock` of images: `TensorMultispectral`, standardised in batches."""
+    return TransformBlock(type_tfms=[ReadImage(store, bands)], batch_tfms=[NormalizeBands(bands, *stats)])
+
+
+def GlacierMaskBlock(
+    store: TileStore,  # where tiles are read
+):
+    """Return the `TransformBlock` of masks: `TensorGlacierMask`, never scaled to 0..1 as fastai's MaskBlock does."""
+    return TransformBlock(type_tfms=[ReadMask(store)])
+
+
+def store_folds(
+    store: TileStore,  # the tiles
+    n_folds: int = 5,  # number of folds
+    spatial: bool = True,  # no training tile touches a validation tile
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the fold of each tile, and with `spatial` which tiles touch (see `core.folds`)."""
+    t = store.table
+    where = {"scene": t["scene"], "row": t["row"], "col": t["col"]}
+    try:
+        fold = assign_folds(store.class_counts(), n_folds, spatial=spatial, group=t["group"], **where)
+    except DataError as err:
+        raise DataError(f"{store.path}: {err}") from err
+    return fold, touching(**where, size=store.size) if spatial else None
+
+
+class GlacierDataLoaders(DataLoaders):
+    """`DataLoaders` of a tile store; knows its `store`, `bands`, `stats` and which tiles it trains and validates on."""
+
+    @classmethod
+    def from_store(
+        cls,
+        store: TileStore | str | os.PathLike,  # tile store, or its folder
+        fold: int | None = None,  # fold to validate on; None: train on every tile, without validation
+        bs: int = 8,  # crops per batch
+        crop: int | None = None,  # side of a training crop, default the tile's; validation sees whole tiles
+        *,
+        bands: Sequence[str] | None = None,  # bands to use, default all of the store
+        folds: int = 5,  # number of folds
+        spatial: bool = True,  # no training tile touches a validation tile
+        min_valid: float = 0.1,  # least share of pixels with data for a tile to be trained on
+        crops_per_tile: int = 1,  # random crops drawn from each training tile per epoch
+        augment: AugmentTiles | None = None,  # augmentation of training batches
+        stats: tuple[Sequence[float], Sequence[float]] | None = None,  # mean and std, default of the training tiles
+        num_workers: int = 0,  # processes that read
+        device: str | torch.device | None = None,  # where batches go, default fastai's
+    ) -> GlacierDataLoaders:
+        """Return loaders of random crops for training and of whole tiles for validation.
+
+        Raises:
+            DataError: A band the store lacks, a crop larger than a tile, a fold out of range, or nothing to train on.
+        """
+        store = store if isinstance(store, TileStore) else TileStore(store)
+        bands = tuple(bands or store.bands)
+        crop = crop or store.size
+        if crop > store.size:
+            raise DataError(f"{store.path}: crop {crop} is larger than its tiles of {store.size} px; lower data.crop")
+        if fold is None:
+            train, valid = np.arange(len(store)), np.array([], np.int64)
+        else:
+            fold_of, near = store_folds(store, folds, spatial)
+            try:
+                train, valid = train_valid(fold_of, fold, near)
+            except DataError as err:
+                raise DataError(f"{store.path}: {err}") from err
+        labelled = store.class_counts().sum(1) > 0
+        train = train[labelled[train] & (store.table["valid"].to_numpy()[train] >= min_valid)]
+        if not len(train):
+            raise DataError(f"{store.path}: no labelled tile with at least {min_valid:.0%} data is left to train on")
+        stats = stats or store.statistics(bands, train)
+        items = [*np.tile(train, crops_per_tile).tolist(), *valid.tolist()]
+        n_train = len(items) - len(valid)
+        block = DataBlock(
+            blocks=(MultispectralBlock(store, bands, stats), GlacierMaskBlock(store)),
+            splitter=IndexSplitter(range(n_train, len(items))),
+            item_tfms=[TileCrop(crop)],
+            batch_tfms=[augment] if augment else [],
+        )
+        dls = block.dataloaders(
+            items,
+            path=store.path,
+            bs=min(bs, n_train),
+            num_workers=num_workers,
+            device=device,
+            dl_kwargs=[{}, {"bs": bs}],
+        )
+        dls = cls(*dls.loaders, path=store.path, device=dls.device)
+        dls.store, dls.bands, dls.stats, dls.train_tiles, dls.valid_tiles = store, bands, stats, train, valid
+        return dls

@@ -1,0 +1,1 @@
+"""Outside files to a tile store, one module per format."""

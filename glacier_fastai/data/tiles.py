@@ -1,0 +1,284 @@
+"""The tile store: one folder that every source writes and every loader reads.
+
+    STORE/dataset.json   format version, bands, classes, tile size, dtype, nodata, mean, std, source, sensor, how made
+    STORE/tiles.csv      one row per tile: id, scene, row, col, crs, transform, group, split, valid share, pixels per
+                         class, and sum and sum of squares per band over valid pixels
+    STORE/images.npy     (N, C, H, W), values as delivered (uint8, uint16, float16 or float32), memory-mapped
+    STORE/masks.npy      (N, H, W) uint8, class codes, 255 = ignore
+
+A pixel has no data where all its bands hold the store's nodata value (0 for integers, NaN for floats); its mask
+is then 255. Because sums and class counts stand in `tiles.csv`, the statistics of any subset of tiles are exact
+and need no image.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..bands import CLASSES, IGNORE, check_bands
+from ..errors import DataError, OutputError
+
+__all__ = ["TileStore", "TileWriter", "store_dtype"]
+
+FORMAT = "glacier_fastai tile store"
+VERSION = 1
+DTYPES = ("uint8", "uint16", "float16", "float32")
+
+
+def store_dtype(dtype: Any) -> np.dtype:
+    """Return the dtype in which values of `dtype` are kept: unchanged where the store can, else float32."""
+    dtype = np.dtype(dtype)
+    return dtype if dtype.name in DTYPES else np.dtype("float32")
+
+
+class TileStore:
+    """A tile store on disk, opened for reading."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike,  # folder that holds `dataset.json`
+    ):
+        self.path = Path(path)
+        info_path = self.path / "dataset.json"
+        if not info_path.is_file():
+            raise DataError(f"{self.path}: not a tile store (no dataset.json); make one with `glacier-fastai prepare`")
+        try:
+            self.info: dict[str, Any] = json.loads(info_path.read_text(encoding="utf-8"))
+        except ValueError as err:
+            raise DataError(f"{info_path}: damaged, not JSON ({err}); prepare the store again") from err
+        if not isinstance(self.info, dict) or self.info.get("format") != FORMAT:
+            raise DataError(f"{info_path}: not of a tile store; make one with `glacier-fastai prepare`")
+        if self.info.get("version") != VERSION:
+            raise DataError(
+                f"{info_path}: tile store version {self.info.get('version')}, this glacier_fastai reads {VERSION}; "
+                "prepare the store again"
+            )
+        self.bands: tuple[str, ...] = tuple(self.info["bands"])
+        self.size: int = int(self.info["size"])
+        self.images = self._map("images.npy")
+        self.masks = self._map("masks.npy")
+        text = dict.fromkeys(("id", "scene", "crs", "transform", "group", "split"), str)
+        try:
+            self.table = pd.read_csv(self.path / "tiles.csv", keep_default_na=False, dtype=text)
+        except (OSError, ValueError) as err:
+            raise DataError(f"{self.path / 'tiles.csv'}: missing or damaged ({err}); prepare the store again") from err
+        n = len(self.table)
+        want = (n, len(self.bands), self.size, self.size)
+        if self.images.shape != want or self.masks.shape != (n, self.size, self.size):
+            raise DataError(
+                f"{self.path}: images {self.images.shape} and masks {self.masks.shape} do not fit the "
+                f"{n} rows of tiles.csv; prepare the store again"
+            )
+
+    def __reduce__(self):
+        return TileStore, (self.path,)  # worker processes map the files themselves
+
+    def _map(self, name: str) -> np.ndarray:
+        try:
+            return np.load(self.path / name, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as err:
+            raise DataError(f"{self.path / name}: missing or cut short ({err}); prepare the store again") from err
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __repr__(self) -> str:
+        return f"TileStore({str(self.path)!r}: {len(self)} tiles of {self.size} px, {', '.join(self.bands)})"
+
+    @property
+    def nodata(self) -> float:
+        """Value that all bands of a pixel without data hold: 0 for integers, NaN for floats."""
+        return 0.0 if self.images.dtype.kind == "u" else float("nan")
+
+    def band_index(self, bands: Sequence[str]) -> list[int]:
+        """Return the positions of `bands` in `images`.
+
+        Raises:
+            DataError: A band is not in the store; the message names what is missing and what is there.
+        """
+        missing = [b for b in bands if b not in self.bands]
+        if missing:
+            raise DataError(f"{self.path}: no band {', '.join(missing)}; it holds {', '.join(self.bands)}")
+        return [self.bands.index(b) for b in bands]
+
+    def read(
+        self,
+        i: int,  # position of the tile
+        index: Sequence[int] | None = None,  # positions of bands, default all
+        window: tuple[slice, slice] = (slice(None), slice(None)),  # rows, columns
+    ) -> np.ndarray:
+        """Return a tile's values as float32 of shape `(C, H, W)`, NaN in every band where there is no data."""
+        raw = np.asarray(self.images[(i, slice(None), *window)])
+        nodata = np.isnan(raw).all(0) if raw.dtype.kind == "f" else (raw == 0).all(0)
+        out = raw[list(index) if index is not None else slice(None)].astype(np.float32)
+        out[:, nodata] = np.nan
+        return out
+
+    def class_counts(self) -> np.ndarray:
+        """Return the labelled pixels per tile and class, int64 of shape `(N, K)`."""
+        return self.table[[f"n_{c}" for c in CLASSES]].to_numpy(np.int64)
+
+    def statistics(
+        self,
+        bands: Sequence[str],  # bands wanted, in this order
+        tiles: Sequence[int] | None = None,  # positions of the tiles that may be looked at, default all
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and standard deviation per band over valid pixels, each float64 of shape `(C,)`.
+
+        Raises:
+            DataError: The tiles hold no valid pixel, or a band is constant.
+        """
+        self.band_index(bands)
+        rows = self.table if tiles is None else self.table.iloc[list(tiles)]
+        n = float(rows["n_valid"].sum())
+        if n == 0:
+            raise DataError(f"{self.path}: the chosen tiles hold no pixel with data, so no statistics")
+        mean = np.array([rows[f"sum_{b}"].sum() for b in bands]) / n
+        square = np.array([rows[f"sumsq_{b}"].sum() for b in bands]) / n
+        std = np.sqrt(np.maximum(square - mean**2, 0))
+        for band, m, s in zip(bands, mean, std, strict=True):
+            if not s > 1e-6 * max(abs(m), 1e-6):
+                raise DataError(f"{self.path}: band {band} is constant ({m:g}); leave it out of `bands`")
+        return mean, std
+
+
+class TileWriter:
+    """Writes a tile store tile by tile; the folder appears under its name only when it is whole.
+
+    Use as a context manager. On an exception nothing stays behind.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,  # folder to make; must not exist
+        bands: Sequence[str],  # names of the bands, in the order of the images to come
+        size: int,  # side of a tile in pixels
+        dtype: Any,  # dtype of the values, see `store_dtype`
+        source: str,  # what the tiles were made from, in words
+        sensor: str = "",  # one of `bands.SENSORS`, or empty
+        made_by: dict[str, Any] | None = None,  # how they were made: command or function and its settings
+    ):
+        self.path = Path(path)
+        if self.path.exists():
+            raise OutputError(f"{self.path}: exists already; choose another name or remove it first")
+        self.bands, self.size, self.dtype = check_bands(bands), int(size), store_dtype(dtype)
+        self.info = {
+            "format": FORMAT,
+            "version": VERSION,
+            "bands": list(self.bands),
+            "classes": list(CLASSES),
+            "size": self.size,
+            "dtype": self.dtype.name,
+            "nodata": 0 if self.dtype.kind == "u" else "nan",
+            "source": source,
+            "sensor": sensor,
+            "made_by": made_by or {},
+        }
+        self.rows: list[dict[str, Any]] = []
+        self.partial = self.path.with_name(f".{self.path.name}.partial")
+
+    def __enter__(self) -> TileWriter:
+        shutil.rmtree(self.partial, ignore_errors=True)
+        try:
+            self.partial.mkdir(parents=True)
+        except OSError as err:
+            raise OutputError(f"{self.partial}: cannot be made ({err.strerror}); choose another --out") from err
+        self._images = open(self.partial / "images.npy", "wb")  # noqa: SIM115  closed in __exit__
+        self._masks = open(self.partial / "masks.npy", "wb")  # noqa: SIM115
+        self._headers()
+        return self
+
+    def _headers(self) -> None:
+        # numpy pads a header so that its first axis can grow in place: the final count is written over this one
+        n, s = len(self.rows), self.size
+        for file, shape, dtype in (
+            (self._images, (n, len(self.bands), s, s), self.dtype),
+            (self._masks, (n, s, s), np.dtype("uint8")),
+        ):
+            file.seek(0)
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+
+    def add(
+        self,
+        image: np.ndarray,  # (C, H, W), values as delivered
+        mask: np.ndarray,  # (H, W) class codes, 255 = no label
+        *,
+        valid: np.ndarray | None = None,  # (H, W) True where there is data, default everywhere
+        scene: str,  # name of the scene the tile was cut from
+        row: int = 0,  # first row of the tile in the scene, pixels
+        col: int = 0,  # first column
+        crs: str = "",  # coordinate reference system, as rasterio's `CRS.to_string()`
+        transform: Sequence[float] = (),  # affine coefficients a b c d e f of the tile
+        group: str = "",  # tiles of one group never part in spatial folds
+        split: str = "",  # "train", "valid", "test" or empty, where the source has a split of its own
+        name: str = "",  # id of the tile, default SCENE_ROW_COL
+    ) -> None:
+        """Append one tile. Pixels without data lose their label and their values."""
+        shape = (len(self.bands), self.size, self.size)
+        if image.shape != shape or mask.shape != shape[1:]:
+            raise DataError(f"tile of scene {scene}: image {image.shape}, mask {mask.shape}; wanted {shape}")
+        values = image.astype(self.dtype)
+        valid = np.ones(shape[1:], bool) if valid is None else valid.copy()
+        valid &= np.isfinite(values).all(0) if self.dtype.kind == "f" else (values != 0).any(0)
+        values[:, ~valid] = 0 if self.dtype.kind == "u" else np.nan
+        mask = np.where(valid, mask, IGNORE).astype(np.uint8)
+        counts = np.bincount(mask.ravel(), minlength=256)
+        if unknown := [int(c) for c in np.flatnonzero(counts) if c >= len(CLASSES) and c != IGNORE]:
+            raise DataError(f"tile of scene {scene}: class codes {unknown}; allowed are 0..{len(CLASSES) - 1} and 255")
+        data = values[:, valid].astype(np.float64)
+        self._images.write(np.ascontiguousarray(values).data)
+        self._masks.write(np.ascontiguousarray(mask).data)
+        self.rows.append(
+            {
+                "id": name or f"{scene}_{row}_{col}",
+                "scene": scene,
+                "row": row,
+                "col": col,
+                "crs": crs,
+                "transform": " ".join(repr(float(v)) for v in transform),
+                "group": group,
+                "split": split,
+                "valid": float(valid.mean()),
+                "n_valid": int(valid.sum()),
+                **{f"n_{c}": int(counts[k]) for k, c in enumerate(CLASSES)},
+                **{f"sum_{b}": float(v) for b, v in zip(self.bands, data.sum(1), strict=True)},
+                **{f"sumsq_{b}": float(v) for b, v in zip(self.bands, (data**2).sum(1), strict=True)},
+            }
+        )
+
+    def __exit__(self, kind, value, trace) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._images.close()
+            self._masks.close()
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+    def _finish(self) -> None:
+        if not self.rows:
+            raise DataError(f"{self.path}: not one tile to write; nothing was kept of the source")
+        table = pd.DataFrame(self.rows)
+        if twice := sorted(table["id"][table["id"].duplicated()]):
+            raise DataError(f"{self.path}: tile id {twice[0]!r} occurs twice; name the scenes apart")
+        self._headers()
+        for file in (self._images, self._masks):
+            file.flush()
+            os.fsync(file.fileno())
+        n = max(float(table["n_valid"].sum()), 1.0)
+        mean = np.array([table[f"sum_{b}"].sum() for b in self.bands]) / n
+        square = np.array([table[f"sumsq_{b}"].sum() for b in self.bands]) / n
+        std = np.sqrt(np.maximum(square - mean**2, 0))
+        self.info |= {"tiles": len(table), "mean": mean.tolist(), "std": std.tolist()}
+        table.to_csv(self.partial / "tiles.csv", index=False)
+        (self.partial / "dataset.json").write_text(json.dumps(self.info, indent=1), encoding="utf-8")
+        self.partial.rename(self.path)

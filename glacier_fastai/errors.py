@@ -1,0 +1,46 @@
+"""One tree of errors. Each message is one line: which file, what is wrong, what is allowed, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = [
+    "BundleError",
+    "DataError",
+    "GlacierError",
+    "OutputError",
+    "RecipeError",
+    "TrainingError",
+    "did_you_mean",
+]
+
+
+class GlacierError(Exception):
+    """Root of every error that glacier_fastai raises on purpose; the command line shows it as one line."""
+
+
+class DataError(GlacierError, ValueError):
+    """Input data that cannot be used: a missing or damaged file, wrong bands, sizes, codes or folds."""
+
+
+class RecipeError(GlacierError, ValueError):
+    """A recipe with an unknown key, a wrong type or an impossible combination."""
+
+
+class BundleError(GlacierError, ValueError):
+    """A model bundle that is foreign, damaged, or does not fit the data."""
+
+
+class OutputError(GlacierError, OSError):
+    """An output that exists already or cannot be written."""
+
+
+class TrainingError(GlacierError, RuntimeError):
+    """A training run that cannot start or go on."""
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """Return ``"; did you mean 'swir1'?"`` for the nearest allowed name, or an empty string if none is near."""
+    near = get_close_matches(str(name), list(allowed), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""

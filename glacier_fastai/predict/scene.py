@@ -1,0 +1,59 @@
+"""From a bundle and a scene to a map."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..bands import IGNORE
+from ..train.bundle import ModelBundle
+from ..train.evaluate import default_device
+from .sink import ClassMapSink
+from .sliding import sliding_probabilities
+from .source import SceneSource
+
+__all__ = ["predict_scene"]
+
+
+def predict_scene(
+    bundle: ModelBundle,  # trained model
+    scene: str | os.PathLike,  # GeoTIFF with the bundle's bands
+    out: str | os.PathLike,  # folder for the map
+    *,
+    bands: Sequence[str] | None = None,  # names of the file's bands, default its band descriptions
+    sensor: str | None = None,  # one of `bands.SENSORS`
+    window: int | None = None,  # side of a window, pixels; default the side of the tiles it was trained on
+    batch_size: int = 8,  # windows per call of the model
+    device: torch.device | None = None,  # default `default_device()`
+) -> Path:
+    """Write `OUT/SCENE_classes.tif`, uint8 class codes on the scene's grid, 255 without data; return its path.
+
+    Windows overlap by half and are blended as probabilities.
+
+    Raises:
+        DataError: The scene cannot be read, has no coordinate reference system or unnamed bands.
+        BundleError: The scene lacks a band of the bundle.
+        OutputError: The map exists already or cannot be written.
+    """
+    device = device or default_device()
+    probabilities = bundle.probabilities(device)
+    size = window or int(bundle.trained_on.get("tile_size", 256))
+
+    def model(images: np.ndarray) -> np.ndarray:
+        return probabilities(torch.from_numpy(images)).cpu().numpy()
+
+    with SceneSource(scene, bundle, bands, sensor) as source:
+        path = Path(out) / f"{source.path.stem}_classes.tif"
+        with ClassMapSink(path, source.height, source.width, source.crs, source.transform) as sink:
+            strips = sliding_probabilities(
+                source.window, model, source.height, source.width, size, size // 2, batch_size
+            )
+            for row, probs in strips:
+                classes = probs.argmax(0).astype(np.uint8)
+                classes[~source.valid(row, classes.shape[0])] = IGNORE
+                sink.write(row, classes)
+    return path

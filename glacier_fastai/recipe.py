@@ -1,0 +1,275 @@
+"""The recipe: everything a training run depends on, in one validated, frozen object that is saved with the run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .bands import CLASSES, check_bands
+from .errors import DataError, RecipeError, did_you_mean
+
+__all__ = ["Recipe", "load_recipe", "recipe_dir", "recipe_names"]
+
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Base of every part: no unknown keys, no silent change of types, no change after it was made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+
+
+class DataRecipe(Section):
+    """What to train on."""
+
+    path: str | None = Field(None, description="tile store; --data overrides it")
+    tile_size: int = Field(512, ge=32, description="side of a tile, pixels")
+    crop: int = Field(256, ge=16, description="side of a training crop, pixels; at most the tile's side")
+    crops_per_tile: int = Field(1, ge=1, description="random crops drawn from each training tile per epoch")
+    folds: int = Field(5, ge=2, description="number of folds")
+    spatial: bool = Field(True, description="no training tile touches a validation tile")
+    min_valid: Fraction = Field(0.1, description="least share of pixels with data for a tile to be used")
+
+    @model_validator(mode="after")
+    def _fits(self) -> DataRecipe:
+        if self.crop > self.tile_size:
+            raise ValueError(f"crop {self.crop} is larger than tile_size {self.tile_size}: lower data.crop")
+        return self
+
+
+class ModelRecipe(Section):
+    """The network: a U-Net of segmentation-models-pytorch, trained from scratch unless weights are given."""
+
+    arch: Literal["resnet18", "resnet34", "resnet50"] = Field("resnet34", description="encoder")
+    attention: Literal["scse", "cse"] | None = Field("scse", description="attention in the decoder")
+
+
+class LossRecipe(Section):
+    """The combined loss: a weighted sum of parts that share one softmax."""
+
+    focal: Weight = Field(0.25, description="weight of the focal part")
+    dice: Weight = Field(0.25, description="weight of the Dice part")
+    mcc: Weight = Field(0.35, description="weight of the soft MCC part")
+    boundary: Weight = Field(0.15, description="weight of the boundary-weighted cross-entropy")
+    bf1: Weight = Field(0.0, description="weight of the boundary F1 part (Bokhovkin and Burnaev 2019)")
+    alpha: tuple[Positive, ...] = Field((1.0, 2.0, 3.0, 4.0), strict=False, description="focal weight per class")
+    gamma: Annotated[float, Field(ge=0)] = Field(2.0, description="focal exponent")
+    smooth: Positive = Field(1.0, description="Dice smoothing, pixels")
+    mcc_exponent: Positive = Field(0.7, description="Focal-Phi exponent of the MCC part")
+    edge_weight: Positive = Field(3.0, description="boundary part: weight on class edges")
+    interface_weight: Positive = Field(5.0, description="boundary part: weight on the debris-glacier interface")
+    learned: bool = Field(False, description="learn the weights of the parts (Kendall et al. 2018)")
+
+    @model_validator(mode="after")
+    def _sums(self) -> LossRecipe:
+        if not self.focal + self.dice + self.mcc + self.boundary + self.bf1 > 0:
+            raise ValueError("the weights of all parts are 0: give one of focal, dice, mcc, boundary, bf1 a weight")
+        if len(self.alpha) != len(CLASSES):
+            raise ValueError(f"alpha has {len(self.alpha)} values: one per class, {', '.join(CLASSES)}")
+        return self
+
+
+class RampRecipe(Section):
+    """Parts of the loss that start small and grow linearly to their full weight."""
+
+    start: dict[Literal["focal", "dice", "mcc", "boundary", "bf1"], Fraction] = Field(
+        {"boundary": 0.05}, description="part -> fraction of its weight in the first epoch"
+    )
+    epochs: int = Field(30, ge=1, description="epochs until the weight is full")
+    by: Literal["epoch", "batch"] = Field("epoch", description="move once an epoch, or with every batch")
+
+
+class AugmentRecipe(Section):
+    """Random changes of training batches; each sample draws its own."""
+
+    flip: bool = Field(True, description="the 8 flips and quarter turns, exact")
+    rotate: Annotated[float, Field(ge=0, le=180)] = Field(0.0, description="largest rotation, degrees")
+    scale: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="largest relative change of scale")
+    shift: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="largest shift, share of the crop's side")
+    elastic: Annotated[float, Field(ge=0)] = Field(0.0, description="standard deviation of elastic warping, pixels")
+    grid: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="grid distortion, largest relative step change")
+    brightness: Annotated[float, Field(ge=0)] = Field(0.0, description="largest offset per band, standard deviations")
+    contrast: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="largest relative change of gain per band")
+    noise: Annotated[float, Field(ge=0)] = Field(0.0, description="largest noise per pixel, standard deviations")
+
+
+class TrainRecipe(Section):
+    """How to train."""
+
+    epochs: int = Field(60, ge=1, description="epochs")
+    batch_size: int = Field(8, ge=1, description="crops per batch")
+    accumulate: int = Field(1, ge=1, description="batches per optimiser step")
+    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest norm of the gradient, 0 = no clipping")
+    lr: Positive = Field(5e-4, description="learning rate of AdamW")
+    weight_decay: Weight = Field(1e-4, description="weight decay of AdamW")
+    plateau_patience: int = Field(5, ge=0, description="epochs without a better MCC before lr is cut, as in PyTorch")
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="lr is multiplied by it")
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="moving average of the weights is validated and kept: its decay per step, 0 = off"
+    )
+    early_stop: int | None = Field(None, ge=1, description="stop after so many epochs without a better MCC")
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+        "auto", description="auto: fp16 on CUDA, bf16 on CPUs that are made for it, else fp32"
+    )
+    max_minutes: Positive | None = Field(None, description="stop cleanly before this many minutes have passed")
+    workers: int = Field(0, ge=0, description="processes that read data")
+
+
+class PredictRecipe(Section):
+    """How the trained model is used, by `evaluate` and `predict`."""
+
+    views: bool = Field(False, description="average the probabilities of the 8 flips and quarter turns: 8 times slower")
+
+
+class Recipe(Section):
+    """A training run. Load with `load_recipe`; unknown keys are refused with the nearest right name."""
+
+    version: Literal[1] = Field(1, description="version of this format")
+    about: str = Field("", description="what the recipe is for, in a line")
+    bands: tuple[str, ...] = Field(strict=False, description="bands to train on, by name, in the order of the tensors")
+    data: DataRecipe = DataRecipe()
+    model: ModelRecipe = ModelRecipe()
+    loss: LossRecipe = LossRecipe()
+    ramp: RampRecipe | None = Field(None, description="null: every part has its full weight from the start")
+    augment: AugmentRecipe = AugmentRecipe()
+    train: TrainRecipe = TrainRecipe()
+    predict: PredictRecipe = PredictRecipe()
+    seed: int = Field(42, ge=0, description="seed of every random number")
+
+    @field_validator("bands")
+    @classmethod
+    def _bands(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return check_bands(value)
+
+    @model_validator(mode="after")
+    def _ramped(self) -> Recipe:
+        for part in self.ramp.start if self.ramp else ():
+            if getattr(self.loss, part) == 0:
+                raise ValueError(f"ramp.start.{part}: that part of the loss has no weight; set loss.{part} or drop it")
+        return self
+
+    def save(self, path: str | Path) -> None:
+        """Write the recipe, every default included, as YAML (temporary name, then rename)."""
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(self.to_yaml(), encoding="utf-8")
+        partial.replace(path)
+
+    def to_yaml(self) -> str:
+        """Return the recipe, every default included, as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def recipe_dir() -> Path:
+    """Return the folder of the recipes that come with the package (inside the wheel, or beside a source tree)."""
+    inside = Path(str(files("glacier_fastai"))) / "recipes"
+    return inside if inside.is_dir() else inside.parent.parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(p.stem for p in recipe_dir().glob("*.yaml"))
+
+
+def load_recipe(
+    name: str | Path,  # name of a shipped recipe, or path of a YAML file
+    overrides: Sequence[str] = (),  # "train.lr=1e-4", as given to --set
+) -> Recipe:
+    """Return the validated recipe.
+
+    Raises:
+        RecipeError: No such recipe, not YAML, or a field that is unknown, of a wrong type or impossible; the one-line
+            message gives the field's path, what is allowed and the nearest right name.
+    """
+    path = Path(name)
+    if not path.suffix and not path.is_file():
+        path = recipe_dir() / f"{name}.yaml"
+        if not path.is_file():
+            names = recipe_names()
+            raise RecipeError(
+                f"no recipe {str(name)!r}: use {', '.join(names)}, or the path of a YAML file"
+                f"{did_you_mean(str(name), names)}"
+            )
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise RecipeError(f"{path}: cannot be read ({err.strerror})") from err
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise RecipeError(f"{path}: not YAML ({' '.join(str(err).split())})") from err
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: not a recipe; `glacier-fastai recipes show demo` prints one")
+    for item in overrides:
+        _override(tree, item)
+    return recipe_from(tree, str(path))
+
+
+def recipe_from(
+    tree: dict[str, Any],  # the recipe as plain data
+    where: str,  # file named in errors
+) -> Recipe:
+    """Return the validated recipe of a tree of plain data; raises `RecipeError` like `load_recipe`."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as err:
+        raise RecipeError(f"{where}: {'; '.join(_explain(e) for e in err.errors())}") from err
+
+
+def _override(tree: dict[str, Any], item: str) -> None:
+    key, sign, text = item.partition("=")
+    if not sign or not key.strip():
+        raise RecipeError(f"--set {item}: write it as section.field=value, for instance train.lr=1e-4")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as err:
+        raise RecipeError(f"--set {item}: the value is not YAML ({' '.join(str(err).split())})") from err
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    *parents, last = key.strip().split(".")
+    node = tree
+    for part in parents:
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
+        if not isinstance(node, dict):
+            raise RecipeError(f"--set {item}: {part!r} has no fields below it")
+    node[last] = value
+
+
+def _explain(error: dict[str, Any]) -> str:
+    path = ".".join(str(p) for p in error["loc"]) or "recipe"
+    if error["type"] == "extra_forbidden":
+        known = _fields(error["loc"][:-1])
+        return f"{path}: unknown key; allowed are {', '.join(known)}{did_you_mean(str(error['loc'][-1]), known)}"
+    if error["type"] == "missing":
+        return f"{path}: missing"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if isinstance(error.get("ctx", {}).get("error"), DataError):
+        return f"{path}: {error['ctx']['error']}"
+    if error["type"] == "value_error":
+        return f"{path}: {message}"
+    near = ""
+    if error["type"] == "literal_error" and isinstance(error["input"], str):
+        near = did_you_mean(error["input"], re.findall(r"'([^']+)'", error["ctx"]["expected"]))
+    return f"{path}: {message}, not {json.dumps(error['input'], default=str)}{near}"
+
+
+def _fields(loc: Sequence[str | int]) -> list[str]:
+    model: Any = Recipe
+    for part in loc:
+        annotation = model.model_fields[part].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(model.model_fields)

@@ -1,0 +1,180 @@
+"""The model bundle: one safetensors file that holds a trained model and all that is needed to use it. No pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..bands import CLASSES
+from ..core.dihedral import average_views
+from ..errors import BundleError
+from .models import GlacierUnet, adapt_first_conv, adapt_head, glacier_unet
+
+__all__ = ["ModelBundle"]
+
+FORMAT = "glacier_fastai model bundle"
+VERSION = 1
+FIRST, HEAD = "encoder.conv1.weight", "segmentation_head.0"
+
+
+@dataclass(frozen=True)
+class ModelBundle:
+    """Weights, and what they mean."""
+
+    weights: dict[str, torch.Tensor]  # state dict of a `GlacierUnet`
+    arch: str  # its encoder
+    attention: str | None  # its attention
+    bands: tuple[str, ...]  # bands it takes, in this order
+    mean: tuple[float, ...]  # mean per band it is normalised with
+    std: tuple[float, ...]  # standard deviation per band
+    classes: tuple[str, ...] = CLASSES  # classes by code
+    recipe: dict[str, Any] | None = None  # resolved recipe of the run
+    metrics: dict[str, Any] = field(default_factory=dict)  # scores on the validation tiles, as `confusion.scores`
+    trained_on: dict[str, Any] = field(default_factory=dict)  # data: path, hash of tiles.csv, fold, number of folds
+
+    @classmethod
+    def from_learner(cls, learn, **kwargs) -> ModelBundle:
+        """Return the bundle of a learner's present weights; `kwargs` are fields such as `recipe` and `metrics`."""
+        model = learn.model
+        return cls(
+            weights={k: v.detach().cpu().clone() for k, v in model.state_dict().items()},
+            arch=model.arch,
+            attention=model.attention,
+            bands=tuple(learn.dls.bands),
+            mean=tuple(float(v) for v in learn.dls.stats[0]),
+            std=tuple(float(v) for v in learn.dls.stats[1]),
+            **kwargs,
+        )
+
+    def model(self) -> GlacierUnet:
+        """Return the model in float32, in evaluation mode."""
+        model = glacier_unet(self.arch, len(self.bands), len(self.classes), self.attention)
+        model.load_state_dict(self.weights)
+        return model.eval()
+
+    def probabilities(
+        self,
+        device: torch.device,  # where the model is put
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return the function from normalised images `(B, C, H, W)` to class probabilities `(B, K, H, W)`, on `device`.
+
+        Averages the 8 views where the recipe says so.
+        """
+        model = self.model().to(device)
+        views = (self.recipe or {}).get("predict", {}).get("views", False)
+
+        @torch.inference_mode()
+        def probs(x: torch.Tensor) -> torch.Tensor:
+            x = x.to(device)
+            return average_views(_softmax(model), x) if views else _softmax(model)(x)
+
+        return probs
+
+    def save(
+        self,
+        path: str | os.PathLike,  # file to write, usually NAME.safetensors
+        half: bool = True,  # convolutions in float16, which halves the file
+    ) -> None:
+        """Write the bundle (temporary name, then rename). Norm statistics and biases always stay float32."""
+        path = Path(path)
+        tensors = {k: _halved(v) if half else v for k, v in self.weights.items()}
+        about = {
+            "arch": self.arch,
+            "attention": self.attention,
+            "bands": self.bands,
+            "mean": self.mean,
+            "std": self.std,
+            "classes": self.classes,
+            "recipe": self.recipe,
+            "metrics": self.metrics,
+            "trained_on": self.trained_on,
+        }
+        metadata = {"format": FORMAT, "version": str(VERSION), **{k: json.dumps(v) for k, v in about.items()}}
+        partial = path.with_name(f".{path.name}.partial")
+        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata)
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> ModelBundle:
+        """Read a bundle; nothing else is needed, and no code in it is run.
+
+        Raises:
+            BundleError: No such file, not a safetensors file, cut short, not a bundle, of another version, or weights
+                that do not fit the architecture it names.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise BundleError(f"{path}: no such file")
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                weights = {k: _restored(file.get_tensor(k)) for k in file.keys()}  # noqa: SIM118  not a mapping
+        except (SafetensorError, OSError) as err:
+            raise BundleError(f"{path}: not a model bundle, or cut short ({' '.join(str(err).split())})") from err
+        if metadata.get("format") != FORMAT:
+            raise BundleError(f"{path}: a safetensors file, but no model bundle of glacier_fastai")
+        if metadata.get("version") != str(VERSION):
+            raise BundleError(f"{path}: bundle version {metadata.get('version')}; this glacier_fastai reads {VERSION}")
+        try:
+            about = {k: json.loads(v) for k, v in metadata.items() if k not in ("format", "version")}
+            lists = {k: tuple(about.pop(k)) for k in ("bands", "mean", "std", "classes")}
+            bundle = cls(weights=weights, **lists, **about)
+            if not len(bundle.bands) == len(bundle.mean) == len(bundle.std):
+                raise ValueError("bands and statistics differ in number")
+            bundle.model()
+        except (KeyError, TypeError, ValueError, RuntimeError) as err:
+            raise BundleError(f"{path}: damaged or made by other code ({' '.join(str(err).split())[:200]})") from err
+        return bundle
+
+    def load_into(self, model: GlacierUnet, bands: tuple[str, ...], classes: tuple[str, ...] = CLASSES) -> list[str]:
+        """Load the weights into a model for `bands` and `classes`, by name; return what had to be adapted, in words.
+
+        Raises:
+            BundleError: The model is of another architecture.
+        """
+        if (self.arch, self.attention) != (model.arch, model.attention):
+            raise BundleError(
+                f"the bundle is a {self.arch} with attention {self.attention}, the recipe wants {model.arch} with "
+                f"{model.attention}; set model.arch={self.arch} and model.attention={json.dumps(self.attention)}"
+            )
+        weights, said = dict(self.weights), []
+        if tuple(bands) != self.bands:
+            kept = [b for b in bands if b in self.bands]
+            new = [b for b in bands if b not in self.bands]
+            dropped = [b for b in self.bands if b not in bands]
+            weights[FIRST] = adapt_first_conv(weights[FIRST], self.bands, bands)
+            said.append(
+                f"first convolution: {', '.join(kept) or 'no band'} kept"
+                + (f"; {', '.join(new)} start from the mean of {'these' if kept else 'all'}" if new else "")
+                + (f"; {', '.join(dropped)} dropped" if dropped else "")
+            )
+        if tuple(classes) != self.classes:
+            fresh = model.state_dict()
+            for name in (f"{HEAD}.weight", f"{HEAD}.bias"):
+                weights[name] = adapt_head(weights[name], fresh[name].cpu(), self.classes, classes)
+            kept = [c for c in classes if c in self.classes]
+            said.append(f"last convolution: {', '.join(kept) or 'no class'} kept, the rest starts anew")
+        model.load_state_dict(weights)
+        return said
+
+
+def _softmax(model: GlacierUnet) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: model(x).float().softmax(1)
+
+
+def _halved(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.ndim < 2 or not tensor.is_floating_point() or tensor.abs().max() > torch.finfo(torch.float16).max:
+        return tensor
+    return tensor.half()
+
+
+def _restored(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor

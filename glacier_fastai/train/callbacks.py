@@ -1,0 +1,269 @@
+"""Callbacks of training; one callback, one idea. Each order is given as a relation to fastai's own."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau
+from fastai.data.core import L
+from fastai.learner import Recorder
+from fastai.metrics import ValueMetric
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..bands import CLASSES
+from ..core.confusion import confusion_matrix
+from ..core.losses import CombinedLoss
+from ..errors import RecipeError, TrainingError
+
+__all__ = [
+    "AverageWeightsCallback",
+    "CombinedLossCallback",
+    "ConfusionMatrixCallback",
+    "CpuMixedPrecision",
+    "GradientReset",
+    "MaxMinutesCallback",
+    "ProgressiveRampCallback",
+    "plateau",
+]
+
+
+class ConfusionMatrixCallback(Callback):
+    """Counts the confusion matrix of each epoch, once per batch and on the device, for training and validation.
+
+    `matrix["train"]` and `matrix["valid"]` are int64 `(K, K)`, rows truth; ignored pixels are not counted.
+    """
+
+    order, remove_on_fetch = Recorder.order - 2, False
+
+    def __init__(
+        self,
+        classes: int = len(CLASSES),  # number of classes
+    ):
+        self.classes, self.matrix = classes, {"train": None, "valid": None}
+
+    def _reset(self, phase: str) -> None:
+        self.matrix[phase] = torch.zeros(self.classes, self.classes, dtype=torch.int64)
+
+    def before_train(self):
+        """Empty the training matrix."""
+        self._reset("train")
+
+    def before_validate(self):
+        """Empty the validation matrix."""
+        self._reset("valid")
+
+    def after_batch(self):
+        """Count a batch."""
+        if not len(self.yb):
+            return
+        phase = "train" if self.training else "valid"
+        counts = confusion_matrix(self.pred.detach().argmax(1), self.y, self.classes)
+        self.matrix[phase] = self.matrix[phase].to(counts.device, non_blocking=True).add_(counts)
+
+
+class CombinedLossCallback(Callback):
+    """Records each part of a `CombinedLoss` in the Recorder.
+
+    Columns are `focal_loss`, `dice_loss`, ... for validation and `train_focal_loss`, ... for training: means over the
+    epoch's images, before weights and ramp.
+    """
+
+    order = Recorder.order - 1
+
+    def before_fit(self):
+        """Add the columns to the Recorder."""
+        self.run = isinstance(self.loss_func, CombinedLoss) and not hasattr(self.learn, "gather_preds")
+        self.own = []
+        if not self.run:
+            return
+        self.sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "valid": {}}
+        self.images = {"train": 0, "valid": 0}
+        phases = ("valid", "train") if self.recorder.valid_metrics else ("train",)
+        for phase in phases:
+            for part in (p for p, w in self.loss_func.weights.items() if w > 0):
+                name = f"{part}_loss" if phase == "valid" else f"train_{part}_loss"
+                self.own.append(ValueMetric(lambda phase=phase, part=part: self.mean(phase, part), name))
+        self.learn.metrics = self.learn.metrics + self.own
+
+    def mean(self, phase: str, part: str) -> float:
+        """Return the mean of a part over the images of this epoch; NaN where there were none."""
+        total = self.sums[phase].get(part)
+        return float("nan") if total is None else float(total) / self.images[phase]
+
+    def before_train(self):
+        """Start the sums of both phases."""
+        self.sums, self.images = {"train": {}, "valid": {}}, {"train": 0, "valid": 0}
+
+    def after_batch(self):
+        """Add a batch, without waiting for the device."""
+        phase = "train" if self.training else "valid"
+        n = len(self.y)
+        self.images[phase] += n
+        for part, value in self.loss_func.parts.items():
+            self.sums[phase][part] = self.sums[phase].get(part, 0) + value * n
+
+    def after_fit(self):
+        """Take the columns away again."""
+        self.learn.metrics = [m for m in self.learn.metrics if m not in self.own]
+        self.run = True
+
+
+class ProgressiveRampCallback(Callback):
+    """Raises the weight of loss parts linearly from a fraction to all of it, and records the factor as `ramp_PART`."""
+
+    order = CombinedLossCallback.order
+
+    def __init__(
+        self,
+        start: dict[str, float] | None = None,  # part -> fraction of its weight at the start; default boundary 0.05
+        epochs: int = 30,  # epochs until the weight is full
+        by: str = "epoch",  # move once an "epoch", or with every "batch"
+    ):
+        self.start, self.epochs, self.by = start or {"boundary": 0.05}, epochs, by
+        if epochs < 1 or by not in ("epoch", "batch") or not all(0 <= f <= 1 for f in self.start.values()):
+            raise RecipeError("ramp: epochs must be at least 1, by 'epoch' or 'batch', and each start within 0..1")
+
+    def factor(self, start: float, done: float) -> float:
+        """Return the factor after `done` epochs."""
+        return min(1.0, start + (1 - start) * done / self.epochs)
+
+    def before_fit(self):
+        """Check the parts and add the columns to the Recorder."""
+        if unknown := set(self.start) - set(getattr(self.loss_func, "weights", {})):
+            raise RecipeError(f"ramp: the loss has no part {', '.join(sorted(unknown))}")
+        self.own = [ValueMetric(lambda p=p: self.loss_func.ramp[p], f"ramp_{p}") for p in self.start]
+        self.learn.metrics = self.learn.metrics + self.own
+
+    def _set(self, done: float) -> None:
+        for part, start in self.start.items():
+            self.loss_func.ramp[part] = self.factor(start, done)
+
+    def before_train(self):
+        """Move to this epoch's factor."""
+        self._set(self.epoch)
+
+    def before_batch(self):
+        """Move with the batch."""
+        if self.by == "batch" and self.training:
+            self._set(self.epoch + self.iter / self.n_iter)
+
+    def after_fit(self):
+        """Take the columns away again."""
+        self.learn.metrics = [m for m in self.learn.metrics if m not in self.own]
+
+
+class AverageWeightsCallback(Callback):
+    """Keeps an exponential moving average of the weights and norm statistics, validates it, and leaves it at the end.
+
+    While it validates, and until the next epoch begins, `learn.model` holds the average: what watches the metrics and
+    saves the best model sees one and the same weights.
+    """
+
+    order = MixedPrecision.order + 2
+
+    def __init__(
+        self,
+        decay: float = 0.99,  # share of the average that stays with every optimiser step
+    ):
+        self.decay, self.swapped = decay, False
+
+    def before_fit(self):
+        """Start the average from the present weights."""
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
+
+    def after_step(self):
+        """Move the average."""
+        self.average.update_parameters(self.model)
+
+    def _swap(self) -> None:
+        with torch.no_grad():
+            mine, other = self.model.state_dict(), self.average.module.state_dict()
+            for name, tensor in mine.items():
+                kept = tensor.clone()
+                tensor.copy_(other[name])
+                other[name].copy_(kept)
+        self.swapped = not self.swapped
+
+    def before_validate(self):
+        """Put the average in place."""
+        if not self.swapped:
+            self._swap()
+
+    def after_train(self):
+        """Put the average in place, also where nothing is validated."""
+        self.before_validate()
+
+    def before_epoch(self):
+        """Go on from the weights themselves."""
+        if self.swapped:
+            self._swap()
+
+
+class CpuMixedPrecision(MixedPrecision):
+    """bfloat16 autocast on the CPU, where fastai's own callback silently trains in float32."""
+
+    def __init__(self):
+        super().__init__("bf16")
+
+    def before_fit(self):
+        """Make ready; bfloat16 needs no scaling of gradients."""
+        self.autocast, self.scales = torch.autocast("cpu", torch.bfloat16), L()
+        self.learn.scaler = torch.amp.GradScaler("cpu", enabled=False)
+
+
+class GradientReset(Callback):
+    """Drops what accumulation left in the gradients, which fastai would carry into the next fit."""
+
+    order = MixedPrecision.order
+
+    def after_fit(self):
+        """Zero the gradients."""
+        if self.opt is not None:
+            self.opt.zero_grad()
+
+
+class MaxMinutesCallback(Callback):
+    """Stops training after an epoch if another one like it would end past the limit."""
+
+    order = EarlyStoppingCallback.order + 1
+
+    def __init__(
+        self,
+        minutes: float,  # limit, minutes
+        started: float | None = None,  # `time.monotonic()` from which they count, default the start of fit
+        say=print,  # called with the line that tells of the stop
+    ):
+        self.minutes, self.started, self.say, self.stopped = minutes, started, say, False
+
+    def before_fit(self):
+        """Start the clock."""
+        self.started = time.monotonic() if self.started is None else self.started
+
+    def before_epoch(self):
+        """Note when the epoch began."""
+        self.epoch_began = time.monotonic()
+
+    def after_epoch(self):
+        """Stop if the next epoch would be too late."""
+        now = time.monotonic()
+        if now + (now - self.epoch_began) > self.started + 60 * self.minutes and self.epoch + 1 < self.n_epoch:
+            self.stopped = True
+            self.say(f"stopped after epoch {self.epoch + 1}: max_minutes {self.minutes:g} leaves no time for another")
+            raise CancelFitException
+
+
+def plateau(
+    monitor: str,  # column of the Recorder
+    factor: float,  # the learning rate is multiplied by it, as in PyTorch
+    patience: int,  # epochs without improvement that are borne, as in PyTorch
+) -> ReduceLROnPlateau:
+    """Return fastai's `ReduceLROnPlateau` with PyTorch's meaning of `factor` and `patience`.
+
+    fastai divides by its factor and cuts one epoch earlier.
+    """
+    if not 0 < factor < 1:
+        raise TrainingError(f"plateau factor {factor}: the learning rate is multiplied by it, so it must be below 1")
+    return ReduceLROnPlateau(monitor, factor=1 / factor, patience=patience + 1)

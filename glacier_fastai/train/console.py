@@ -1,0 +1,106 @@
+"""What a run says: a line per epoch, the class table, and a progress bar in a terminal. All of it goes to stderr."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+
+from fastai.callback.core import Callback
+from fastai.callback.tracker import SaveModelCallback
+from torch import Tensor
+
+from ..bands import CLASSES
+from ..core.confusion import f1, iou, precision, recall
+
+__all__ = ["ConsoleCallback", "class_table", "say"]
+
+SHORT = {"background": "BG"}
+
+
+def say(*words: object) -> None:
+    """Print a message to stderr at once."""
+    print(*words, file=sys.stderr, flush=True)
+
+
+def class_table(
+    matrix: Tensor,  # int64 (K, K), rows truth
+) -> str:
+    """Return IoU, precision, recall and F1 of each class and their means, as text; a dash where undefined."""
+    columns = [fn(matrix).tolist() for fn in (iou, precision, recall, f1)]
+    rows = [(SHORT.get(c, c.capitalize()), *(col[k] for col in columns)) for k, c in enumerate(CLASSES)]
+    means = []
+    for col in columns:
+        known = [v for v in col if not math.isnan(v)]
+        means.append(sum(known) / len(known) if known else math.nan)
+    lines = [f"{'Class':<10}{'IoU':>8}{'Prec':>8}{'Recall':>8}{'F1':>8}"]
+    for name, *values in [*rows, ("Mean", *means)]:
+        lines.append(f"{name:<10}" + "".join(f"{'-' if math.isnan(v) else format(v, '.4f'):>8}" for v in values))
+    return "\n".join(lines)
+
+
+class ConsoleCallback(Callback):
+    """One line per epoch instead of fastai's table; the class table every 10 epochs, at each best and at the end."""
+
+    order = SaveModelCallback.order + 0.5  # after the best is known, before anything stops the run
+
+    def __init__(
+        self,
+        best,  # the tracker that says whether an epoch is the best, or None
+        every: int = 10,  # epochs between class tables
+    ):
+        self.best, self.every, self.bar = best, every, None
+
+    def before_fit(self):
+        """Silence fastai's own table, and open a bar in a terminal."""
+        self.kept, self.learn.logger = self.learn.logger, lambda row: None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self.bar = Progress(console=Console(stderr=True), transient=True)
+            self.task = self.bar.add_task("", total=None)
+            self.bar.start()
+
+    def before_epoch(self):
+        """Note the time."""
+        self.began = time.monotonic()
+
+    def before_train(self):
+        """Start the bar anew."""
+        if self.bar:
+            self.bar.reset(self.task, total=len(self.dls.train), description=f"epoch {self.epoch + 1}/{self.n_epoch}")
+
+    def after_batch(self):
+        """Move the bar."""
+        if self.bar and self.training:
+            self.bar.advance(self.task)
+
+    def after_epoch(self):
+        """Print the epoch's line."""
+        row = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1], strict=False))
+        new_best = self.best is not None and self.best.new_best
+
+        def pair(train: str, valid: str) -> str:
+            return " / ".join(f"{row[k]:.4f}" for k in (train, valid) if k in row)
+
+        say(
+            f"epoch {self.epoch + 1}/{self.n_epoch}  loss {pair('train_loss', 'valid_loss')}"
+            f"  MCC {pair('train_mcc', 'mcc')}  mean IoU {pair('train_mean_iou', 'mean_iou')}"
+            f"  lr {self.opt.hypers[-1]['lr']:.1e}  {time.monotonic() - self.began:.0f} s{'  best' if new_best else ''}"
+        )
+        if new_best or (self.epoch + 1) % self.every == 0:
+            self.table()
+
+    def table(self) -> None:
+        """Print the class table of validation, or of training where there is none."""
+        matrix = self.learn.confusion_matrix.matrix
+        say(class_table(matrix["train"] if matrix["valid"] is None else matrix["valid"]))
+
+    def after_fit(self):
+        """Print the last table; give fastai its logger back."""
+        if self.bar:
+            self.bar.stop()
+        self.learn.logger = self.kept
+        if self.recorder.values:
+            self.table()

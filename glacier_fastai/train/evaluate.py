@@ -1,0 +1,106 @@
+"""Scores of a bundle on the tiles of a store: one confusion matrix, whatever the number of tiles."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..core.confusion import confusion_matrix, mcc, scores
+from ..data.block import store_folds
+from ..data.tiles import TileStore
+from ..errors import BundleError, DataError
+from .bundle import ModelBundle
+
+__all__ = ["default_device", "evaluate", "fingerprint", "normalise", "tiles_to_score"]
+
+
+def default_device() -> torch.device:
+    """Return the device models run on: the first CUDA GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fingerprint(store: TileStore) -> str:
+    """Return a hash of the tiles' table, which knows the sums and the classes of every tile."""
+    return hashlib.sha256((store.path / "tiles.csv").read_bytes()).hexdigest()[:16]
+
+
+def normalise(
+    image: np.ndarray,  # (C, H, W) float32, NaN where there is no data
+    mean: Sequence[float],  # mean per band
+    std: Sequence[float],  # standard deviation per band
+) -> np.ndarray:
+    """Return the standardised image, float32, 0 in every band where there is no data."""
+    shape = (-1, 1, 1)
+    out = (image - np.float32(mean).reshape(shape)) / np.float32(std).reshape(shape)
+    return np.nan_to_num(out, nan=0.0)
+
+
+def tiles_to_score(
+    bundle: ModelBundle,  # trained model
+    store: TileStore,  # labelled tiles
+    fold: str | None = None,  # number of a fold, "all", or None: whatever the bundle was not trained on
+) -> tuple[np.ndarray, str]:
+    """Return positions of the tiles to score, and in words which they are.
+
+    Raises:
+        DataError: The fold is no number, or out of range.
+    """
+    about = bundle.trained_on
+    own = about.get("hash") == fingerprint(store)
+    everything = np.arange(len(store))
+    if fold == "all":
+        return everything, f"all {len(store)} tiles" + (", also those the bundle was trained on" if own else "")
+    if fold is None and not own:
+        return everything, f"all {len(store)} tiles"
+    if fold is None and about.get("fold") is None:
+        return everything, f"all {len(store)} tiles, and the bundle was trained on them: these scores say little"
+    n, spatial = about.get("folds", 5), about.get("spatial", True)
+    try:
+        k = int(about["fold"] if fold is None else fold)
+    except ValueError:
+        raise DataError(f"--fold {fold}: use a number from 0 to {n - 1}, or all") from None
+    if not 0 <= k < n:
+        raise DataError(f"--fold {k}: the bundle knows folds 0 to {n - 1}")
+    chosen = np.flatnonzero(store_folds(store, n, spatial)[0] == k)
+    note = "" if not own or k == about["fold"] else "; the bundle was trained on some of them"
+    return chosen, f"the {len(chosen)} tiles of fold {k}{note}"
+
+
+def evaluate(
+    bundle: ModelBundle,  # trained model
+    store: TileStore,  # labelled tiles
+    tiles: Sequence[int] | None = None,  # positions of the tiles to look at, default all
+    batch_size: int = 8,  # tiles per batch
+    device: torch.device | None = None,  # default `default_device()`
+) -> dict[str, Any]:
+    """Return the scores of `core.confusion.scores`, with `mcc_image_mean`, the mean of the tiles' own MCC.
+
+    Raises:
+        BundleError: The store lacks a band of the bundle; the message names what is missing and what is there.
+        DataError: No tile has a label.
+    """
+    missing = [b for b in bundle.bands if b not in store.bands]
+    if missing:
+        raise BundleError(
+            f"{store.path}: the bundle needs band {', '.join(missing)}; the store holds {', '.join(store.bands)}"
+        )
+    device = device or default_device()
+    probabilities, index, n = bundle.probabilities(device), store.band_index(bundle.bands), len(bundle.classes)
+    tiles = np.arange(len(store)) if tiles is None else np.asarray(tiles)
+    total, per_image = torch.zeros(n, n, dtype=torch.int64), []
+    for start in range(0, len(tiles), batch_size):
+        chosen = [int(i) for i in tiles[start : start + batch_size]]
+        images = np.stack([normalise(store.read(i, index), bundle.mean, bundle.std) for i in chosen])
+        pred = probabilities(torch.from_numpy(images)).argmax(1).cpu()
+        for i, p in zip(chosen, pred, strict=True):
+            cm = confusion_matrix(p, torch.from_numpy(store.masks[i].astype(np.int64)), n)
+            if cm.sum():
+                per_image.append(mcc(cm))
+            total += cm
+    if not per_image:
+        raise DataError(f"{store.path}: no labelled pixel in these tiles, so nothing to score")
+    return {**scores(total), "mcc_image_mean": float(np.mean(per_image))}

@@ -1,0 +1,116 @@
+"""The learner: the U-Net, the combined loss and the metrics put together for glacier tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from fastai.learner import Learner
+from fastai.optimizer import OptimWrapper
+from fastai.torch_core import set_seed
+from torch import nn
+
+from ..bands import CLASSES
+from ..core.losses import CombinedLoss
+from ..data.block import GlacierDataLoaders
+from .callbacks import CombinedLossCallback, ConfusionMatrixCallback, GradientReset
+from .metrics import glacier_metrics
+from .models import glacier_splitter, glacier_unet
+
+__all__ = ["AdamW", "GlacierLearner", "glacier_learner"]
+
+
+class _Hypers(MutableMapping):
+    """fastai's view of one parameter group of a PyTorch optimiser, through which values can be set."""
+
+    def __init__(self, group: dict, names: dict[str, str]):
+        self.group, self.names = group, names
+
+    def __getitem__(self, key):
+        return self.group[self.names[key]]
+
+    def __setitem__(self, key, value):
+        self.group[self.names[key]] = value
+
+    def __delitem__(self, key):
+        raise TypeError("hyperparameters cannot be deleted")
+
+    def __iter__(self):
+        return (k for k, v in self.names.items() if v in self.group)
+
+    def __len__(self):
+        return sum(1 for _ in self)
+
+
+class AdamW(OptimWrapper):
+    """PyTorch's fused AdamW for fastai.
+
+    `OptimWrapper.hypers` hands out copies, into which fastai's `ReduceLROnPlateau` writes without effect; these are
+    the real ones. The betas show as one hyperparameter, `betas`.
+    """
+
+    def __init__(self, params, **kwargs):
+        super().__init__(params, opt=partial(torch.optim.AdamW, fused=True), **kwargs)
+        names = {"lr": "lr", "wd": "weight_decay", "eps": "eps"}
+        self._hypers = [_Hypers(group, names) for group in self.opt.param_groups]
+
+    @property
+    def hypers(self):
+        """Hyperparameters of each parameter group; setting one takes effect."""
+        return self._hypers
+
+
+class GlacierLearner(Learner):
+    """A `Learner` that can train without validation tiles."""
+
+    def _do_epoch_validate(self, ds_idx=1, dl=None):
+        dl = self.dls[ds_idx] if dl is None else dl
+        if len(dl):
+            super()._do_epoch_validate(ds_idx, dl)
+
+
+def glacier_learner(
+    dls: GlacierDataLoaders,  # tiles to train and validate on
+    arch: str = "resnet34",  # encoder of the U-Net
+    attention: str | None = "scse",  # attention in its decoder: "scse", "cse" or None
+    *,
+    model: nn.Module | None = None,  # another model `(B, C, H, W)` -> logits `(B, K, H, W)` instead
+    loss: nn.Module | None = None,  # default `CombinedLoss.phase_b()`
+    splitter: Callable = glacier_splitter,  # parameter groups, see `glacier_splitter`
+    opt_func: Callable = AdamW,  # optimiser
+    lr: float = 1e-4,  # default learning rate
+    wd: float = 1e-4,  # weight decay
+    metrics=None,  # default `glacier_metrics()`
+    cbs=None,  # further callbacks
+    seed: int | None = None,  # seed of the weights and of what follows, default none
+    path: str | Path | None = None,  # where `learn.save` writes, default beside the tiles
+) -> GlacierLearner:
+    """Return a learner that records loss parts and metrics for training and validation.
+
+    Without validation tiles only what is known of training is recorded.
+    """
+    if seed is not None:
+        set_seed(seed)
+    model = model or glacier_unet(arch, len(dls.bands), len(CLASSES), attention)
+    model = model.to(memory_format=torch.channels_last)  # faster convolutions, on CPU and GPU
+    loss = loss or CombinedLoss.phase_b()
+    extra = [list(loss.parameters())] if any(True for _ in loss.parameters()) else []
+    validates = len(dls.valid) > 0
+    train = glacier_metrics(phase="train")
+    learn = GlacierLearner(
+        dls,
+        model,
+        loss_func=loss.to(dls.device),
+        opt_func=opt_func,
+        lr=lr,
+        wd=wd,
+        splitter=(lambda m: [*splitter(m), *extra]) if extra else splitter,
+        metrics=metrics or ([*glacier_metrics(), *train[:2]] if validates else train),
+        cbs=[ConfusionMatrixCallback(), CombinedLossCallback(), GradientReset(), *(cbs or [])],
+        path=path,
+    )
+    if not validates:
+        learn.recorder.train_metrics, learn.recorder.valid_metrics = True, False
+    return learn

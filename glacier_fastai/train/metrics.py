@@ -1,0 +1,64 @@
+"""fastai metrics over the one confusion matrix that `ConfusionMatrixCallback` keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from fastai.learner import Metric
+
+from ..bands import CLASSES
+from ..core import confusion
+
+__all__ = ["ConfusionMetric", "glacier_metrics"]
+
+POOLED: dict[str, Callable[[torch.Tensor], float]] = {
+    "mcc": confusion.mcc,
+    "mean_iou": confusion.mean_iou,
+    "ice_mcc": lambda cm: confusion.mcc(confusion.ice(cm)),
+    "ice_iou": lambda cm: confusion.iou(confusion.ice(cm))[1],
+}
+PER_CLASS = {"iou": confusion.iou, "precision": confusion.precision, "recall": confusion.recall, "f1": confusion.f1}
+
+
+class ConfusionMetric(Metric):
+    """A score of the confusion matrix; costs nothing per batch."""
+
+    def __init__(
+        self,
+        score: Callable[[torch.Tensor], float],  # int64 (K, K), rows truth -> score
+        name: str,  # name in the Recorder
+        phase: str = "valid",  # "train" or "valid"
+    ):
+        self.score, self._name, self.phase, self.matrix = score, name, phase, None
+
+    def reset(self):
+        """Do nothing: the callback empties its matrices."""
+
+    def accumulate(self, learn):
+        """Take hold of the matrix, which the callback has already updated."""
+        self.matrix = learn.confusion_matrix.matrix[self.phase]
+
+    @property
+    def value(self):
+        """The score, a float; NaN before the first batch."""
+        return float("nan") if self.matrix is None else float(self.score(self.matrix))
+
+    @property
+    def name(self):
+        """The name in the Recorder."""
+        return self._name
+
+
+def glacier_metrics(
+    per_class: bool = False,  # also iou_glacier, recall_debris, ...
+    phase: str = "valid",  # "valid", or "train": names then start with train_
+) -> list[ConfusionMetric]:
+    """Return `mcc`, `mean_iou`, `ice_mcc`, `ice_iou`, and with `per_class` IoU, precision, recall and F1 by class."""
+    scores = dict(POOLED)
+    if per_class:
+        for kind, fn in PER_CLASS.items():
+            for k, name in enumerate(CLASSES):
+                scores[f"{kind}_{name}"] = lambda cm, fn=fn, k=k: fn(cm)[k]
+    prefix = "train_" if phase == "train" else ""
+    return [ConfusionMetric(fn, prefix + name, phase) for name, fn in scores.items()]

@@ -1,0 +1,50 @@
+"""Shared by all tests: one thread, no display, tiny made-up scenes with a real CRS and nodata."""
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from scenes import EVEREST, make_store, write_scene
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_open_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def scene(tmp_path):
+    """Paths of a made-up scene of 96 x 80 px and of its label raster; both with nodata."""
+    return write_scene(tmp_path / "scene.tif")
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store of 12 tiles of 32 px from 3 made-up scenes, all classes, some nodata."""
+    return make_store(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Run folder of a tiny model trained for 2 epochs on fold 0 of a made-up store, and that store."""
+    from scenes import tiny_recipe
+
+    from glacier_fastai.train.run import finetune
+
+    base = tmp_path_factory.mktemp("trained")
+    data = make_store(base / "store")
+    return finetune(tiny_recipe(), 0, data=data.path, out=base / "run"), data
+
+
+@pytest.fixture(scope="session")
+def everest():
+    if not EVEREST.is_dir():
+        pytest.skip("the Everest scene (shared/data/everest) is not on this machine")
+    return EVEREST

@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glacier_fastai.core.folds import assign_folds, touching, train_valid
+from glacier_fastai.errors import DataError
+
+
+def counts(n, seed=0):
+    return np.random.default_rng(seed).integers(0, 1000, (n, 4))
+
+
+@given(st.integers(2, 8), st.integers(0, 40), st.integers(0, 100))
+def test_folds_are_a_balanced_partition(n_folds, more, seed):
+    fold = assign_folds(counts(n_folds + more, seed), n_folds)
+    sizes = np.bincount(fold, minlength=n_folds)
+    assert sizes.sum() == n_folds + more
+    assert sizes.max() - sizes.min() <= 1
+
+
+def test_rare_classes_are_spread_over_the_folds():
+    c = np.zeros((25, 4), np.int64)
+    c[:, 0] = 1000
+    c[:5, 3] = 10  # lakes in 5 tiles
+    c[5:10, 2] = 100  # debris in 5 others
+    fold = assign_folds(c, 5)
+    assert sorted(fold[:5]) == sorted(fold[5:10]) == [0, 1, 2, 3, 4]
+
+
+def test_the_same_tiles_give_the_same_folds_for_ever():
+    assert assign_folds(counts(12), 3).tolist() == [2, 0, 2, 2, 1, 0, 2, 0, 1, 0, 1, 1]
+
+
+@settings(deadline=None)
+@given(st.integers(2, 5), st.integers(5, 9), st.integers(5, 9), st.integers(0, 16))
+def test_spatial_folds_never_touch(n_folds, rows, cols, overlap):
+    size = 64
+    row, col = (a.ravel() * (size - overlap) for a in np.mgrid[:rows, :cols])
+    scene = ["s"] * len(row)
+    fold = assign_folds(counts(len(row)), n_folds, spatial=True, scene=scene, row=row, col=col)
+    near = touching(scene, row, col, size)
+    seen = np.zeros(len(row), int)
+    for k in range(n_folds):
+        train, valid = train_valid(fold, k, near)
+        seen[valid] += 1
+        for i in train:
+            apart_r = abs(row[valid] - row[i]) > size
+            apart_c = abs(col[valid] - col[i]) > size
+            assert (apart_r | apart_c).all()
+    assert (seen == 1).all()
+
+
+def test_with_enough_scenes_whole_scenes_stay_together():
+    scene = np.repeat(["a", "b", "c", "d"], 5)
+    place = {"scene": scene, "row": np.zeros(20, int), "col": np.arange(20) * 32}
+    fold = assign_folds(counts(20), 2, spatial=True, **place)
+    for s in "abcd":
+        assert len(set(fold[scene == s])) == 1
+    train, valid = train_valid(fold, 0, touching(**place, size=32))
+    assert len(train) + len(valid) == 20  # nothing had to be left out
+
+
+def test_groups_stay_together():
+    group = np.repeat(["g1", "g2", "g3"], 4)
+    fold = assign_folds(
+        counts(12), 3, spatial=True, scene=[str(i) for i in range(12)], row=[0] * 12, col=[0] * 12, group=group
+    )
+    assert all(len(set(fold[group == g])) == 1 for g in set(group))
+
+
+def test_tiles_of_other_scenes_do_not_touch():
+    near = touching(["a", "a", "b", "a"], [0, 32, 0, 65], [0, 0, 0, 0], 32)
+    assert near.tolist() == [
+        [True, True, False, False],
+        [True, True, False, False],
+        [False, False, True, False],
+        [False, False, False, True],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("n", "n_folds", "message"), [(3, 5, "3 tiles cannot make 5 folds"), (5, 1, "at least 2 are needed")]
+)
+def test_impossible_folds_are_refused(n, n_folds, message):
+    with pytest.raises(DataError, match=message):
+        assign_folds(counts(n), n_folds)
+
+
+def test_fold_out_of_range_and_nothing_left():
+    fold = assign_folds(counts(6), 3)
+    with pytest.raises(DataError, match="fold 3: there are folds 0 to 2"):
+        train_valid(fold, 3)
+    with pytest.raises(DataError, match="fold -1"):
+        train_valid(fold, -1)
+    with pytest.raises(DataError, match="every other tile touches"):
+        train_valid(fold, 0, np.ones((6, 6), bool))

@@ -1,0 +1,213 @@
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+from scenes import BANDS, CRS, made_up, write_raster, write_scene
+from shapely.geometry import LineString, Polygon, box
+
+from glacier_fastai.bands import SENSORS
+from glacier_fastai.data.sources.scene import SceneRaster, prepare_scenes, read_outlines
+from glacier_fastai.errors import DataError, OutputError
+
+X, Y = 500_000, 3_100_000  # upper left corner of the made-up scenes
+
+
+def rectangle(row, col, height, width):
+    return box(X + 30 * col, Y - 30 * (row + height), X + 30 * (col + width), Y - 30 * row)
+
+
+def outlines(path, shapes, crs=CRS, **columns):
+    geopandas.GeoDataFrame(columns, geometry=shapes, crs=crs).to_file(path)
+    return path
+
+
+def mosaic(store, height, width):
+    """Put the masks of a one-scene store together again."""
+    out = np.full((height, width), 254, np.uint8)
+    for i, t in store.table.iterrows():
+        out[t["row"] : t["row"] + store.size, t["col"] : t["col"] + store.size] = store.masks[i]
+    return out
+
+
+def test_a_scene_with_labels_becomes_tiles_that_reach_its_end(scene, tmp_path):
+    store = prepare_scenes([scene[0]], tmp_path / "store", labels=[scene[1]], tile_size=64)
+    values, classes, valid = made_up()
+    assert store.bands == BANDS
+    assert sorted(zip(store.table["row"], store.table["col"], strict=True)) == [(0, 0), (0, 16), (32, 0), (32, 16)]
+    np.testing.assert_array_equal(mosaic(store, 96, 80), np.where(valid, classes, 255))
+    for i, t in store.table.iterrows():
+        at = (slice(t["row"], t["row"] + 64), slice(t["col"], t["col"] + 64))
+        np.testing.assert_array_equal(store.read(i), np.where(valid, values, np.nan)[:, *at])
+        want = (30, 0, X + 30 * t["col"], 0, -30, Y - 30 * t["row"])
+        assert tuple(map(float, t["transform"].split())) == want
+        assert t["crs"] == CRS
+
+
+def test_overlap_is_at_least_what_was_asked(scene, tmp_path):
+    store = prepare_scenes([scene[0]], tmp_path / "store", labels=[scene[1]], tile_size=32, overlap=8)
+    for name, length in (("row", 96), ("col", 80)):
+        first = np.unique(store.table[name])
+        assert first[-1] + 32 == length
+        assert np.diff(first).max() <= 24
+
+
+@pytest.mark.parametrize("suffix", ["gpkg", "geojson", "shp"])
+def test_outlines_of_another_crs_and_format_are_burned(scene, tmp_path, suffix):
+    table = geopandas.GeoDataFrame(geometry=[rectangle(10, 20, 30, 40)], crs=CRS).to_crs("EPSG:4326")
+    table.to_file(tmp_path / f"o.{suffix}")
+    store = prepare_scenes([scene[0]], tmp_path / "store", outlines=[tmp_path / f"o.{suffix}"], tile_size=32)
+    want = np.zeros((96, 80), np.uint8)
+    want[10:40, 20:60] = 1
+    want[~made_up()[2]] = 255
+    np.testing.assert_array_equal(mosaic(store, 96, 80), want)
+
+
+@pytest.mark.parametrize("names", [["Lake", "debris", "GLACIER", "background"], [3, 2, 1, 0], ["3", "2", "1", "0"]])
+def test_a_class_column_names_classes_and_debris_lies_over_glacier_and_lake_over_both(scene, tmp_path, names):
+    shapes = [rectangle(50, 0, 10, 40), rectangle(40, 0, 30, 40), rectangle(0, 0, 96, 40), rectangle(0, 60, 9, 9)]
+    path = outlines(tmp_path / "o.gpkg", shapes, kind=names)
+    store = prepare_scenes([scene[0]], tmp_path / "s", outlines=[path], class_field="kind", tile_size=32)
+    want = np.zeros((96, 80), np.uint8)
+    want[:, :40] = 1
+    want[40:70, :40] = 2
+    want[50:60, :40] = 3
+    want[~made_up()[2]] = 255
+    np.testing.assert_array_equal(mosaic(store, 96, 80), want)
+
+
+def test_several_scenes_with_bands_in_another_order(tmp_path):
+    a = write_scene(tmp_path / "a.tif")
+    values = made_up(seed=5)[0]
+    write_raster(tmp_path / "b.tif", values[::-1], nodata=0, bands=BANDS[::-1])
+    store = prepare_scenes([a[0], tmp_path / "b.tif"], tmp_path / "s", labels=[a[1], a[1]], tile_size=80)
+    assert set(store.table["scene"]) == {"a", "b"}
+    i = store.table.index[store.table["id"] == "b_0_0"][0]
+    valid = made_up()[2][:80]
+    np.testing.assert_array_equal(store.read(i), np.where(valid, values[:, :80], np.nan))
+
+
+def test_bands_are_named_by_option_or_by_sensor(tmp_path):
+    values = made_up()[0]
+    write_raster(tmp_path / "plain.tif", values)
+    with SceneRaster(tmp_path / "plain.tif", ["Red", "nir", "pan", "slope", "ndvi"]) as s:
+        assert s.bands == ("red", "nir", "pan", "slope", "ndvi")
+    write_raster(tmp_path / "l8.tif", values, bands=["SR_B2", "SR_B3", "SR_B4", "SR_B6", "ST_B10"])
+    with SceneRaster(tmp_path / "l8.tif", sensor="landsat8") as s:
+        assert s.bands == tuple(SENSORS["landsat8"][b] for b in ("b2", "b3", "b4", "b6", "b10"))
+
+
+def test_nan_and_declared_nodata_are_ignored(tmp_path):
+    values = made_up(nodata=False)[0].astype(np.float32)
+    values[0, 3, 4] = np.nan  # one band is enough
+    values[:, 5, 6] = -999
+    label = np.zeros((1, 96, 80), np.uint8)
+    write_raster(tmp_path / "s.tif", values, nodata=-999, bands=BANDS)
+    write_raster(tmp_path / "l.tif", label)
+    store = prepare_scenes([tmp_path / "s.tif"], tmp_path / "o", labels=[tmp_path / "l.tif"], tile_size=80)
+    assert store.images.dtype == np.float32
+    ignored = np.argwhere(mosaic(store, 96, 80) == 255).tolist()
+    assert ignored == [[3, 4], [5, 6]]
+
+
+def test_tiles_without_data_are_left_out(tmp_path):
+    values = made_up(64, 64, nodata=False)[0]
+    values[:, :32, :32] = 0
+    write_raster(tmp_path / "s.tif", values, nodata=0, bands=BANDS)
+    write_raster(tmp_path / "l.tif", np.zeros((1, 64, 64), np.uint8))
+    store = prepare_scenes([tmp_path / "s.tif"], tmp_path / "o", labels=[tmp_path / "l.tif"], tile_size=32)
+    assert store.table["id"].tolist() == ["s_0_32", "s_32_0", "s_32_32"]
+
+
+def refuse(tmp_path, message, scenes, error=DataError, **kwargs):
+    kwargs = {"tile_size": 32, **kwargs}
+    with pytest.raises(error, match=message) as err:
+        prepare_scenes(scenes, tmp_path / "store", **kwargs)
+    assert "\n" not in str(err.value)
+    assert not (tmp_path / "store").exists()
+    assert not (tmp_path / ".store.partial").exists()
+
+
+def test_bad_scenes(scene, tmp_path):
+    values, label = made_up()[0], [scene[1]]
+    refuse(tmp_path, r"missing\.tif: no such file", [tmp_path / "missing.tif"], labels=label)
+    (tmp_path / "text.tif").write_text("hello")
+    refuse(tmp_path, r"text\.tif: not a raster, or damaged", [tmp_path / "text.tif"], labels=label)
+    (tmp_path / "cut.tif").write_bytes(scene[0].read_bytes()[:-40_000])
+    refuse(tmp_path, r"cut\.tif: (cut short|not a raster)", [tmp_path / "cut.tif"], labels=label)
+    plain = write_raster(tmp_path / "plain.tif", values)
+    refuse(tmp_path, r"band 1 has no description; name all of them: --bands", [plain], labels=label)
+    refuse(tmp_path, "5 bands, but --bands names 2", [plain], labels=label, bands=["red", "nir"])
+    doubled = ["red", "nir", "red", "pan", "ndvi"]
+    refuse(tmp_path, "'red' is named twice", [plain], labels=label, bands=doubled)
+    refuse(tmp_path, "unknown band 'violet'", [plain], labels=label, bands=["violet", *BANDS[1:]])
+    nowhere = write_raster(tmp_path / "nowhere.tif", values, bands=BANDS, crs=None)
+    refuse(tmp_path, "no coordinate reference system; assign one", [nowhere], labels=label)
+    refuse(
+        tmp_path, "96 x 80 px, smaller than a tile of 128; use --tile-size 80", [scene[0]], labels=label, tile_size=128
+    )
+    empty = write_raster(tmp_path / "empty.tif", values * 0, nodata=0, bands=BANDS)
+    refuse(tmp_path, r"empty\.tif: every pixel is nodata", [empty], labels=label)
+    other = write_raster(tmp_path / "other.tif", values[:3], bands=BANDS[:3])
+    refuse(tmp_path, r"other\.tif: bands blue, green, red, but", [scene[0], other], labels=label * 2)
+    refuse(tmp_path, "overlap 32 px: must be", [scene[0]], labels=label, overlap=32)
+    refuse(tmp_path, "tile id 'scene_0_0' occurs twice", [scene[0], scene[0]], labels=label * 2)
+
+
+def test_bad_labels(scene, tmp_path):
+    refuse(tmp_path, "give either label rasters", [scene[0]])
+    refuse(tmp_path, "give either label rasters", [scene[0]], labels=[scene[1]], outlines=[scene[1]])
+    refuse(tmp_path, "1 scenes, but 2 label rasters", [scene[0]], labels=[scene[1]] * 2)
+    refuse(tmp_path, "no such file", [scene[0]], labels=[tmp_path / "x.tif"])
+    classes = made_up()[1][None]
+    bad = write_raster(tmp_path / "bad.tif", classes + 83)
+    refuse(tmp_path, r"bad\.tif: unknown codes 83, 84, 85, 86; allowed are 0 background", [scene[0]], labels=[bad])
+    small = write_raster(tmp_path / "small.tif", classes[:, :50])
+    refuse(tmp_path, r"small\.tif: 50 x 80 px, but .* has 96 x 80", [scene[0]], labels=[small])
+    moved = write_raster(tmp_path / "moved.tif", classes, transform=from_origin(X + 15, Y, 30, 30))
+    refuse(tmp_path, "does not lie on the grid", [scene[0]], labels=[moved])
+    many = write_raster(tmp_path / "many.tif", classes.repeat(2, 0))
+    refuse(tmp_path, "2 bands; a label raster has one", [scene[0]], labels=[many])
+
+
+def test_bad_outlines(scene, tmp_path):
+    def check(message, path, **kwargs):
+        refuse(tmp_path, message, [scene[0]], outlines=[path], **kwargs)
+
+    check(r"x\.gpkg: no such file", tmp_path / "x.gpkg")
+    (tmp_path / "text.gpkg").write_text("hello")
+    check("not a vector file, or damaged", tmp_path / "text.gpkg")
+    away = outlines(tmp_path / "away.gpkg", [rectangle(1000, 1000, 5, 5)])
+    check(r"away\.gpkg: no polygon lies on", away)
+    bow = Polygon([(X, Y), (X + 90, Y - 90), (X + 90, Y), (X, Y - 90)])
+    check(
+        r"1 invalid polygons, the first in row 1 \(Self-intersection",
+        outlines(tmp_path / "bow.gpkg", [rectangle(0, 0, 5, 5), bow]),
+    )
+    check(
+        "holds LineString; outlines must be polygons", outlines(tmp_path / "l.gpkg", [LineString([(X, Y), (X + 9, Y)])])
+    )
+    named = outlines(tmp_path / "named.gpkg", [rectangle(0, 0, 5, 5)], kind=["glaciers"])
+    check("no column 'kinds'; it has kind; did you mean 'kind'", named, class_field="kinds")
+    check("kind holds 'glaciers'; allowed are background .*did you mean 'glacier'", named, class_field="kind")
+    outlines(tmp_path / "nocrs.shp", [rectangle(0, 0, 5, 5)])
+    (tmp_path / "nocrs.prj").unlink()
+    check("no coordinate reference system; assign one", tmp_path / "nocrs.shp")
+
+
+def test_an_existing_store_is_not_overwritten(scene, tmp_path):
+    (tmp_path / "store").mkdir()
+    with pytest.raises(OutputError, match="store: exists already"):
+        prepare_scenes([scene[0]], tmp_path / "store", labels=[scene[1]], tile_size=32)
+
+
+def test_everest_by_labels_and_by_outlines_agree_about_ice(everest, tmp_path):
+    a = prepare_scenes([everest / "scene.tif"], tmp_path / "a", labels=[everest / "label.tif"])
+    b = prepare_scenes([everest / "scene.tif"], tmp_path / "b", outlines=[everest / "outlines.gpkg"])
+    assert a.bands == ("blue", "green", "red", "nir")
+    with rasterio.open(everest / "label.tif") as file:
+        truth = file.read(1)
+    np.testing.assert_array_equal(mosaic(a, *truth.shape), truth)
+    ice_a, ice_b = np.isin(a.masks, (1, 2)), np.isin(b.masks, (1, 2))
+    assert (ice_a == ice_b).mean() > 0.98
+    assert len(read_outlines(everest / "outlines.gpkg", "EPSG:4326")) == 67

@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+import torch
+from scenes import BANDS, made_up, make_store
+
+from glacier_fastai.data.augment import AugmentTiles
+from glacier_fastai.data.block import GlacierDataLoaders, NormalizeBands
+from glacier_fastai.data.tiles import TileWriter
+from glacier_fastai.data.types import TensorGlacierMask, TensorMultispectral
+from glacier_fastai.errors import DataError
+
+
+def loaders(store, **kwargs):
+    return GlacierDataLoaders.from_store(store, **{"fold": 0, "bs": 4, "folds": 3, **kwargs})
+
+
+def test_batches_have_their_types_shapes_and_order_of_bands(store):
+    dls = loaders(store, crop=16, bands=["thermal", "red"])
+    x, y = dls.one_batch()
+    assert (type(x), type(y)) == (TensorMultispectral, TensorGlacierMask)
+    assert (x.shape, y.shape) == ((4, 2, 16, 16), (4, 16, 16))
+    assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
+    vx, vy = dls.valid.one_batch()
+    assert (vx.shape, vy.shape) == ((4, 2, 32, 32), (4, 32, 32))
+    i = int(dls.valid_tiles[0])
+    mean, std = (np.array(s)[:, None, None] for s in dls.stats)
+    want = np.nan_to_num((store.read(i, store.band_index(["thermal", "red"])) - mean) / std)
+    np.testing.assert_allclose(vx[0], want, atol=1e-4)
+    np.testing.assert_array_equal(vy[0], store.masks[i])
+
+
+def test_statistics_come_from_the_training_tiles_alone(store):
+    dls = loaders(store)
+    np.testing.assert_array_equal(dls.stats, store.statistics(store.bands, dls.train_tiles))
+    assert not np.array_equal(dls.stats, store.statistics(store.bands))
+
+
+def test_nodata_is_zero_after_normalisation_and_nan_when_decoded(store):
+    dls = loaders(store)
+    b = dls.valid.one_batch()
+    x, y = (t.as_subclass(torch.Tensor) for t in b)
+    hole = (x == 0).all(1)
+    assert hole.any()
+    assert torch.equal(hole, y == 255)  # in this store every pixel with data has a label
+    decoded, _ = dls.decode(b)
+    assert decoded.bands == BANDS
+    assert torch.equal(decoded.as_subclass(torch.Tensor).isnan().all(1), hole)
+    i = int(dls.valid_tiles[0])
+    np.testing.assert_allclose(decoded[0], store.read(i), rtol=1e-4)
+
+
+def test_train_and_valid_tiles_are_apart_and_repeated_as_asked(store):
+    dls = loaders(store, crops_per_tile=3, crop=16, bs=5)
+    assert not set(dls.train_tiles) & set(dls.valid_tiles)
+    assert len(dls.train_ds) == 3 * len(dls.train_tiles)
+    assert len(dls.valid_ds) == len(dls.valid_tiles)
+    assert len(dls.train) == 3 * len(dls.train_tiles) // 5
+
+
+def test_spatial_folds_leave_a_gap(tmp_path):
+    with TileWriter(tmp_path / "s", BANDS, 32, "uint16", "one scene") as writer:
+        values, classes, valid = made_up(160, 96)
+        for row in range(0, 160, 32):
+            for col in range(0, 96, 32):
+                at = (slice(row, row + 32), slice(col, col + 32))
+                writer.add(values[:, *at], classes[at], valid=valid[at], scene="s", row=row, col=col)
+    dls = loaders(tmp_path / "s", folds=5)
+    rows = dls.store.table["row"].to_numpy()
+    assert set(rows[dls.valid_tiles]) == {0}
+    assert set(rows[dls.train_tiles]) == {64, 96, 128}
+    dls = loaders(tmp_path / "s", folds=5, spatial=False)
+    assert len(dls.train_tiles) + len(dls.valid_tiles) == 15
+
+
+def test_without_a_fold_every_tile_is_trained_on(store):
+    dls = loaders(store, fold=None)
+    assert (len(dls.train_tiles), len(dls.valid_tiles), len(dls.valid)) == (12, 0, 0)
+
+
+def test_a_batch_larger_than_the_data_still_trains(store):
+    dls = loaders(store, bs=100)
+    assert len(dls.train) == 1
+    assert dls.one_batch()[0].shape[0] == len(dls.train_tiles)
+
+
+def test_tiles_without_labels_or_data_are_not_trained_on(tmp_path):
+    with TileWriter(tmp_path / "s", BANDS, 32, "uint16", "test") as writer:
+        for i in range(6):
+            values, classes, valid = made_up(32, 32, seed=i)
+            if i == 1:
+                classes = np.full_like(classes, 255)
+            if i == 2:
+                valid[4:] = False
+            writer.add(values, classes, valid=valid, scene=f"s{i}")
+    assert loaders(tmp_path / "s", fold=None, min_valid=0.2).train_tiles.tolist() == [0, 3, 4, 5]
+
+
+def test_workers_read_the_same(store):
+    batches = [loaders(store, num_workers=n).valid.one_batch()[0].as_subclass(torch.Tensor) for n in (0, 1)]
+    assert torch.equal(*batches)
+
+
+def test_augmentation_reaches_training_only(store):
+    dls = loaders(store, augment=AugmentTiles(flip=False, shift=0.4))
+    torch.manual_seed(0)
+    assert (dls.train.one_batch()[1] == 255).float().mean() > (dls.valid.one_batch()[1] == 255).float().mean()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"crop": 64}, "crop 64 is larger than its tiles of 32 px"),
+        ({"fold": 3}, "fold 3: there are folds 0 to 2"),
+        ({"folds": 50}, "12 tiles cannot make 50 folds"),
+        ({"bands": ["nir"]}, "no band nir; it holds blue"),
+        ({"min_valid": 1.0}, "no labelled tile with at least 100% data"),
+    ],
+)
+def test_refusals_name_the_store(store, kwargs, message):
+    with pytest.raises(DataError, match=message) as err:
+        loaders(store, **kwargs)
+    assert str(store.path) in str(err.value)
+
+
+def test_statistics_must_fit_the_bands():
+    with pytest.raises(DataError, match="2 bands, but 1 means and 2 deviations"):
+        NormalizeBands(["red", "nir"], [1.0], [1.0, 2.0])
+
+
+def test_a_store_is_given_by_path_too(tmp_path):
+    make_store(tmp_path / "s")
+    assert len(GlacierDataLoaders.from_store(tmp_path / "s", fold=1, folds=3, bs=2).valid_ds) == 4

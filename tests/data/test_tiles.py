@@ -1,0 +1,177 @@
+import json
+import pickle
+
+import numpy as np
+import pytest
+from scenes import BANDS, made_up, make_store
+
+from glacier_fastai.data.tiles import TileStore, TileWriter, store_dtype
+from glacier_fastai.errors import DataError, OutputError
+
+
+def test_what_was_written_is_read_back(store):
+    values, classes, valid = made_up(64, 64, seed=1)
+    i = store.table.index[store.table["id"] == "s1_32_0"][0]
+    want = np.where(valid, values, np.nan)[:, 32:, :32]
+    np.testing.assert_array_equal(store.read(i), want)
+    np.testing.assert_array_equal(store.masks[i], np.where(valid, classes, 255)[32:, :32])
+    row = store.table.iloc[i]
+    assert (row["scene"], row["row"], row["col"], row["crs"]) == ("s1", 32, 0, "EPSG:32645")
+
+
+def test_bands_and_windows_are_read_by_choice(store):
+    index = store.band_index(["thermal", "blue"])
+    part = store.read(3, index, (slice(4, 12), slice(5, 20)))
+    np.testing.assert_array_equal(part, store.read(3)[[4, 0], 4:12, 5:20])
+
+
+def test_statistics_are_exact_over_valid_pixels_of_the_chosen_tiles(store):
+    tiles = [0, 5, 7]
+    pixels = np.concatenate([store.read(i).reshape(len(BANDS), -1) for i in tiles], 1).astype(np.float64)
+    pixels = pixels[:, np.isfinite(pixels[0])]
+    mean, std = store.statistics(["red", "blue"], tiles)
+    np.testing.assert_allclose(mean, pixels[[2, 0]].mean(1), rtol=1e-12)
+    np.testing.assert_allclose(std, pixels[[2, 0]].std(1), rtol=1e-9)
+
+
+def test_the_table_counts_classes_and_valid_pixels(store):
+    for i in range(len(store)):
+        want = [(store.masks[i] == k).sum() for k in range(4)]
+        assert store.class_counts()[i].tolist() == want
+        assert store.table["n_valid"][i] == np.isfinite(store.read(i)[0]).sum()
+
+
+def test_what_lies_under_nodata_is_not_kept(tmp_path):
+    values, classes, valid = made_up(32, 32)
+    stores = []
+    for k, junk in enumerate((0, 12345)):
+        with TileWriter(tmp_path / str(k), BANDS, 32, "uint16", "test") as writer:
+            writer.add(np.where(valid, values, junk).astype(np.uint16), classes, valid=valid, scene="s")
+        stores.append(TileStore(tmp_path / str(k)))
+    a, b = stores
+    assert a.images.tobytes() == b.images.tobytes()
+    assert (a.path / "tiles.csv").read_text() == (b.path / "tiles.csv").read_text()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float16", "float32"])
+def test_nodata_in_every_dtype(tmp_path, dtype):
+    image = np.full((2, 32, 32), 7, dtype)
+    image[:, :3] = np.nan if dtype.startswith("float") else 0
+    if dtype.startswith("float"):
+        image[1, 5, 5] = np.nan  # one band is enough
+    with TileWriter(tmp_path / "s", ["red", "nir"], 32, dtype, "test") as writer:
+        writer.add(image, np.zeros((32, 32)), scene="s")
+    store = TileStore(tmp_path / "s")
+    assert store.images.dtype == dtype
+    nodata = np.isnan(store.read(0)).all(0)
+    assert nodata.sum() == 96 + dtype.startswith("float")
+    np.testing.assert_array_equal(store.masks[0] == 255, nodata)
+    assert np.isnan(store.nodata) if dtype.startswith("float") else store.nodata == 0
+
+
+def test_a_zero_in_one_band_only_is_data(tmp_path):
+    image = np.zeros((2, 32, 32), np.uint8)
+    image[0] = 9
+    with TileWriter(tmp_path / "s", ["red", "nir"], 32, "uint8", "test") as writer:
+        writer.add(image, np.zeros((32, 32)), scene="s")
+    assert TileStore(tmp_path / "s").table["valid"][0] == 1
+
+
+def test_other_dtypes_become_float32():
+    assert [store_dtype(d).name for d in ("uint8", "int16", "float64")] == ["uint8", "float32", "float32"]
+
+
+def test_a_store_is_whole_or_absent(tmp_path):
+    values, classes, _ = made_up(32, 32)
+    with pytest.raises(RuntimeError, match="power cut"), TileWriter(tmp_path / "s", BANDS, 32, "uint16", "x") as writer:
+        writer.add(values, classes, scene="s")
+        raise RuntimeError("power cut")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_leftover_of_a_killed_run_is_replaced(tmp_path):
+    (tmp_path / ".s.partial").mkdir()
+    (tmp_path / ".s.partial" / "images.npy").write_bytes(b"half")
+    make_store(tmp_path / "s")
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+def test_refusals_of_the_writer(tmp_path):
+    values, classes, _ = made_up(32, 32)
+    with pytest.raises(OutputError, match="exists already; choose another name"):
+        TileWriter(tmp_path, BANDS, 32, "uint16", "x")
+    with pytest.raises(DataError, match="not one tile to write"), TileWriter(tmp_path / "s", BANDS, 32, "uint16", "x"):
+        pass
+    with TileWriter(tmp_path / "t", BANDS, 32, "uint16", "x") as writer:
+        with pytest.raises(DataError, match=r"image \(4, 32, 32\).*wanted \(5, 32, 32\)"):
+            writer.add(values[:4], classes, scene="s")
+        with pytest.raises(DataError, match=r"class codes \[9\]; allowed are 0..3 and 255"):
+            writer.add(values, np.full((32, 32), 9), scene="s")
+        writer.add(values, classes, scene="s")
+    with (
+        pytest.raises(DataError, match="tile id 's_0_0' occurs twice"),
+        TileWriter(tmp_path / "u", BANDS, 32, "uint16", "x") as writer,
+    ):
+        writer.add(values, classes, scene="s")
+        writer.add(values, classes, scene="s")
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OutputError, match=r"cannot be made \(Not a directory\)"),
+        TileWriter(tmp_path / "file" / "s", BANDS, 32, "uint16", "x"),
+    ):
+        pass
+
+
+def damage_images(path):
+    (path / "images.npy").write_bytes((path / "images.npy").read_bytes()[:-100])
+
+
+def damage_rows(path):
+    lines = (path / "tiles.csv").read_text().splitlines()
+    (path / "tiles.csv").write_text("\n".join(lines[:-1]))
+
+
+def damage_version(path):
+    info = json.loads((path / "dataset.json").read_text())
+    (path / "dataset.json").write_text(json.dumps(info | {"version": 99}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: (p / "dataset.json").unlink(), "not a tile store"),
+        (lambda p: (p / "dataset.json").write_text("{"), "damaged, not JSON"),
+        (lambda p: (p / "dataset.json").write_text("{}"), "not of a tile store"),
+        (damage_version, "tile store version 99, this glacier_fastai reads 1"),
+        (damage_images, r"images\.npy: missing or cut short"),
+        (lambda p: (p / "masks.npy").unlink(), r"masks\.npy: missing or cut short"),
+        (lambda p: (p / "tiles.csv").unlink(), r"tiles\.csv: missing"),
+        (damage_rows, "do not fit the 11 rows of tiles.csv"),
+    ],
+)
+def test_damaged_stores_are_refused(store, damage, message):
+    damage(store.path)
+    with pytest.raises(DataError, match=message):
+        TileStore(store.path)
+
+
+def test_missing_bands_and_empty_statistics_are_refused(store):
+    with pytest.raises(DataError, match=r"no band nir, slope; it holds blue, green, red, swir1, thermal"):
+        store.band_index(["blue", "nir", "slope"])
+    with pytest.raises(DataError, match="no pixel with data"):
+        store.statistics(["blue"], [])
+
+
+def test_a_constant_band_is_refused(tmp_path):
+    image = np.full((2, 32, 32), 7, np.uint8)
+    image[0, 0] = 9
+    with TileWriter(tmp_path / "s", ["red", "nir"], 32, "uint8", "test") as writer:
+        writer.add(image, np.zeros((32, 32)), scene="s")
+    with pytest.raises(DataError, match="band nir is constant"):
+        TileStore(tmp_path / "s").statistics(["red", "nir"])
+
+
+def test_a_store_travels_to_workers_by_its_path(store):
+    data = pickle.dumps(store)
+    assert len(data) < 1000
+    np.testing.assert_array_equal(pickle.loads(data).images[2], store.images[2])

@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import rasterio
+import torch
+from rasterio.transform import Affine
+from scenes import BANDS, made_up, write_raster, write_scene
+
+from glacier_fastai.errors import BundleError, DataError, OutputError
+from glacier_fastai.predict.scene import predict_scene
+from glacier_fastai.train.bundle import ModelBundle
+from glacier_fastai.train.evaluate import normalise
+
+
+@pytest.fixture
+def bundle(trained):
+    return ModelBundle.load(trained[0] / "best.safetensors")
+
+
+def test_the_map_lies_on_the_scenes_grid(bundle, scene, tmp_path):
+    path = predict_scene(bundle, scene[0], tmp_path / "maps")
+    assert path == tmp_path / "maps" / "scene_classes.tif"
+    assert [p.name for p in path.parent.iterdir()] == ["scene_classes.tif"]
+    with rasterio.open(path) as out, rasterio.open(scene[0]) as source:
+        assert (out.crs, out.transform, out.shape) == (source.crs, source.transform, source.shape)
+        assert (out.count, out.dtypes[0], out.nodata) == (1, "uint8", 255)
+        classes, colours = out.read(1), out.colormap(1)
+    assert ((classes == 255) == ~made_up()[2]).all()
+    assert set(np.unique(classes)) <= {0, 1, 2, 3, 255}
+    assert colours[1] == (0x56, 0xB4, 0xE9, 255)
+
+
+def test_a_scene_of_one_window_equals_the_model_itself(bundle, tmp_path):
+    write_scene(tmp_path / "s.tif", 32, 32)
+    values, _, valid = made_up(32, 32)
+    x = normalise(np.where(valid, values, np.nan).astype(np.float32), bundle.mean, bundle.std)
+    with torch.no_grad():
+        want = bundle.model()(torch.from_numpy(x)[None]).argmax(1)[0].numpy()
+    with rasterio.open(predict_scene(bundle, tmp_path / "s.tif", tmp_path)) as out:
+        np.testing.assert_array_equal(out.read(1), np.where(valid, want, 255))
+
+
+def test_bands_are_found_by_name_whatever_their_order(bundle, scene, tmp_path):
+    values = made_up()[0]
+    extra = np.concatenate([values[::-1], values[:1] * 0 + 7])
+    write_raster(tmp_path / "other.tif", extra, nodata=0, bands=[*BANDS[::-1], "nir"])
+    maps = [predict_scene(bundle, p, tmp_path / "maps") for p in (scene[0], tmp_path / "other.tif")]
+    arrays = []
+    for path in maps:
+        with rasterio.open(path) as file:
+            arrays.append(file.read(1))
+    np.testing.assert_array_equal(*arrays)
+
+
+def test_values_under_nodata_do_not_matter(bundle, tmp_path):
+    values, _, valid = made_up()
+    values = values.astype(np.float32)
+    arrays = []
+    for k, junk in enumerate((-999.0, np.nan)):
+        path = write_raster(tmp_path / f"{k}.tif", np.where(valid, values, junk), nodata=-999, bands=BANDS)
+        with rasterio.open(predict_scene(bundle, path, tmp_path / "maps")) as file:
+            arrays.append(file.read(1))
+    np.testing.assert_array_equal(*arrays)
+
+
+def test_a_rotated_grid_and_an_all_nodata_scene(bundle, tmp_path):
+    turned = Affine(20, 10, 500_000, 10, -20, 3_100_000)
+    path = write_raster(tmp_path / "t.tif", made_up()[0] * 0, nodata=0, bands=BANDS, transform=turned)
+    with rasterio.open(predict_scene(bundle, path, tmp_path / "maps")) as out:
+        assert out.transform.almost_equals(turned)
+        assert (out.read(1) == 255).all()
+
+
+def test_refusals_leave_no_map_behind(bundle, scene, tmp_path):
+    out = tmp_path / "maps"
+
+    def refuse(error, message, path, **kwargs):
+        with pytest.raises(error, match=message):
+            predict_scene(bundle, path, out, **kwargs)
+        assert not out.exists() or list(out.iterdir()) == []
+
+    refuse(DataError, "no such file", tmp_path / "x.tif")
+    few = write_raster(tmp_path / "few.tif", made_up()[0][:3], bands=BANDS[:3])
+    refuse(BundleError, "the bundle needs band swir1, thermal; the scene holds blue, green, red", few)
+    refuse(DataError, "5 bands, but --bands names 1", scene[0], bands=["red"])
+    cut = tmp_path / "cut.tif"
+    cut.write_bytes(scene[0].read_bytes()[:-40_000])
+    refuse(DataError, "cut short or damaged|not a raster", cut)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="file"):
+        predict_scene(bundle, scene[0], tmp_path / "file")
+
+
+def test_an_existing_map_is_kept(bundle, scene, tmp_path):
+    path = predict_scene(bundle, scene[0], tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match=r"scene_classes\.tif: exists already"):
+        predict_scene(bundle, scene[0], tmp_path)
+    assert path.read_bytes() == before

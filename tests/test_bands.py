@@ -1,0 +1,80 @@
+import pytest
+
+from glacier_fastai.bands import (
+    BANDS,
+    CLASS_COLOURS,
+    CLASSES,
+    COMPOSITES,
+    SENSORS,
+    canonical_band,
+    check_bands,
+    composite,
+)
+from glacier_fastai.errors import DataError, did_you_mean
+
+
+@pytest.mark.parametrize(
+    ("given", "sensor", "want"),
+    [
+        ("SWIR1", None, "swir1"),
+        (" blue ", None, "blue"),
+        ("GLCM_contrast( swir1 )", None, "glcm_contrast(swir1)"),
+        ("B4", "landsat7", "nir"),
+        ("B4", "landsat8", "red"),
+        ("SR_B10", "landsat8", "thermal"),
+        ("B04", "sentinel2", "red"),
+    ],
+)
+def test_names_are_brought_to_ours(given, sensor, want):
+    assert canonical_band(given, sensor) == want
+
+
+@pytest.mark.parametrize(
+    ("given", "sensor", "message"),
+    [
+        ("swir_1", None, r"did you mean 'swir1'"),
+        ("B4", None, r"unknown band 'B4': use blue, green"),
+        ("B99", "landsat8", "unknown band"),
+        ("glcm_contrast(swir_1)", None, "'swir_1' is no band; did you mean 'swir1'"),
+        ("red", "landsat9000", None),
+        ("B4", "landsat", "unknown sensor 'landsat': use landsat7"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_nearest(given, sensor, message):
+    if message is None:  # our own names need no sensor
+        assert canonical_band(given, sensor) == given
+    else:
+        with pytest.raises(DataError, match=message):
+            canonical_band(given, sensor)
+
+
+def test_a_list_of_bands_is_not_empty_and_names_each_once():
+    assert check_bands(["Red", "nir"]) == ("red", "nir")
+    with pytest.raises(DataError, match="no bands given"):
+        check_bands([])
+    with pytest.raises(DataError, match="'red' is named twice"):
+        check_bands(["red", "nir", "RED"])
+
+
+def test_the_vocabulary_agrees_with_itself():
+    assert len(CLASSES) == len(CLASS_COLOURS) == 4
+    assert {b for bands in SENSORS.values() for b in bands.values()} <= set(BANDS)
+    assert {b for rgb in COMPOSITES.values() for b in rgb} <= set(BANDS)
+
+
+@pytest.mark.parametrize(
+    ("bands", "name", "index"),
+    [
+        (("blue", "green", "red", "nir"), "colour infrared", (3, 2, 1)),
+        (("blue", "green", "red", "swir1", "thermal"), "snow and ice (no nir)", (3, 2, 1)),
+        (("blue", "green", "red", "nir", "swir1"), "snow and ice", (4, 3, 2)),
+        (("elevation",), "elevation", (0, 0, 0)),
+        (("ndvi", "slope", "pan"), "ndvi, slope, pan", (0, 1, 2)),
+    ],
+)
+def test_the_composite_follows_the_bands(bands, name, index):
+    assert composite(bands) == (name, index)
+
+
+def test_nothing_near_means_no_suggestion():
+    assert did_you_mean("xyzzy", BANDS) == ""

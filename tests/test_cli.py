@@ -1,0 +1,158 @@
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import rasterio
+from scenes import make_store, write_scene
+from typer.testing import CliRunner
+
+from glacier_fastai.cli import app, main
+
+HEAVY = ("torch", "fastai", "rasterio", "numpy", "pandas", "matplotlib", "geopandas")
+SMALL = [
+    "data.tile_size=32",
+    "data.crop=32",
+    "data.folds=3",
+    "data.crops_per_tile=1",
+    "train.batch_size=4",
+    "train.epochs=1",
+]
+SET = [word for item in SMALL for word in ("--set", item)]
+
+
+def run(*args):
+    """Run the command line in a process of its own, as a user does."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    command = [sys.executable, "-m", "glacier_fastai", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Run the command line in this process and expect one line of refusal."""
+
+    def check(*args, match):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["glacier-fastai", *map(str, args)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 2
+        out = capsys.readouterr()
+        assert out.out == ""
+        lines = out.err.splitlines()
+        assert len(lines) == 1, out.err
+        assert lines[0].startswith("glacier-fastai: ")
+        assert re.search(match, lines[0]), lines[0]
+
+    return check
+
+
+COMMANDS = [
+    [],
+    ["demo"],
+    ["pretrain"],
+    ["finetune"],
+    ["crossval"],
+    ["evaluate"],
+    ["predict"],
+    ["recipes"],
+    ["recipes", "show"],
+    ["recipes", "schema"],
+    ["prepare"],
+    ["prepare", "scene"],
+    ["prepare", "synthetic"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_and_every_option_is_described(command):
+    out = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert out.exit_code == 0
+    assert "Usage:" in out.stdout
+    for line in out.stdout.splitlines():
+        if re.search(r"--[a-z]", line) and "│" in line:
+            assert len(re.sub(r"(--[\w-]+|<[\w|]+>|[│*]|\s)", "", line)) > 10, line
+
+
+def test_help_imports_nothing_heavy():
+    out = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "glacier_fastai", "finetune", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = {line.split("|")[-1].strip().split(".")[0] for line in out.stderr.splitlines() if "|" in line}
+    assert "typer" in imported
+    assert imported.isdisjoint(HEAVY)
+
+
+def test_recipes_are_listed_shown_and_described():
+    invoke = CliRunner().invoke
+    names = [line.split()[0] for line in invoke(app, ["recipes"]).stdout.splitlines()]
+    assert names == ["competition_finetune", "demo", "everest", "hkh_pretrain"]
+    shown = invoke(app, ["recipes", "show", "everest", "--set", "train.lr=1e-3"]).stdout
+    assert "lr: 0.001" in shown
+    assert json.loads(invoke(app, ["recipes", "schema"]).stdout)["title"] == "Recipe"
+
+
+def test_the_whole_way_from_a_scene_to_a_map(tmp_path):
+    scene, label = write_scene(tmp_path / "scene.tif")
+    store, out = tmp_path / "tiles", tmp_path / "run"
+    done = run("prepare", "scene", scene, "--label", label, "--out", store, "--tile-size", 32)
+    assert (done.returncode, done.stdout) == (0, f"{store}\n")
+    assert "9 tiles of 32 px, bands blue, green, red, swir1, thermal" in done.stderr
+    done = run(
+        "finetune", "--recipe", "demo", "--fold", 0, "--data", store, "--out", out, *SET, "--set", "data.spatial=false"
+    )
+    assert (done.returncode, done.stdout) == (0, f"{out / 'best.safetensors'}\n"), done.stderr
+    assert "Warning" not in done.stderr
+    assert "epoch 1/1" in done.stderr
+    done = run("evaluate", out / "best.safetensors", "--data", store, "--json")
+    result = json.loads(done.stdout)
+    assert set(result) == {"mcc", "ice_mcc", "mean_iou", "ice_iou", "mcc_image_mean", "classes", "confusion"}
+    assert set(result["classes"]["lake"]) == {"iou", "precision", "recall", "f1", "pixels"}
+    assert "the 3 tiles of fold 0" in done.stderr
+    done = run("evaluate", out / "best.safetensors", "--data", store, "--fold", "all")
+    assert re.search(r"^MCC +-?\d\.\d{4}$", done.stdout, re.MULTILINE)
+    assert "Debris" in done.stdout
+    done = run("predict", out / "best.safetensors", scene, "--out", tmp_path / "maps")
+    assert done.stdout == f"{tmp_path / 'maps' / 'scene_classes.tif'}\n"
+    with rasterio.open(tmp_path / "maps" / "scene_classes.tif") as file:
+        assert file.shape == (96, 80)
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, refused):
+    scene, label = write_scene(tmp_path / "scene.tif")
+    store = make_store(tmp_path / "store").path
+    refused(
+        "prepare", "scene", scene, "--label", label, "--out", store, "--tile-size", "32", match="store: exists already"
+    )
+    refused(
+        "prepare", "scene", tmp_path / "x.tif", "--label", label, "--out", tmp_path / "o", match=r"x\.tif: no such file"
+    )
+    refused("prepare", "synthetic", "--out", tmp_path / "o", "--sensor", "landsat9", match="landsat9")
+    refused("finetune", "--recipe", "demmo", match="no recipe 'demmo'.*did you mean 'demo'")
+    refused("finetune", "--recipe", "demo", "--set", "train.epoch=1", match="did you mean 'epochs'")
+    refused("finetune", "--recipe", "demo", "--fold", "three", match="--fold three: use a number, or all")
+    refused("finetune", "--recipe", "demo", *SET, "--data", store, "--fold", "7", match="folds 0 to 2")
+    refused("pretrain", "--recipe", "demo", match="no data: give a tile store with --data")
+    refused("evaluate", scene, "--data", store, match="not a model bundle")
+    refused("predict", tmp_path / "b.safetensors", scene, "--out", tmp_path, match="no such file")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["scene.tif", "scene_label.tif", "store"]
+
+
+def test_debug_shows_where_it_failed(tmp_path):
+    out = run("evaluate", tmp_path / "x.safetensors", "--data", tmp_path, "--debug")
+    assert out.returncode == 1
+    assert "Traceback" in out.stderr
+    assert "BundleError: " in out.stderr
+
+
+def test_a_missing_option_is_explained():
+    out = run("prepare", "scene", "a.tif")
+    assert out.returncode == 2
+    assert "Missing option '--out'" in out.stderr
+    assert "Traceback" not in out.stderr

@@ -1,0 +1,115 @@
+import json
+
+import pytest
+import yaml
+
+from glacier_fastai.errors import RecipeError
+from glacier_fastai.recipe import Recipe, load_recipe, recipe_names
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_is_valid_and_survives_a_round_trip(name, tmp_path):
+    recipe = load_recipe(name)
+    assert recipe.about
+    recipe.save(tmp_path / "copy.yaml")
+    assert load_recipe(tmp_path / "copy.yaml") == recipe
+    assert [p.name for p in tmp_path.iterdir()] == ["copy.yaml"]
+
+
+def test_the_recipes_of_the_design_are_there():
+    assert set(recipe_names()) == {"competition_finetune", "demo", "everest", "hkh_pretrain"}
+
+
+def test_the_two_main_recipes_say_what_the_design_says():
+    hkh, comp = load_recipe("hkh_pretrain"), load_recipe("competition_finetune")
+    assert (hkh.train.epochs, hkh.train.batch_size, hkh.train.accumulate, hkh.train.lr) == (60, 48, 1, 5e-4)
+    assert (comp.train.epochs, comp.train.batch_size, comp.train.accumulate, comp.train.lr) == (150, 32, 2, 1e-4)
+    assert (hkh.train.plateau_patience, comp.train.plateau_patience) == (5, 8)
+    assert (hkh.loss.focal, hkh.loss.dice, hkh.loss.mcc, hkh.loss.boundary) == (0.6, 0.4, 0, 0)
+    assert (comp.loss.focal, comp.loss.dice, comp.loss.mcc, comp.loss.boundary) == (0.25, 0.25, 0.35, 0.15)
+    assert (comp.ramp.start, comp.ramp.epochs) == ({"boundary": 0.05}, 30)
+    assert hkh.bands == comp.bands == ("blue", "green", "red", "swir1", "thermal")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.learning_rate=1", r"train\.learning_rate: unknown key; allowed are epochs"),
+        ("train.epoch=3", r"train\.epoch: unknown key.*did you mean 'epochs'"),
+        ("los.dice=1", r"los: unknown key.*did you mean 'loss'"),
+        ("train.epochs=many", r"train\.epochs: input should be a valid integer.*not \"many\""),
+        ("train.epochs=true", r"train\.epochs: input should be a valid integer"),
+        ("train.epochs=0", r"train\.epochs: input should be greater than or equal to 1, not 0"),
+        ("train.plateau_factor=2", r"train\.plateau_factor: input should be less than 1"),
+        ("bands=[blue, purple]", r"bands: unknown band 'purple': use blue, green"),
+        ("bands=[blue, swirl1]", r"bands: unknown band 'swirl1'.*did you mean 'swir1'"),
+        ("bands=[blue, blue]", r"bands: band 'blue' is named twice"),
+        ("data.crop=1024", r"data: crop 1024 is larger than tile_size 128: lower data.crop"),
+        (
+            "model.attention=csse",
+            r"model\.attention: input should be 'scse' or 'cse', not \"csse\"; did you mean 'cse'",
+        ),
+        ("loss={focal: 0, dice: 0, mcc: 0, boundary: 0}", "loss: the weights of all parts are 0"),
+        ("loss.focal=-1", r"loss\.focal: input should be greater than or equal to 0"),
+        ("loss.alpha=[1, 2]", "loss: alpha has 2 values: one per class"),
+        ("ramp.start={bf1: 0.1}", r"ramp\.start\.bf1: that part of the loss has no weight"),
+        ("train", "write it as section.field=value"),
+        ("bands.more.x=1", "'bands' has no fields below it"),
+        ("train.lr=[", "the value is not YAML"),
+    ],
+)
+def test_bad_fields_are_refused_in_one_line(override, message):
+    with pytest.raises(RecipeError, match=message) as err:
+        load_recipe("demo", [override])
+    assert "\n" not in str(err.value)
+
+
+def test_every_mistake_is_named_at_once():
+    with pytest.raises(RecipeError, match=r"train\.lr.*seed"):
+        load_recipe("demo", ["train.lr=-1", "seed=-1"])
+
+
+def test_overrides_reach_sections_and_numbers_are_numbers():
+    recipe = load_recipe("demo", ["train.lr=1e-4", "ramp=null", "data.spatial=false", "bands=[red, nir]"])
+    assert (recipe.train.lr, recipe.ramp, recipe.data.spatial, recipe.bands) == (1e-4, None, False, ("red", "nir"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[1, 2]", "not a recipe"), ("a: [", "not YAML"), ("about: x\n", "bands: missing"), ("\x00", "not YAML")],
+)
+def test_files_that_are_no_recipes(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path)
+
+
+def test_missing_recipes_are_named():
+    with pytest.raises(RecipeError, match="no recipe 'everst': use competition_finetune.*did you mean 'everest'"):
+        load_recipe("everst")
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml: cannot be read"):
+        load_recipe("nowhere.yaml")
+
+
+def test_a_recipe_cannot_be_changed():
+    with pytest.raises(Exception, match="frozen"):
+        load_recipe("demo").seed = 1
+
+
+def test_the_schema_describes_every_field():
+    def undescribed(node, path=""):
+        for name, field in node.get("properties", {}).items():
+            if "description" not in field and "$ref" not in field and "allOf" not in field:
+                yield f"{path}.{name}"
+
+    schema = Recipe.model_json_schema()
+    assert json.dumps(schema)
+    for name, section in schema["$defs"].items():
+        assert list(undescribed(section, name)) == []
+
+
+def test_yaml_holds_every_default():
+    tree = yaml.safe_load(load_recipe("demo").to_yaml())
+    assert tree["train"]["clip"] == 1.0
+    assert tree["loss"]["gamma"] == 2.0

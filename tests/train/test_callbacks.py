@@ -1,0 +1,250 @@
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.callback.progress import ProgressCallback
+from fastai.callback.tracker import ReduceLROnPlateau
+from fastai.callback.training import GradientAccumulation
+from fastai.learner import Recorder
+from scenes import make_store
+from torch import nn
+
+from glacier_fastai.core.losses import CombinedLoss
+from glacier_fastai.data.block import GlacierDataLoaders
+from glacier_fastai.errors import RecipeError, TrainingError
+from glacier_fastai.train.callbacks import (
+    AverageWeightsCallback,
+    CombinedLossCallback,
+    CpuMixedPrecision,
+    MaxMinutesCallback,
+    ProgressiveRampCallback,
+    plateau,
+)
+from glacier_fastai.train.learner import glacier_learner
+
+
+class Small(nn.Module):
+    """Convolution, norm, convolution."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.net = nn.Sequential(nn.Conv2d(5, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.fixture
+def learn(tmp_path):
+    dls = GlacierDataLoaders.from_store(make_store(tmp_path / "s"), 0, bs=2, folds=3)
+    out = glacier_learner(dls, model=Small(), splitter=lambda m: [list(m.parameters())], loss=CombinedLoss.phase_b())
+    out.remove_cbs(ProgressCallback)
+    out.logger = lambda row: None
+    return out
+
+
+def column(learn, name):
+    return [v[learn.recorder.metric_names.index(name) - 1] for v in learn.recorder.values]
+
+
+def test_the_parts_of_the_loss_are_recorded_and_add_up(learn):
+    learn.fit(2, 1e-3)
+    names = learn.recorder.metric_names
+    for part in ("focal", "dice", "mcc", "boundary"):
+        assert {f"{part}_loss", f"train_{part}_loss"} <= set(names)
+    assert "bf1_loss" not in names
+    w = learn.loss_func.weights
+    for epoch in range(2):
+        total = sum(w[p] * column(learn, f"{p}_loss")[epoch] for p in ("focal", "dice", "mcc", "boundary"))
+        assert total == pytest.approx(column(learn, "valid_loss")[epoch], rel=1e-5)
+
+
+def test_columns_go_with_the_fit_and_validate_still_works(learn):
+    before = [m.name for m in learn.metrics]
+    learn.fit(1, 1e-3, cbs=ProgressiveRampCallback())
+    assert [m.name for m in learn.metrics] == before
+    assert len(learn.validate()) >= 1 + len(before)
+    assert [m.name for m in learn.metrics] == before
+
+
+@pytest.mark.parametrize("by", ["epoch", "batch"])
+def test_the_ramp_rises_to_full_weight_and_is_recorded(learn, by):
+    seen = []
+
+    class Watch(Callback):
+        order = Recorder.order + 1
+
+        def after_batch(self):
+            if self.training:
+                seen.append(dict(self.loss_func.ramp))
+
+    learn.fit(6, 1e-4, cbs=[ProgressiveRampCallback({"boundary": 0.1, "mcc": 0.5}, epochs=4, by=by), Watch()])
+    n = len(learn.dls.train)
+    assert column(learn, "ramp_boundary")[4:] == [1.0, 1.0]
+    for i, ramp in enumerate(seen):
+        done = i // n if by == "epoch" else i / n
+        assert ramp["boundary"] == pytest.approx(min(1, 0.1 + 0.9 * done / 4))
+        assert ramp["mcc"] == pytest.approx(min(1, 0.5 + 0.5 * done / 4))
+        assert ramp["focal"] == 1
+
+
+def test_the_ramp_changes_the_gradient_and_not_only_the_log(learn):
+    grads = []
+    x, y = learn.dls.one_batch()
+    for factor in (0.0, 1.0):
+        learn.loss_func.ramp["boundary"] = factor
+        learn.model.zero_grad()
+        learn.loss_func(learn.model(x.as_subclass(torch.Tensor)), y.as_subclass(torch.Tensor)).backward()
+        grads.append(learn.model.net[0].weight.grad.clone())
+    assert not torch.allclose(*grads)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"start": {"boundary": 2}}, "each start within 0..1"),
+        ({"by": "step"}, "'epoch' or 'batch'"),
+    ],
+)
+def test_impossible_ramps_are_refused(kwargs, message):
+    with pytest.raises(RecipeError, match=message):
+        ProgressiveRampCallback(**kwargs)
+
+
+def test_a_ramp_of_an_unknown_part_is_refused(learn):
+    with pytest.raises(RecipeError, match="the loss has no part border"):
+        learn.fit(1, cbs=ProgressiveRampCallback({"border": 0.1}))
+
+
+def test_plateau_has_pytorchs_meaning(learn):
+    class Fake(Callback):
+        """Give the metrics that a list says."""
+
+        order = Recorder.order + 1
+        values = [0.5, 0.4, 0.4, 0.4, 0.6, 0.1, 0.1, 0.1, 0.1]
+
+        def after_epoch(self):
+            self.recorder.values[-1][self.recorder.metric_names.index("mcc") - 1] = self.values[self.epoch]
+            rates.append(self.opt.hypers[-1]["lr"])
+
+    rates = []
+    learn.fit(len(Fake.values), 1.0e-3, cbs=[plateau("mcc", 0.5, 2), Fake()])
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
+    reference = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, "max", factor=0.5, patience=2, threshold=0)
+    want = []
+    for value in Fake.values:
+        want.append(optimiser.param_groups[0]["lr"])
+        reference.step(value)
+    np.testing.assert_allclose(rates, want)
+    assert rates[-1] < rates[0]
+
+
+def test_a_growing_plateau_is_refused():
+    with pytest.raises(TrainingError, match="it must be below 1"):
+        plateau("mcc", 2.0, 5)
+
+
+def test_fastais_own_plateau_reaches_the_optimiser(learn):
+    learn.fit(3, 1e-3, cbs=ReduceLROnPlateau("valid_loss", comp=np.greater, patience=1, factor=10, min_delta=1e9))
+    assert learn.opt.opt.param_groups[0]["lr"] == pytest.approx(1e-5)
+
+
+def test_the_average_follows_every_step_buffers_included(learn):
+    steps = []
+
+    class Watch(Callback):
+        order = AverageWeightsCallback.order - 1
+
+        def after_step(self):
+            steps.append({k: v.clone() for k, v in self.model.state_dict().items()})
+
+    start = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    learn.fit(2, 1e-2, cbs=[AverageWeightsCallback(0.9), Watch()])
+    want = {k: v.double() for k, v in start.items()}
+    for i, state in enumerate(steps):
+        keep = 0.9 if i else 0.0  # the first step is the start of the average
+        want = {k: keep * want[k] + (1 - keep) * state[k].double() for k in want}
+    for name, tensor in learn.model.state_dict().items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor.double(), want[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_the_average_is_what_is_validated_and_training_goes_on_without_it(learn):
+    trained, validated = [], []
+
+    class Watch(Callback):
+        order = AverageWeightsCallback.order + 1
+
+        def before_validate(self):
+            validated.append(self.model.net[0].weight.clone())
+
+        def before_train(self):
+            trained.append(self.model.net[0].weight.clone())
+
+        def after_step(self):
+            self.last = self.model.net[0].weight.clone()
+
+        def before_epoch(self):
+            if self.epoch:
+                assert torch.equal(self.model.net[0].weight, self.last)
+
+    learn.fit(3, 1e-2, cbs=[AverageWeightsCallback(0.9), Watch()])
+    assert torch.equal(learn.model.net[0].weight, validated[-1])
+    assert not any(torch.equal(t, v) for t, v in zip(trained[1:], validated, strict=False))
+
+
+def test_max_minutes_stops_after_an_epoch_and_says_so(learn):
+    class Slow(Callback):
+        def after_train(self):
+            time.sleep(0.2)
+
+    said = []
+    cb = MaxMinutesCallback(0.9 / 60, say=said.append)
+    began = time.monotonic()
+    learn.fit(50, 1e-3, cbs=[cb, Slow()])
+    assert time.monotonic() - began < 1.5
+    assert cb.stopped
+    assert 1 <= len(learn.recorder.values) < 50
+    assert said == [f"stopped after epoch {len(learn.recorder.values)}: max_minutes 0.015 leaves no time for another"]
+
+
+def test_accumulated_gradients_do_not_leak_into_the_next_fit(learn):
+    learn.fit(1, 1e-3, cbs=GradientAccumulation(3))
+    assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters())
+
+
+def test_bfloat16_on_the_cpu_is_real_and_the_loss_stays_float32(learn):
+    seen = {}
+
+    class Watch(Callback):
+        order = CpuMixedPrecision.order - 1
+
+        def after_pred(self):
+            seen["pred"] = self.pred.dtype
+
+        def after_loss(self):
+            seen["loss"] = self.loss.dtype
+
+    learn.add_cbs([CpuMixedPrecision(), Watch()])
+    learn.fit(1, 1e-3)
+    assert seen == {"pred": torch.bfloat16, "loss": torch.float32}
+    assert learn.model.net[0].weight.dtype == torch.float32
+    assert not torch.is_autocast_enabled("cpu")
+    assert math.isfinite(column(learn, "valid_loss")[0])
+
+
+def test_the_callback_for_parts_keeps_out_of_other_losses(tmp_path):
+    dls = GlacierDataLoaders.from_store(make_store(tmp_path / "s"), 0, bs=4, folds=3)
+    learn = glacier_learner(
+        dls, model=Small(), splitter=lambda m: [list(m.parameters())], loss=nn.CrossEntropyLoss(ignore_index=255)
+    )
+    learn.remove_cbs(ProgressCallback)
+    learn.logger = lambda row: None
+    learn.fit(1, 1e-3)
+    assert not any("focal" in n for n in learn.recorder.metric_names)
+    assert learn.combined_loss.order == CombinedLossCallback.order

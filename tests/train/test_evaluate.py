@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+import torch
+from scenes import make_store
+from sklearn.metrics import matthews_corrcoef
+
+from glacier_fastai.errors import BundleError, DataError
+from glacier_fastai.train.bundle import ModelBundle
+from glacier_fastai.train.evaluate import evaluate, fingerprint, normalise, tiles_to_score
+
+
+@pytest.fixture
+def bundle(trained):
+    return ModelBundle.load(trained[0] / "best.safetensors")
+
+
+def predictions(bundle, store, i):
+    x = normalise(store.read(i, store.band_index(bundle.bands)), bundle.mean, bundle.std)
+    with torch.no_grad():
+        return bundle.model()(torch.from_numpy(x)[None]).argmax(1)[0].numpy()
+
+
+def test_scores_equal_scikit_learn(bundle, trained):
+    store = trained[1]
+    result = evaluate(bundle, store, batch_size=1)
+    pairs = []
+    for i in range(len(store)):
+        y, p = store.masks[i], predictions(bundle, store, i)
+        pairs.append((y[y != 255], p[y != 255]))
+    y, p = (np.concatenate(v) for v in zip(*pairs, strict=True))
+    assert result["mcc"] == pytest.approx(matthews_corrcoef(y, p), abs=1e-9)
+    assert result["ice_mcc"] == pytest.approx(matthews_corrcoef(np.isin(y, (1, 2)), np.isin(p, (1, 2))), abs=1e-9)
+    assert result["mcc_image_mean"] == pytest.approx(np.mean([matthews_corrcoef(*pair) for pair in pairs]), abs=1e-9)
+    assert {k: v["pixels"] for k, v in result["classes"].items()} == {
+        n: int((y == k).sum()) for k, n in enumerate(bundle.classes)
+    }
+    assert set(result) == {"mcc", "ice_mcc", "mean_iou", "ice_iou", "mcc_image_mean", "classes", "confusion"}
+
+
+def test_bands_are_found_by_name(bundle, trained, tmp_path):
+    swapped = make_store(tmp_path / "s", bundle.bands[::-1])
+    result = evaluate(bundle, swapped)
+    assert np.array(result["confusion"]).sum() == swapped.class_counts().sum()
+    with pytest.raises(BundleError, match="the bundle needs band swir1, thermal; the store holds blue, green, red"):
+        evaluate(bundle, make_store(tmp_path / "t", ("blue", "green", "red")))
+
+
+def test_values_under_nodata_do_not_matter(bundle, trained):
+    store = trained[1]
+    image = store.read(0)
+    x = normalise(image, bundle.mean, bundle.std)
+    assert np.isnan(image).any()
+    assert (x[:, np.isnan(image[0])] == 0).all()
+
+
+def test_without_labels_there_is_nothing_to_score(bundle, trained):
+    with pytest.raises(DataError, match="no labelled pixel"):
+        evaluate(bundle, trained[1], tiles=[])
+
+
+def test_on_its_own_store_only_unseen_tiles_are_scored(bundle, trained, tmp_path):
+    store = trained[1]
+    assert bundle.trained_on["hash"] == fingerprint(store)
+    tiles, why = tiles_to_score(bundle, store)
+    assert (len(tiles), why) == (4, "the 4 tiles of fold 0")
+    tiles, why = tiles_to_score(bundle, store, "1")
+    assert why == "the 4 tiles of fold 1; the bundle was trained on some of them"
+    tiles, why = tiles_to_score(bundle, store, "all")
+    assert (len(tiles), why) == (12, "all 12 tiles, also those the bundle was trained on")
+    other = make_store(tmp_path / "o", seed=50)
+    tiles, why = tiles_to_score(bundle, other)
+    assert (len(tiles), why) == (12, "all 12 tiles")
+    for fold in ("3", "-1"):
+        with pytest.raises(DataError, match=f"--fold {fold}: the bundle knows folds 0 to 2"):
+            tiles_to_score(bundle, store, fold)
+    with pytest.raises(DataError, match="--fold first: use a number from 0 to 2, or all"):
+        tiles_to_score(bundle, store, "first")

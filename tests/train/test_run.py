@@ -1,0 +1,185 @@
+import json
+import re
+
+import pandas as pd
+import pytest
+from scenes import make_store, tiny_recipe
+
+from glacier_fastai.errors import BundleError, DataError, OutputError, RecipeError
+from glacier_fastai.recipe import load_recipe
+from glacier_fastai.train.bundle import ModelBundle
+from glacier_fastai.train.evaluate import evaluate
+from glacier_fastai.train.run import crossval, effective_precision, finetune, pretrain, train
+
+
+def test_the_run_folder_holds_what_the_design_says(trained):
+    run, store = trained
+    files = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
+    assert files == {
+        "recipe.yaml",
+        "environment.json",
+        "folds.csv",
+        "history.csv",
+        "best.safetensors",
+        "metrics.json",
+        "figures/batch.png",
+        "figures/results.png",
+    }
+    assert load_recipe(run / "recipe.yaml") == tiny_recipe()
+    folds = pd.read_csv(run / "folds.csv")
+    assert folds["part"].value_counts().to_dict() == {"train": 8, "valid": 4}
+    assert set(folds["id"]) == set(store.table["id"])
+    assert (folds.loc[folds["part"] == "valid", "fold"] == 0).all()
+    assert json.loads((run / "environment.json").read_text())["packages"]["torch"]
+
+
+def test_the_history_has_a_row_per_epoch_with_every_column(trained):
+    table = pd.read_csv(trained[0] / "history.csv")
+    assert table["epoch"].tolist() == [1, 2]
+    wanted = {
+        "train_loss",
+        "valid_loss",
+        "mcc",
+        "train_mcc",
+        "mean_iou",
+        "ice_mcc",
+        "focal_loss",
+        "train_boundary_loss",
+    }
+    assert wanted | {"ramp_boundary", "lr", "seconds"} <= set(table)
+    assert not table.isna().any().any()
+
+
+def test_the_bundle_is_the_best_epoch_and_its_scores_are_on_record(trained):
+    run, store = trained
+    bundle = ModelBundle.load(run / "best.safetensors")
+    history, record = pd.read_csv(run / "history.csv"), json.loads((run / "metrics.json").read_text())
+    best = history.loc[history["mcc"].idxmax()]
+    assert record["epoch"] == bundle.metrics["epoch"] == best["epoch"]
+    assert bundle.metrics["mcc"] == pytest.approx(best["mcc"], abs=1e-9)
+    valid = pd.read_csv(run / "folds.csv").query("part == 'valid'").index
+    assert {"epoch": record["epoch"], **evaluate(bundle, store, valid)} == record
+    assert bundle.trained_on["fold"] == 0
+    assert bundle.recipe == tiny_recipe().model_dump(mode="json")
+
+
+def test_the_console_says_what_is_run_and_how_it_goes(tmp_path, capsys):
+    finetune(tiny_recipe(), 1, data=make_store(tmp_path / "s").path, out=tmp_path / "run")
+    text = capsys.readouterr()
+    assert text.out == ""
+    for word in (
+        "recipe",
+        "seed     42",
+        "device   cpu, fp32",
+        "parameters",
+        "batches  2 per epoch of 4 crops of 32 px",
+    ):
+        assert word in text.err
+    line = r"epoch 1/2  loss \d\.\d{4} / \d\.\d{4}  MCC -?\d\.\d{4} / -?\d\.\d{4}  mean IoU .* lr 1\.0e-03"
+    assert re.search(line, text.err)
+    assert re.search(r"Class +IoU +Prec +Recall +F1\nBG .*\nGlacier .*\nDebris .*\nLake .*\nMean ", text.err)
+    assert "\r" not in text.err
+    assert "best     epoch" in text.err
+
+
+def test_pretrain_then_finetune_with_other_bands(tmp_path, capsys):
+    pre = pretrain(tiny_recipe("train.epochs=1"), make_store(tmp_path / "a").path, tmp_path / "pre")
+    recipe = tiny_recipe("train.epochs=1", "bands=[red, nir, blue]")
+    data = make_store(tmp_path / "b", ("nir", "red", "blue"))
+    run = finetune(recipe, 0, pre / "best.safetensors", data.path, tmp_path / "fine")
+    assert ModelBundle.load(run / "best.safetensors").bands == ("red", "nir", "blue")
+    assert "first convolution: red, blue kept; nir start from the mean" in capsys.readouterr().err
+
+
+def test_fold_all_trains_on_everything_and_keeps_the_last(tmp_path):
+    data = make_store(tmp_path / "s")
+    run = finetune(tiny_recipe(), None, data=data.path, out=tmp_path / "run")
+    bundle = ModelBundle.load(run / "best.safetensors")
+    assert bundle.trained_on["fold"] is None
+    assert bundle.metrics == {}
+    assert (pd.read_csv(run / "folds.csv")["part"] == "train").all()
+    assert not (run / "metrics.json").exists()
+    history = pd.read_csv(run / "history.csv")
+    assert len(history) == 2
+    assert "mcc" not in history
+    assert "train_mcc" in history
+
+
+def test_crossval_trains_every_fold(tmp_path, capsys):
+    recipe = tiny_recipe("train.epochs=1")
+    out = crossval(recipe, data=make_store(tmp_path / "s").path, out=tmp_path / "cv")
+    table = pd.read_csv(out / "crossval.csv")
+    assert table["fold"].tolist() == [0, 1, 2]
+    for k in range(3):
+        assert table["mcc"][k] == json.loads((out / f"fold{k}" / "metrics.json").read_text())["mcc"]
+    assert re.search(r"mcc +-?\d\.\d+ \+- \d\.\d+ over 3 folds", capsys.readouterr().err)
+
+
+def test_the_same_recipe_gives_the_same_weights(tmp_path):
+    data = make_store(tmp_path / "s").path
+    recipe = tiny_recipe("train.epochs=2", "data.crop=16", "train.ema=0.5", "augment.rotate=20")
+    a, b = (ModelBundle.load(train(recipe, data, tmp_path / n) / "best.safetensors") for n in "ab")
+    assert all((a.weights[k] == b.weights[k]).all() for k in a.weights)
+
+
+def test_max_minutes_keeps_the_best_so_far_and_finishes(tmp_path, capsys):
+    recipe = tiny_recipe("train.epochs=500", "train.max_minutes=0.02")
+    run = finetune(recipe, 0, data=make_store(tmp_path / "s").path, out=tmp_path / "run")
+    assert 1 <= len(pd.read_csv(run / "history.csv")) < 500
+    assert "max_minutes 0.02 leaves no time" in capsys.readouterr().err
+    assert (run / "metrics.json").exists()
+
+
+def test_early_stopping_accumulation_and_no_clipping(tmp_path):
+    recipe = tiny_recipe(
+        "train.epochs=9", "train.early_stop=1", "train.accumulate=2", "train.clip=0", "train.lr=1e-9", "train.ema=0"
+    )
+    run = finetune(recipe, 0, data=make_store(tmp_path / "s").path, out=tmp_path / "run")
+    assert len(pd.read_csv(run / "history.csv")) < 9
+
+
+def refuse(error, message, tmp_path, recipe, **kwargs):
+    with pytest.raises(error, match=message) as err:
+        finetune(recipe, **{"fold": 0, "out": tmp_path / "run", **kwargs})
+    assert "\n" not in str(err.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_refusals_leave_nothing_behind(tmp_path):
+    data = make_store(tmp_path / "s").path
+    recipe = tiny_recipe()
+    refuse(DataError, "no data: give a tile store with --data", tmp_path, recipe)
+    refuse(DataError, "not a tile store", tmp_path, recipe, data=tmp_path)
+    refuse(DataError, "fold 9: there are folds 0 to 2", tmp_path, recipe, data=data, fold=9)
+    refuse(DataError, "no band nir; it holds", tmp_path, tiny_recipe("bands=[red, nir]"), data=data)
+    big = tiny_recipe("data.tile_size=64", "data.crop=64")
+    refuse(DataError, "crop 64 is larger than its tiles of 32 px", tmp_path, big, data=data)
+    refuse(BundleError, "no such file", tmp_path, recipe, data=data, weights=tmp_path / "x.safetensors")
+    half = tiny_recipe("train.precision=fp16")
+    refuse(RecipeError, "fp16 needs a CUDA GPU", tmp_path, half, data=data)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(OutputError, match="there: exists already"):
+        train(recipe, data, tmp_path / "there")
+    with pytest.raises(OutputError, match="there: exists already"):
+        crossval(recipe, data=data, out=tmp_path / "there")
+
+
+def test_another_architecture_than_the_bundles_is_refused(trained, tmp_path):
+    recipe = tiny_recipe("model.arch=resnet34")
+    refuse(
+        BundleError,
+        "set model.arch=resnet18",
+        tmp_path,
+        recipe,
+        data=trained[1].path,
+        weights=trained[0] / "best.safetensors",
+    )
+
+
+def test_precision_follows_the_recipe_and_the_device(monkeypatch):
+    import torch
+
+    assert effective_precision(tiny_recipe("train.precision=bf16")) == "bf16"
+    for able, want in (({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({}, "fp32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able, raising=False)
+        assert effective_precision(tiny_recipe("train.precision=auto")) == want
