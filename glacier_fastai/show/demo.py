@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -58,13 +59,18 @@ def map_figure(
 
 def run(
     out: Path,  # folder to make; must not exist
+    overrides: Sequence[str] = (),  # of the demo recipe, for a shorter demo
 ) -> None:
-    """Run the demo; every landscape in it is made up."""
+    """Run the demo; every landscape in it is made up.
+
+    Raises:
+        OutputError: `out` exists already.
+    """
     began = time.monotonic()
     if out.exists():
         raise OutputError(f"{out}: exists already; choose another --out or remove it first")
     out.mkdir(parents=True)
-    recipe = load_recipe("demo")
+    recipe = load_recipe("demo", overrides)
     cut = {"tile_size": recipe.data.tile_size, "scene_size": 256, "bands": recipe.bands}
     say("making synthetic landscapes")
     first = synthetic_store(out / "pretrain-tiles", "landsat7", n_scenes=10, seed=1, **cut)
@@ -73,7 +79,7 @@ def run(
     scene, label = write_scene(out / "scene.tif", "landsat8", size=384, bands=recipe.bands, seed=4)
 
     say("\npretraining on synthetic Landsat 7")
-    pre = pretrain(load_recipe("demo", PHASE_A), first.path, out / "pretrain")
+    pre = pretrain(load_recipe("demo", [*overrides, *PHASE_A]), first.path, out / "pretrain")
     say("\nfine-tuning on synthetic Landsat 8, fold 0")
     fine = finetune(recipe, 0, pre / "best.safetensors", second.path, out / "finetune")
 

@@ -44,6 +44,11 @@ class ConfusionMatrixCallback(Callback):
     ):
         self.classes, self.matrix = classes, {"train": None, "valid": None}
 
+    @property
+    def latest(self) -> torch.Tensor | None:
+        """The matrix of validation, or of training where nothing is validated."""
+        return self.matrix["train"] if self.matrix["valid"] is None else self.matrix["valid"]
+
     def _reset(self, phase: str) -> None:
         self.matrix[phase] = torch.zeros(self.classes, self.classes, dtype=torch.int64)
 

@@ -40,7 +40,7 @@ def class_table(
 
 
 class ConsoleCallback(Callback):
-    """One line per epoch instead of fastai's table; the class table every 10 epochs, at each best and at the end."""
+    """One line per epoch instead of fastai's table; the class table every 10 epochs and at each best."""
 
     order = SaveModelCallback.order + 0.5  # after the best is known, before anything stops the run
 
@@ -90,17 +90,10 @@ class ConsoleCallback(Callback):
             f"  lr {self.opt.hypers[-1]['lr']:.1e}  {time.monotonic() - self.began:.0f} s{'  best' if new_best else ''}"
         )
         if new_best or (self.epoch + 1) % self.every == 0:
-            self.table()
-
-    def table(self) -> None:
-        """Print the class table of validation, or of training where there is none."""
-        matrix = self.learn.confusion_matrix.matrix
-        say(class_table(matrix["train"] if matrix["valid"] is None else matrix["valid"]))
+            say(class_table(self.learn.confusion_matrix.latest))
 
     def after_fit(self):
-        """Print the last table; give fastai its logger back."""
+        """Close the bar; give fastai its logger back."""
         if self.bar:
             self.bar.stop()
         self.learn.logger = self.kept
-        if self.recorder.values:
-            self.table()

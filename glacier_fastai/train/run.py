@@ -287,6 +287,9 @@ def _finish(learn: GlacierLearner, out: Path) -> None:
             f"mean IoU {result['mean_iou']:.4f} on {len(learn.dls.valid_tiles)} validation tiles"
         )
         say(class_table(torch.tensor(result["confusion"])))
+    else:
+        say("last epoch, on the training tiles:")
+        say(class_table(learn.confusion_matrix.latest))
     with learn.no_bar(), learn.no_logging():
         learn.dls.show_batch(max_n=6)
         _figure(out / "figures" / "batch.png")

@@ -1,0 +1,43 @@
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from glacier_fastai.cli import app
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line[line.index("glacier-fastai") :].split(" > ")[0]
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if "glacier-fastai " in line
+]
+
+
+def test_the_readme_has_the_two_commands_and_ci_runs_the_second():
+    assert "\npip install . && glacier-fastai demo\n" in README
+    assert "\npip install '.[test]' && pytest\n" in README
+    assert "README.md" in (ROOT / ".ci" / "run").read_text()
+    assert len(COMMANDS) >= 8
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_in_the_readme_exists_with_its_options(command):
+    _, *words = shlex.split(command)
+    node = typer.main.get_command(app)
+    while words and words[0] in getattr(node, "commands", {}):
+        node = node.commands[words.pop(0)]
+    context = node.make_context(command, words, resilient_parsing=False)
+    assert context.params
+
+
+def test_every_name_in_the_readmes_notebook_is_public():
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    scope = {}
+    exec("from glacier_fastai.all import *", scope)  # a notebook's first line
+    names = set(re.findall(r"\b([A-Z]\w+|glacier_learner)\b", re.sub(r"#.*", "", code)))
+    assert {"GlacierDataLoaders", "CombinedLoss", "ModelBundle"} <= names
+    assert names <= set(scope)
