@@ -27,7 +27,7 @@ def starts(length: int, size: int, overlap: int = 0) -> list[int]:
     return [0] if n == 0 else [(2 * i * last + n) // (2 * n) for i in range(n + 1)]
 
 
-def blend_window(size: int) -> np.ndarray:
-    """Return blending weights of shape `(size, size)`, float32: a Hann window that is positive to its edge."""
-    hann = np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2
-    return np.outer(hann, hann).astype(np.float32)
+def blend_window(height: int, width: int) -> np.ndarray:
+    """Return blending weights of shape `(height, width)`, float32: a Hann window that is positive to its edge."""
+    rows, cols = (np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n in (height, width))
+    return np.outer(rows, cols).astype(np.float32)

@@ -26,13 +26,13 @@ def predict_scene(
     *,
     bands: Sequence[str] | None = None,  # names of the file's bands, default its band descriptions
     sensor: str | None = None,  # one of `bands.SENSORS`
-    window: int | None = None,  # side of a window, pixels; default the side of the tiles it was trained on
-    batch_size: int = 8,  # windows per call of the model
+    window: int = 512,  # side of a window, pixels
+    batch_size: int = 4,  # windows per call of the model
     device: torch.device | None = None,  # default `default_device()`
 ) -> Path:
     """Write `OUT/SCENE_classes.tif`, uint8 class codes on the scene's grid, 255 without data; return its path.
 
-    Windows overlap by half and are blended as probabilities.
+    Windows overlap by a quarter and are blended as probabilities.
 
     Raises:
         DataError: The scene cannot be read, has no coordinate reference system or unnamed bands.
@@ -41,7 +41,6 @@ def predict_scene(
     """
     device = device or default_device()
     probabilities = bundle.probabilities(device)
-    size = window or int(bundle.trained_on.get("tile_size", 256))
 
     def model(images: np.ndarray) -> np.ndarray:
         return probabilities(torch.from_numpy(images)).cpu().numpy()
@@ -50,7 +49,7 @@ def predict_scene(
         path = Path(out) / f"{source.path.stem}_classes.tif"
         with ClassMapSink(path, source.height, source.width, source.crs, source.transform) as sink:
             strips = sliding_probabilities(
-                source.window, model, source.height, source.width, size, size // 2, batch_size
+                source.window, model, source.height, source.width, window, window // 4, batch_size
             )
             for row, probs in strips:
                 classes = probs.argmax(0).astype(np.uint8)

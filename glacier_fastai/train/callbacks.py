@@ -171,17 +171,23 @@ class AverageWeightsCallback(Callback):
 
     def __init__(
         self,
-        decay: float = 0.99,  # share of the average that stays with every optimiser step
+        decay: float = 0.99,  # share of the average that stays with an optimiser step; smaller in the first steps
     ):
-        self.decay, self.swapped = decay, False
+        self.decay, self.swapped, self.steps = decay, False, 0
 
     def before_fit(self):
         """Start the average from the present weights."""
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
+        self.average, self.steps = AveragedModel(self.model, multi_avg_fn=self._move, use_buffers=True), 0
+
+    def _move(self, average: list[torch.Tensor], weights: list[torch.Tensor], _) -> None:
+        # young averages forget faster, or the untrained weights would be seen for long
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        get_ema_multi_avg_fn(decay)(average, weights, _)
 
     def after_step(self):
         """Move the average."""
         self.average.update_parameters(self.model)
+        self.steps += 1
 
     def _swap(self) -> None:
         with torch.no_grad():

@@ -33,9 +33,11 @@ def test_impossible_windows_are_refused(args, message):
         starts(*args)
 
 
-@given(st.integers(1, 64))
-def test_blending_weights_are_positive_and_symmetric(size):
-    w = blend_window(size)
+@given(st.integers(1, 64), st.integers(1, 64))
+def test_blending_weights_are_positive_and_symmetric(height, width):
+    w = blend_window(height, width)
+    assert w.shape == (height, width)
     assert (w > 0).all()
-    assert np.allclose(w, w.T)
     assert np.allclose(w, w[::-1])
+    assert np.allclose(w, w[:, ::-1])
+    assert np.allclose(w, blend_window(width, height).T)
