@@ -12,16 +12,21 @@ __all__ = ["assign_folds", "touching", "train_valid"]
 
 
 def touching(
+    tiles: np.ndarray,  # bool (N,), some of the tiles
     scene: Sequence[str],  # scene of each tile
     row: Sequence[int],  # first row of each tile in its scene, pixels
     col: Sequence[int],  # first column
     size: int,  # side of a tile, pixels
 ) -> np.ndarray:
-    """Return bool `(N, N)`: True where two tiles of one scene overlap or share an edge or a corner."""
+    """Return bool `(N,)`: True for what overlaps one of `tiles` or shares an edge or a corner with it (or is it)."""
     name = np.unique(np.asarray(scene, dtype=str), return_inverse=True)[1]
     row, col = np.asarray(row, np.int64), np.asarray(col, np.int64)
-    near = (abs(row[:, None] - row) <= size) & (abs(col[:, None] - col) <= size)
-    return near & (name[:, None] == name)
+    near = np.zeros(len(name), bool)
+    for s in np.unique(name[tiles]):
+        mine, theirs = np.flatnonzero(name == s), np.flatnonzero((name == s) & tiles)
+        rows = abs(row[mine, None] - row[theirs]) <= size
+        near[mine] = (rows & (abs(col[mine, None] - col[theirs]) <= size)).any(1)
+    return near
 
 
 def assign_folds(
@@ -85,7 +90,7 @@ def _deal(counts: np.ndarray, n_folds: int) -> np.ndarray:
 def train_valid(
     fold: np.ndarray,  # (N,) fold of each tile
     k: int,  # fold to validate on
-    near: np.ndarray | None = None,  # (N, N) from `touching`: leave out training tiles that touch a validation tile
+    **place,  # `scene`, `row`, `col` and `size` as in `touching`: leave out what touches a validation tile
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the positions of the training and of the validation tiles of fold `k`.
 
@@ -96,7 +101,7 @@ def train_valid(
     if not 0 <= k < n_folds:
         raise DataError(f"fold {k}: there are folds 0 to {n_folds - 1}")
     valid = fold == k
-    train = ~valid if near is None else ~valid & ~near[valid].any(0)
+    train = ~touching(valid, **place) if place else ~valid
     if not train.any():
         raise DataError(
             f"fold {k}: every other tile touches a validation tile; use smaller tiles or data.spatial=false"

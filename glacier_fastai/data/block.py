@@ -18,7 +18,7 @@ from fastai.vision.all import (
     TransformBlock,
 )
 
-from ..core.folds import assign_folds, touching, train_valid
+from ..core.folds import assign_folds, train_valid
 from ..errors import DataError
 from .augment import AugmentTiles
 from .tiles import TileStore
@@ -134,15 +134,21 @@ def store_folds(
     store: TileStore,  # the tiles
     n_folds: int = 5,  # number of folds
     spatial: bool = True,  # no training tile touches a validation tile
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the fold of each tile, and with `spatial` which tiles touch (see `core.folds`)."""
+) -> np.ndarray:
+    """Return the fold of each tile (see `core.folds`)."""
     t = store.table
-    where = {"scene": t["scene"], "row": t["row"], "col": t["col"]}
     try:
-        fold = assign_folds(store.class_counts(), n_folds, spatial=spatial, group=t["group"], **where)
+        return assign_folds(
+            store.class_counts(),
+            n_folds,
+            spatial=spatial,
+            scene=t["scene"],
+            row=t["row"],
+            col=t["col"],
+            group=t["group"],
+        )
     except DataError as err:
         raise DataError(f"{store.path}: {err}") from err
-    return fold, touching(**where, size=store.size) if spatial else None
 
 
 class GlacierDataLoaders(DataLoaders):
@@ -179,9 +185,10 @@ class GlacierDataLoaders(DataLoaders):
         if fold is None:
             train, valid = np.arange(len(store)), np.array([], np.int64)
         else:
-            fold_of, near = store_folds(store, folds, spatial)
+            t = store.table
+            place = {"scene": t["scene"], "row": t["row"], "col": t["col"], "size": store.size} if spatial else {}
             try:
-                train, valid = train_valid(fold_of, fold, near)
+                train, valid = train_valid(store_folds(store, folds, spatial), fold, **place)
             except DataError as err:
                 raise DataError(f"{store.path}: {err}") from err
         labelled = store.class_counts().sum(1) > 0

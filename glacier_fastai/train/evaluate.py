@@ -65,7 +65,7 @@ def tiles_to_score(
         raise DataError(f"--fold {fold}: use a number from 0 to {n - 1}, or all") from None
     if not 0 <= k < n:
         raise DataError(f"--fold {k}: the bundle knows folds 0 to {n - 1}")
-    chosen = np.flatnonzero(store_folds(store, n, spatial)[0] == k)
+    chosen = np.flatnonzero(store_folds(store, n, spatial) == k)
     note = "" if not own or k == about["fold"] else "; the bundle was trained on some of them"
     return chosen, f"the {len(chosen)} tiles of fold {k}{note}"
 

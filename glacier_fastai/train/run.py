@@ -229,9 +229,7 @@ def _record(out: Path, recipe: Recipe, dls: GlacierDataLoaders, fold: int | None
     }
     _write(out / "environment.json", json.dumps(environment, indent=1))
     fold_of = (
-        np.full(len(dls.store), -1)
-        if fold is None
-        else store_folds(dls.store, recipe.data.folds, recipe.data.spatial)[0]
+        np.full(len(dls.store), -1) if fold is None else store_folds(dls.store, recipe.data.folds, recipe.data.spatial)
     )
     part = np.full(len(dls.store), "left out", dtype=object)
     part[dls.train_tiles], part[dls.valid_tiles] = "train", "valid"

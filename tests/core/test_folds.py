@@ -39,10 +39,9 @@ def test_spatial_folds_never_touch(n_folds, rows, cols, overlap):
     row, col = (a.ravel() * (size - overlap) for a in np.mgrid[:rows, :cols])
     scene = ["s"] * len(row)
     fold = assign_folds(counts(len(row)), n_folds, spatial=True, scene=scene, row=row, col=col)
-    near = touching(scene, row, col, size)
     seen = np.zeros(len(row), int)
     for k in range(n_folds):
-        train, valid = train_valid(fold, k, near)
+        train, valid = train_valid(fold, k, scene=scene, row=row, col=col, size=size)
         seen[valid] += 1
         for i in train:
             apart_r = abs(row[valid] - row[i]) > size
@@ -57,7 +56,7 @@ def test_with_enough_scenes_whole_scenes_stay_together():
     fold = assign_folds(counts(20), 2, spatial=True, **place)
     for s in "abcd":
         assert len(set(fold[scene == s])) == 1
-    train, valid = train_valid(fold, 0, touching(**place, size=32))
+    train, valid = train_valid(fold, 0, **place, size=32)
     assert len(train) + len(valid) == 20  # nothing had to be left out
 
 
@@ -70,12 +69,14 @@ def test_groups_stay_together():
 
 
 def test_tiles_of_other_scenes_do_not_touch():
-    near = touching(["a", "a", "b", "a"], [0, 32, 0, 65], [0, 0, 0, 0], 32)
-    assert near.tolist() == [
-        [True, True, False, False],
-        [True, True, False, False],
-        [False, False, True, False],
-        [False, False, False, True],
+    place = (["a", "a", "b", "a", "a"], [0, 32, 0, 65, 64], [0, 0, 0, 0, 0], 32)
+    near = [touching(np.arange(5) == i, *place).tolist() for i in range(5)]
+    assert near == [
+        [True, True, False, False, False],
+        [True, True, False, False, True],
+        [False, False, True, False, False],
+        [False, False, False, True, True],
+        [False, True, False, True, True],
     ]
 
 
@@ -94,4 +95,4 @@ def test_fold_out_of_range_and_nothing_left():
     with pytest.raises(DataError, match="fold -1"):
         train_valid(fold, -1)
     with pytest.raises(DataError, match="every other tile touches"):
-        train_valid(fold, 0, np.ones((6, 6), bool))
+        train_valid(fold, 0, scene=["s"] * 6, row=[0] * 6, col=[0] * 6, size=8)
