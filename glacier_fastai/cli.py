@@ -69,7 +69,13 @@ def main() -> None:
     except GlacierError as err:
         if debug:
             raise
-        print(f"glacier-fastai: {err}", file=sys.stderr)
+        line = str(err).rpartition("\n\t")[2]  # fastai puts the name of the callback in front
+        print(f"glacier-fastai: {line}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as err:  # a full or read-only disk
+        if debug:
+            raise
+        print(f"glacier-fastai: {err.filename or 'input or output'}: {err.strerror or err}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -270,8 +276,8 @@ def evaluate(
 
     model, store = ModelBundle.load(bundle), TileStore(data)
     tiles, why = tiles_to_score(model, store, None if fold == "" else fold)
-    print(f"{store.path}: {why}", file=sys.stderr)
     result = run(model, store, tiles)
+    print(f"{store.path}: {why}", file=sys.stderr)
     if as_json:
         print(json.dumps(result, indent=1))
         return

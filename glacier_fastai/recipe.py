@@ -25,14 +25,14 @@ Weight = Annotated[float, Field(ge=0)]
 class Section(BaseModel):
     """Base of every part: no unknown keys, no silent change of types, no change after it was made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
 
 
 class DataRecipe(Section):
     """What to train on."""
 
     path: str | None = Field(None, description="tile store; --data overrides it")
-    tile_size: int = Field(512, ge=32, description="side of a tile, pixels")
+    tile_size: int = Field(512, ge=32, description="side of the tiles it is made for, pixels")
     crop: int = Field(256, ge=16, description="side of a training crop, pixels; at most the tile's side")
     crops_per_tile: int = Field(1, ge=1, description="random crops drawn from each training tile per epoch")
     folds: int = Field(5, ge=2, description="number of folds")
@@ -120,7 +120,7 @@ class TrainRecipe(Section):
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
         "auto", description="auto: fp16 on CUDA, bf16 on CPUs that are made for it, else fp32"
     )
-    max_minutes: Positive | None = Field(None, description="stop cleanly before this many minutes have passed")
+    max_minutes: Positive | None = Field(None, description="train no epoch that would end later than this")
     workers: int = Field(0, ge=0, description="processes that read data")
 
 
@@ -169,6 +169,15 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number, as everyone expects; YAML 1.1 takes it for text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def recipe_dir() -> Path:
     """Return the folder of the recipes that come with the package (inside the wheel, or beside a source tree)."""
     inside = Path(str(files("glacier_fastai"))) / "recipes"
@@ -200,7 +209,7 @@ def load_recipe(
                 f"{did_you_mean(str(name), names)}"
             )
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as err:
         raise RecipeError(f"{path}: cannot be read ({err.strerror})") from err
     except (yaml.YAMLError, UnicodeDecodeError) as err:
@@ -228,14 +237,9 @@ def _override(tree: dict[str, Any], item: str) -> None:
     if not sign or not key.strip():
         raise RecipeError(f"--set {item}: write it as section.field=value, for instance train.lr=1e-4")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as err:
         raise RecipeError(f"--set {item}: the value is not YAML ({' '.join(str(err).split())})") from err
-    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
-        try:
-            value = float(value)
-        except ValueError:
-            pass
     *parents, last = key.strip().split(".")
     node = tree
     for part in parents:
@@ -248,7 +252,7 @@ def _override(tree: dict[str, Any], item: str) -> None:
 
 
 def _explain(error: dict[str, Any]) -> str:
-    path = ".".join(str(p) for p in error["loc"]) or "recipe"
+    path = ".".join(str(p) for p in error["loc"] if p != "[key]") or "recipe"
     if error["type"] == "extra_forbidden":
         known = _fields(error["loc"][:-1])
         return f"{path}: unknown key; allowed are {', '.join(known)}{did_you_mean(str(error['loc'][-1]), known)}"

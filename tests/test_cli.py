@@ -141,7 +141,27 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, refused):
     refused("pretrain", "--recipe", "demo", match="no data: give a tile store with --data")
     refused("evaluate", scene, "--data", store, match="not a model bundle")
     refused("predict", tmp_path / "b.safetensors", scene, "--out", tmp_path, match="no such file")
+    (tmp_path / "file").write_text("")
+    refused(
+        "pretrain",
+        "--recipe",
+        "demo",
+        *SET,
+        "--data",
+        store,
+        "--out",
+        tmp_path / "file" / "run",
+        match="Not a directory",
+    )
+    (tmp_path / "file").unlink()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scene.tif", "scene_label.tif", "store"]
+
+
+def test_an_error_from_within_a_callback_is_still_one_line(tmp_path):
+    store = make_store(tmp_path / "store").path
+    out = run("pretrain", "--recipe", "demo", *SET, "--data", store, "--out", tmp_path / "r", "--set", "train.lr=1e30")
+    assert out.returncode == 2
+    assert out.stderr.splitlines()[-1] == "glacier-fastai: the loss is not finite after epoch 1; lower train.lr"
 
 
 def test_debug_shows_where_it_failed(tmp_path):

@@ -39,6 +39,8 @@ def test_the_two_main_recipes_say_what_the_design_says():
         ("los.dice=1", r"los: unknown key.*did you mean 'loss'"),
         ("train.epochs=many", r"train\.epochs: input should be a valid integer.*not \"many\""),
         ("train.epochs=true", r"train\.epochs: input should be a valid integer"),
+        ("train.lr=.inf", r"train\.lr: input should be a finite number"),
+        ("ramp.start={borders: 0.1}", r"ramp\.start\.borders: input should be 'focal'"),
         ("train.epochs=0", r"train\.epochs: input should be greater than or equal to 1, not 0"),
         ("train.plateau_factor=2", r"train\.plateau_factor: input should be less than 1"),
         ("bands=[blue, purple]", r"bands: unknown band 'purple': use blue, green"),
@@ -95,6 +97,14 @@ def test_missing_recipes_are_named():
 def test_a_recipe_cannot_be_changed():
     with pytest.raises(Exception, match="frozen"):
         load_recipe("demo").seed = 1
+
+
+def test_numbers_are_written_as_people_write_them(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("bands: [red, nir]\nabout: 1e5 tiles\ntrain: {lr: 1e-4, weight_decay: 5E-2}\n")
+    recipe = load_recipe(path, ["train.clip=2e0"])
+    assert (recipe.train.lr, recipe.train.weight_decay, recipe.train.clip) == (1e-4, 5e-2, 2.0)
+    assert recipe.about == "1e5 tiles"
 
 
 def test_the_schema_describes_every_field():

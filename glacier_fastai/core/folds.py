@@ -13,20 +13,24 @@ __all__ = ["assign_folds", "touching", "train_valid"]
 
 def touching(
     tiles: np.ndarray,  # bool (N,), some of the tiles
-    scene: Sequence[str],  # scene of each tile
-    row: Sequence[int],  # first row of each tile in its scene, pixels
-    col: Sequence[int],  # first column
-    size: int,  # side of a tile, pixels
+    frame: Sequence[str],  # what each tile's box is measured in: a coordinate reference system, or a scene's pixels
+    box: np.ndarray,  # (N, 4) left, top, right, bottom of each tile, in units of its frame; top < bottom
 ) -> np.ndarray:
     """Return bool `(N,)`: True for what overlaps one of `tiles` or shares an edge or a corner with it (or is it)."""
-    name = np.unique(np.asarray(scene, dtype=str), return_inverse=True)[1]
-    row, col = np.asarray(row, np.int64), np.asarray(col, np.int64)
+    name = np.unique(np.asarray(frame, dtype=str), return_inverse=True)[1]
     near = np.zeros(len(name), bool)
-    for s in np.unique(name[tiles]):
-        mine, theirs = np.flatnonzero(name == s), np.flatnonzero((name == s) & tiles)
-        rows = abs(row[mine, None] - row[theirs]) <= size
-        near[mine] = (rows & (abs(col[mine, None] - col[theirs]) <= size)).any(1)
+    for f in np.unique(name[tiles]):
+        mine, theirs = np.flatnonzero(name == f), np.flatnonzero((name == f) & tiles)
+        near[mine] = _meets(box[mine], box[theirs]).any(1)
     return near
+
+
+def _meets(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    slack = 1e-6 * (a[:, 2] - a[:, 0]).max(initial=0)  # coordinates are rounded
+    out = np.ones((len(a), len(b)), bool)
+    for low, high in ((0, 2), (1, 3)):
+        out &= (a[:, None, low] <= b[:, high] + slack) & (b[:, low] <= a[:, None, high] + slack)
+    return out
 
 
 def assign_folds(
@@ -34,19 +38,18 @@ def assign_folds(
     n_folds: int,  # number of folds
     *,
     spatial: bool = False,  # keep neighbours together
-    scene: Sequence[str] = (),  # with `spatial`: scene of each tile
-    row: Sequence[int] = (),  # with `spatial`: first row of each tile, pixels
-    col: Sequence[int] = (),  # with `spatial`: first column of each tile, pixels
-    group: Sequence[str] = (),  # with `spatial`: tiles of one group stay together, "" = none
+    unit: Sequence[str] = (),  # with `spatial`: group or scene of each tile
+    frame: Sequence[str] = (),  # with `spatial`: as in `touching`
+    box: np.ndarray | None = None,  # with `spatial`: as in `touching`
 ) -> np.ndarray:
-    """Return the fold of each tile, int64 of shape `(N,)`.
+    """Return the fold of each tile, int64 of shape `(N,)`; no fold is empty.
 
     Without `spatial`, tiles are sorted by their shares of the rare classes (all after the second) and of the second
     and dealt out in turn, to and fro, so that each fold gets its share of debris and lake.
 
-    With `spatial`, whole groups (or, for tiles without a group, whole scenes) are dealt out in the same manner where
-    there are at least `n_folds` of them; otherwise each scene is cut into `n_folds` compact stripes across its longer
-    side, of equal numbers of tiles. `train_valid` then leaves out what still touches.
+    With `spatial`, units that meet on the ground become one. Whole units are dealt out in the same manner where there
+    are at least `n_folds` of them. Otherwise the tiles, unit by unit and in each unit along its longer side, are cut
+    into `n_folds` compact runs of equal length. `train_valid` then leaves out what still touches.
 
     Nothing is drawn at random: the same tiles in the same order give the same folds on every platform.
 
@@ -61,20 +64,31 @@ def assign_folds(
         raise DataError(f"{n} tiles cannot make {n_folds} folds; set data.folds to at most {n}")
     if not spatial:
         return _deal(counts, n_folds)
-    names = [f"group {g}" if g else f"scene {s}" for s, g in zip(scene, group if len(group) else [""] * n, strict=True)]
-    unit = np.unique(names, return_inverse=True)[1]
+    unit = _merged(np.unique(np.asarray(unit, dtype=str), return_inverse=True)[1], np.asarray(frame, dtype=str), box)
     if unit.max() + 1 >= n_folds:
         pooled = np.stack([counts[unit == u].sum(0) for u in range(unit.max() + 1)])
         return _deal(pooled, n_folds)[unit]
-    fold = np.empty(n, np.int64)
-    row, col = np.asarray(row, np.int64), np.asarray(col, np.int64)
+    order = []
     for u in range(unit.max() + 1):
         mine = np.flatnonzero(unit == u)
-        long_side = row[mine] if np.ptp(row[mine]) >= np.ptp(col[mine]) else col[mine]
-        short_side = col[mine] if long_side is not col[mine] else row[mine]
-        order = mine[np.lexsort((short_side, long_side))]
-        fold[order] = np.arange(len(order)) * n_folds // max(len(order), 1)
+        left, top = box[mine, 0], box[mine, 1]
+        along, across = (top, left) if np.ptp(top) >= np.ptp(left) else (left, top)
+        order.extend(mine[np.lexsort((across, along))])
+    fold = np.empty(n, np.int64)
+    fold[order] = np.arange(n) * n_folds // n
     return fold
+
+
+def _merged(unit: np.ndarray, frame: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Return units, numbered from 0, of which no two meet in one frame (as two dates of one scene would)."""
+    n = unit.max() + 1
+    extent = np.stack([[*box[unit == u, :2].min(0), *box[unit == u, 2:].max(0)] for u in range(n)])
+    home = np.array([frame[unit == u][0] for u in range(n)])
+    linked = _meets(extent, extent) & (home[:, None] == home)
+    label = np.arange(n)
+    while not np.array_equal(label, spread := np.where(linked, label, n).min(1)):  # the least label wins
+        label = spread
+    return np.unique(label, return_inverse=True)[1][unit]
 
 
 def _deal(counts: np.ndarray, n_folds: int) -> np.ndarray:
@@ -90,7 +104,7 @@ def _deal(counts: np.ndarray, n_folds: int) -> np.ndarray:
 def train_valid(
     fold: np.ndarray,  # (N,) fold of each tile
     k: int,  # fold to validate on
-    **place,  # `scene`, `row`, `col` and `size` as in `touching`: leave out what touches a validation tile
+    **place,  # `frame` and `box` as in `touching`: leave out what touches a validation tile
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the positions of the training and of the validation tiles of fold `k`.
 

@@ -133,20 +133,11 @@ def GlacierMaskBlock(
 def store_folds(
     store: TileStore,  # the tiles
     n_folds: int = 5,  # number of folds
-    spatial: bool = True,  # no training tile touches a validation tile
+    spatial: bool = True,  # neighbours stay together
 ) -> np.ndarray:
     """Return the fold of each tile (see `core.folds`)."""
-    t = store.table
     try:
-        return assign_folds(
-            store.class_counts(),
-            n_folds,
-            spatial=spatial,
-            scene=t["scene"],
-            row=t["row"],
-            col=t["col"],
-            group=t["group"],
-        )
+        return assign_folds(store.class_counts(), n_folds, spatial=spatial, unit=store.units(), **store.place())
     except DataError as err:
         raise DataError(f"{store.path}: {err}") from err
 
@@ -185,14 +176,15 @@ class GlacierDataLoaders(DataLoaders):
         if fold is None:
             train, valid = np.arange(len(store)), np.array([], np.int64)
         else:
-            t = store.table
-            place = {"scene": t["scene"], "row": t["row"], "col": t["col"], "size": store.size} if spatial else {}
+            fold_of = store_folds(store, folds, spatial)
             try:
-                train, valid = train_valid(store_folds(store, folds, spatial), fold, **place)
+                train, valid = train_valid(fold_of, fold, **(store.place() if spatial else {}))
             except DataError as err:
                 raise DataError(f"{store.path}: {err}") from err
         labelled = store.class_counts().sum(1) > 0
         train = train[labelled[train] & (store.table["valid"].to_numpy()[train] >= min_valid)]
+        if len(valid) and not labelled[valid].any():
+            raise DataError(f"{store.path}: fold {fold}: no validation tile has a label; choose another fold")
         if not len(train):
             raise DataError(f"{store.path}: no labelled tile with at least {min_valid:.0%} data is left to train on")
         stats = stats or store.statistics(bands, train)
@@ -213,5 +205,6 @@ class GlacierDataLoaders(DataLoaders):
             dl_kwargs=[{}, {"bs": bs}],
         )
         dls = cls(*dls.loaders, path=store.path, device=dls.device)
-        dls.store, dls.bands, dls.stats, dls.train_tiles, dls.valid_tiles = store, bands, stats, train, valid
+        dls.store, dls.bands, dls.stats = store, bands, stats
+        dls.train_tiles, dls.valid_tiles = train.tolist(), valid.tolist()
         return dls

@@ -61,8 +61,11 @@ class TileStore:
                 f"{info_path}: tile store version {self.info.get('version')}, this glacier_fastai reads {VERSION}; "
                 "prepare the store again"
             )
-        self.bands: tuple[str, ...] = tuple(self.info["bands"])
-        self.size: int = int(self.info["size"])
+        try:
+            self.bands: tuple[str, ...] = check_bands(self.info["bands"])
+            self.size: int = int(self.info["size"])
+        except (AttributeError, KeyError, TypeError, ValueError) as err:
+            raise DataError(f"{info_path}: damaged ({err!r}); prepare the store again") from err
         self.images = self._map("images.npy")
         self.masks = self._map("masks.npy")
         text = dict.fromkeys(("id", "scene", "crs", "transform", "group", "split"), str)
@@ -70,6 +73,10 @@ class TileStore:
             self.table = pd.read_csv(self.path / "tiles.csv", keep_default_na=False, dtype=text)
         except (OSError, ValueError) as err:
             raise DataError(f"{self.path / 'tiles.csv'}: missing or damaged ({err}); prepare the store again") from err
+        wanted = [*text, "row", "col", "valid", "n_valid", *(f"n_{c}" for c in CLASSES)]
+        wanted += [f"{kind}_{b}" for kind in ("sum", "sumsq") for b in self.bands]
+        if lacking := [c for c in wanted if c not in self.table]:
+            raise DataError(f"{self.path / 'tiles.csv'}: no column {', '.join(lacking)}; prepare the store again")
         n = len(self.table)
         want = (n, len(self.bands), self.size, self.size)
         if self.images.shape != want or self.masks.shape != (n, self.size, self.size):
@@ -93,10 +100,26 @@ class TileStore:
     def __repr__(self) -> str:
         return f"TileStore({str(self.path)!r}: {len(self)} tiles of {self.size} px, {', '.join(self.bands)})"
 
-    @property
-    def nodata(self) -> float:
-        """Value that all bands of a pixel without data hold: 0 for integers, NaN for floats."""
-        return 0.0 if self.images.dtype.kind == "u" else float("nan")
+    def units(self) -> list[str]:
+        """Return what each tile belongs to in spatial folds: its group, or without one its scene."""
+        t = self.table
+        return [f"group {g}" if g else f"scene {s}" for g, s in zip(t["group"], t["scene"], strict=True)]
+
+    def place(self) -> dict[str, Any]:
+        """Return where the tiles lie, as `frame` and `box` of `core.folds.touching`.
+
+        In units of the coordinate reference system, so that scenes of the same ground meet; tiles without transform
+        are measured in pixels of their scene.
+        """
+        t, s = self.table, self.size
+        frame = np.where((t["crs"] != "") & (t["transform"] != ""), "crs " + t["crs"], "scene " + t["scene"])
+        box = np.stack([t["col"], t["row"], t["col"] + s, t["row"] + s], 1).astype(np.float64)
+        for i, text in enumerate(t["transform"]):
+            if frame[i].startswith("crs "):
+                a, b, c, d, e, f = map(float, text.split())
+                x, y = ([m, m + s * p, m + s * q, m + s * (p + q)] for m, p, q in ((c, a, b), (-f, -d, -e)))
+                box[i] = min(x), min(y), max(x), max(y)
+        return {"frame": frame, "box": box}
 
     def band_index(self, bands: Sequence[str]) -> list[int]:
         """Return the positions of `bands` in `images`.
@@ -138,16 +161,20 @@ class TileStore:
         """
         self.band_index(bands)
         rows = self.table if tiles is None else self.table.iloc[list(tiles)]
-        n = float(rows["n_valid"].sum())
-        if n == 0:
+        if rows["n_valid"].sum() == 0:
             raise DataError(f"{self.path}: the chosen tiles hold no pixel with data, so no statistics")
-        mean = np.array([rows[f"sum_{b}"].sum() for b in bands]) / n
-        square = np.array([rows[f"sumsq_{b}"].sum() for b in bands]) / n
-        std = np.sqrt(np.maximum(square - mean**2, 0))
+        mean, std = _moments(rows, bands)
         for band, m, s in zip(bands, mean, std, strict=True):
             if not s > 1e-6 * max(abs(m), 1e-6):
                 raise DataError(f"{self.path}: band {band} is constant ({m:g}); leave it out of `bands`")
         return mean, std
+
+
+def _moments(rows: pd.DataFrame, bands: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    n = max(float(rows["n_valid"].sum()), 1.0)
+    mean = np.array([rows[f"sum_{b}"].sum() for b in bands]) / n
+    square = np.array([rows[f"sumsq_{b}"].sum() for b in bands]) / n
+    return mean, np.sqrt(np.maximum(square - mean**2, 0))
 
 
 class TileWriter:
@@ -274,10 +301,7 @@ class TileWriter:
         for file in (self._images, self._masks):
             file.flush()
             os.fsync(file.fileno())
-        n = max(float(table["n_valid"].sum()), 1.0)
-        mean = np.array([table[f"sum_{b}"].sum() for b in self.bands]) / n
-        square = np.array([table[f"sumsq_{b}"].sum() for b in self.bands]) / n
-        std = np.sqrt(np.maximum(square - mean**2, 0))
+        mean, std = _moments(table, self.bands)
         self.info |= {"tiles": len(table), "mean": mean.tolist(), "std": std.tolist()}
         table.to_csv(self.partial / "tiles.csv", index=False)
         (self.partial / "dataset.json").write_text(json.dumps(self.info, indent=1), encoding="utf-8")

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastai.torch_core import default_device
 
 from ..bands import IGNORE
+from ..errors import DataError
 from ..train.bundle import ModelBundle
-from ..train.evaluate import default_device
 from .sink import ClassMapSink
 from .sliding import sliding_probabilities
 from .source import SceneSource
@@ -28,14 +29,14 @@ def predict_scene(
     sensor: str | None = None,  # one of `bands.SENSORS`
     window: int = 512,  # side of a window, pixels
     batch_size: int = 4,  # windows per call of the model
-    device: torch.device | None = None,  # default `default_device()`
+    device: torch.device | None = None,  # default fastai's
 ) -> Path:
     """Write `OUT/SCENE_classes.tif`, uint8 class codes on the scene's grid, 255 without data; return its path.
 
     Windows overlap by a quarter and are blended as probabilities.
 
     Raises:
-        DataError: The scene cannot be read, has no coordinate reference system or unnamed bands.
+        DataError: The scene cannot be read, has no coordinate reference system, unnamed bands or no data at all.
         BundleError: The scene lacks a band of the bundle.
         OutputError: The map exists already or cannot be written.
     """
@@ -51,8 +52,13 @@ def predict_scene(
             strips = sliding_probabilities(
                 source.window, model, source.height, source.width, window, window // 4, batch_size
             )
+            anything = False
             for row, probs in strips:
                 classes = probs.argmax(0).astype(np.uint8)
-                classes[~source.valid(row, classes.shape[0])] = IGNORE
+                valid = source.valid(row, classes.shape[0])
+                classes[~valid] = IGNORE
+                anything |= bool(valid.any())
                 sink.write(row, classes)
+            if not anything:
+                raise DataError(f"{source.path}: every pixel is nodata, so there is nothing to map")
     return path

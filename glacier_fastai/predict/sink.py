@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from matplotlib.colors import to_rgb
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from ..bands import CLASS_COLOURS, CLASSES, IGNORE
@@ -55,7 +56,10 @@ class ClassMapSink:
         }
 
     def __enter__(self) -> ClassMapSink:
-        self.raster = rasterio.open(self.partial, "w", **self.profile)
+        try:
+            self.raster = rasterio.open(self.partial, "w", **self.profile)
+        except RasterioError as err:
+            raise OutputError(f"{self.path}: cannot be written ({' '.join(str(err).split())})") from err
         colours = {k: tuple(round(255 * v) for v in to_rgb(c)) for k, c in enumerate(CLASS_COLOURS)}
         self.raster.write_colormap(1, {k: (*rgb, 255) for k, rgb in colours.items()})
         self.raster.set_band_description(1, "class: " + ", ".join(f"{k} {c}" for k, c in enumerate(CLASSES)))

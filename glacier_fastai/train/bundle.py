@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..bands import CLASSES
+from ..bands import CLASSES, check_bands
 from ..core.dihedral import average_views
 from ..errors import BundleError
 from .models import GlacierUnet, adapt_first_conv, adapt_head, glacier_unet
@@ -67,7 +68,12 @@ class ModelBundle:
         """Return the function from normalised images `(B, C, H, W)` to class probabilities `(B, K, H, W)`, on `device`.
 
         Averages the 8 views where the recipe says so.
+
+        Raises:
+            BundleError: Its classes are not ours, so that its codes would be taken for other classes.
         """
+        if self.classes != CLASSES:
+            raise BundleError(f"the bundle has classes {', '.join(self.classes)}; maps are of {', '.join(CLASSES)}")
         model = self.model().to(device)
         views = (self.recipe or {}).get("predict", {}).get("views", False)
 
@@ -127,10 +133,14 @@ class ModelBundle:
             about = {k: json.loads(v) for k, v in metadata.items() if k not in ("format", "version")}
             lists = {k: tuple(about.pop(k)) for k in ("bands", "mean", "std", "classes")}
             bundle = cls(weights=weights, **lists, **about)
-            if not len(bundle.bands) == len(bundle.mean) == len(bundle.std):
+            if not len(check_bands(bundle.bands)) == len(bundle.mean) == len(bundle.std):
                 raise ValueError("bands and statistics differ in number")
+            if not all(math.isfinite(m) and 0 < s < math.inf for m, s in zip(bundle.mean, bundle.std, strict=True)):
+                raise ValueError("statistics are not finite, or a deviation is not positive")
+            if not all(isinstance(d, dict) for d in (bundle.recipe or {}, bundle.metrics, bundle.trained_on)):
+                raise ValueError("recipe, metrics or trained_on is no mapping")
             bundle.model()
-        except (KeyError, TypeError, ValueError, RuntimeError) as err:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as err:
             raise BundleError(f"{path}: damaged or made by other code ({' '.join(str(err).split())[:200]})") from err
         return bundle
 

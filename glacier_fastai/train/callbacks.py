@@ -52,6 +52,10 @@ class ConfusionMatrixCallback(Callback):
     def _reset(self, phase: str) -> None:
         self.matrix[phase] = torch.zeros(self.classes, self.classes, dtype=torch.int64)
 
+    def before_fit(self):
+        """Forget the last fit."""
+        self.matrix = {"train": None, "valid": None}
+
     def before_train(self):
         """Empty the training matrix."""
         self._reset("train")
@@ -104,6 +108,8 @@ class CombinedLossCallback(Callback):
 
     def after_batch(self):
         """Add a batch, without waiting for the device."""
+        if not len(self.yb):
+            return
         phase = "train" if self.training else "valid"
         n = len(self.y)
         self.images[phase] += n
@@ -156,8 +162,9 @@ class ProgressiveRampCallback(Callback):
             self._set(self.epoch + self.iter / self.n_iter)
 
     def after_fit(self):
-        """Take the columns away again."""
+        """Take the columns away again; a fit without a ramp has every part at full weight."""
         self.learn.metrics = [m for m in self.learn.metrics if m not in self.own]
+        self._set(self.epochs)
 
 
 class AverageWeightsCallback(Callback):
@@ -247,7 +254,7 @@ class MaxMinutesCallback(Callback):
         started: float | None = None,  # `time.monotonic()` from which they count, default the start of fit
         say=print,  # called with the line that tells of the stop
     ):
-        self.minutes, self.started, self.say, self.stopped = minutes, started, say, False
+        self.minutes, self.started, self.say = minutes, started, say
 
     def before_fit(self):
         """Start the clock."""
@@ -261,7 +268,6 @@ class MaxMinutesCallback(Callback):
         """Stop if the next epoch would be too late."""
         now = time.monotonic()
         if now + (now - self.epoch_began) > self.started + 60 * self.minutes and self.epoch + 1 < self.n_epoch:
-            self.stopped = True
             self.say(f"stopped after epoch {self.epoch + 1}: max_minutes {self.minutes:g} leaves no time for another")
             raise CancelFitException
 

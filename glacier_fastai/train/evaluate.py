@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastai.torch_core import default_device
 
 from ..core.confusion import confusion_matrix, mcc, scores
 from ..data.block import store_folds
@@ -15,12 +16,7 @@ from ..data.tiles import TileStore
 from ..errors import BundleError, DataError
 from .bundle import ModelBundle
 
-__all__ = ["default_device", "evaluate", "fingerprint", "normalise", "tiles_to_score"]
-
-
-def default_device() -> torch.device:
-    """Return the device models run on: the first CUDA GPU, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+__all__ = ["evaluate", "fingerprint", "normalise", "tiles_to_score"]
 
 
 def fingerprint(store: TileStore) -> str:
@@ -75,7 +71,7 @@ def evaluate(
     store: TileStore,  # labelled tiles
     tiles: Sequence[int] | None = None,  # positions of the tiles to look at, default all
     batch_size: int = 8,  # tiles per batch
-    device: torch.device | None = None,  # default `default_device()`
+    device: torch.device | None = None,  # default fastai's
 ) -> dict[str, Any]:
     """Return the scores of `core.confusion.scores`, with `mcc_image_mean`, the mean of the tiles' own MCC.
 

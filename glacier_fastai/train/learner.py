@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from functools import partial
 from pathlib import Path
 
 import torch
-from fastai.learner import Learner
+from fastai.callback.core import Callback
+from fastai.learner import CastToTensor, Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 from torch import nn
 
 from ..bands import CLASSES
+from ..core.dihedral import average_views
 from ..core.losses import CombinedLoss
 from ..data.block import GlacierDataLoaders
+from ..errors import TrainingError
 from .callbacks import CombinedLossCallback, ConfusionMatrixCallback, GradientReset
 from .metrics import glacier_metrics
 from .models import glacier_splitter, glacier_unet
@@ -53,22 +56,47 @@ class AdamW(OptimWrapper):
 
     def __init__(self, params, **kwargs):
         super().__init__(params, opt=partial(torch.optim.AdamW, fused=True), **kwargs)
-        names = {"lr": "lr", "wd": "weight_decay", "eps": "eps"}
-        self._hypers = [_Hypers(group, names) for group in self.opt.param_groups]
 
     @property
     def hypers(self):
         """Hyperparameters of each parameter group; setting one takes effect."""
-        return self._hypers
+        names = {"lr": "lr", "wd": "weight_decay", "eps": "eps"}
+        return [_Hypers(group, names) for group in self.opt.param_groups]
+
+
+class _ViewsCallback(Callback):
+    """Predicts the mean probabilities of the 8 views."""
+
+    order = CastToTensor.order
+
+    def after_pred(self):
+        self.learn.pred = average_views(lambda x: self.model(x).float().softmax(1), self.x)
 
 
 class GlacierLearner(Learner):
-    """A `Learner` that can train without validation tiles."""
+    """A `Learner` that can train without validation tiles, and whose `tta` turns the maps back."""
+
+    def _do_epoch(self):
+        self._do_epoch_train()
+        if len(self.dls.valid):
+            self._do_epoch_validate()
 
     def _do_epoch_validate(self, ds_idx=1, dl=None):
-        dl = self.dls[ds_idx] if dl is None else dl
-        if len(dl):
-            super()._do_epoch_validate(ds_idx, dl)
+        if not len(self.dls[ds_idx] if dl is None else dl):
+            raise TrainingError("there are no validation tiles (fold=None): use ds_idx=0, or give a dl")
+        super()._do_epoch_validate(ds_idx, dl)
+
+    def tta(self, ds_idx=1, dl=None):
+        """Return probabilities averaged over the 8 flips and quarter turns, and targets.
+
+        fastai's own averages maps that it has not turned back.
+        """
+        return self.get_preds(ds_idx, dl, act=lambda x: x, cbs=_ViewsCallback())
+
+
+def _with(groups: list[list[nn.Parameter]], more: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Return parameter groups with the weights that a loss learns in the last one, which is never frozen."""
+    return [*groups[:-1], [*groups[-1], *more]]
 
 
 def glacier_learner(
@@ -85,7 +113,7 @@ def glacier_learner(
     metrics=None,  # default `glacier_metrics()`
     cbs=None,  # further callbacks
     seed: int | None = None,  # seed of the weights and of what follows, default none
-    path: str | Path | None = None,  # where `learn.save` writes, default beside the tiles
+    path: str | Path | None = None,  # where `learn.save` writes, default the working directory
 ) -> GlacierLearner:
     """Return a learner that records loss parts and metrics for training and validation.
 
@@ -96,7 +124,6 @@ def glacier_learner(
     model = model or glacier_unet(arch, len(dls.bands), len(CLASSES), attention)
     model = model.to(memory_format=torch.channels_last)  # faster convolutions, on CPU and GPU
     loss = loss or CombinedLoss.phase_b()
-    extra = [list(loss.parameters())] if any(True for _ in loss.parameters()) else []
     validates = len(dls.valid) > 0
     train = glacier_metrics(phase="train")
     learn = GlacierLearner(
@@ -106,10 +133,10 @@ def glacier_learner(
         opt_func=opt_func,
         lr=lr,
         wd=wd,
-        splitter=(lambda m: [*splitter(m), *extra]) if extra else splitter,
+        splitter=lambda m: _with(splitter(m), loss.parameters()),
         metrics=metrics or ([*glacier_metrics(), *train[:2]] if validates else train),
         cbs=[ConfusionMatrixCallback(), CombinedLossCallback(), GradientReset(), *(cbs or [])],
-        path=path,
+        path=path or Path(),
     )
     if not validates:
         learn.recorder.train_metrics, learn.recorder.valid_metrics = True, False

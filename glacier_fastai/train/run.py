@@ -17,7 +17,6 @@ import platform
 import shutil
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +27,20 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback, TrackerCallback
 from fastai.callback.training import GradientAccumulation, GradientClip
-from fastai.torch_core import set_seed
+from fastai.learner import Recorder
+from fastai.torch_core import default_device, set_seed
 
 from ..core.confusion import scores
 from ..core.losses import CombinedLoss
 from ..data.augment import AugmentTiles
 from ..data.block import GlacierDataLoaders, store_folds
 from ..data.tiles import TileStore
-from ..errors import DataError, OutputError, RecipeError
+from ..errors import DataError, OutputError, RecipeError, TrainingError
 from ..recipe import Recipe
 from .bundle import ModelBundle
 from .callbacks import AverageWeightsCallback, CpuMixedPrecision, MaxMinutesCallback, ProgressiveRampCallback, plateau
 from .console import ConsoleCallback, class_table, say
-from .evaluate import default_device, evaluate, fingerprint
+from .evaluate import evaluate, fingerprint
 from .learner import AdamW, GlacierLearner, glacier_learner
 
 __all__ = ["crossval", "finetune", "make_dls", "make_learner", "pretrain", "train"]
@@ -64,10 +64,20 @@ class BestBundleCallback(TrackerCallback):
         """Save if this epoch is the best."""
         super().after_epoch()
         if self.keep_last or self.new_best:
-            self.new_best = not self.keep_last
             matrix = self.learn.confusion_matrix.matrix["valid"]
             metrics = {} if matrix is None else {"epoch": self.epoch + 1, **scores(matrix)}
             ModelBundle.from_learner(self.learn, metrics=metrics, **self.about).save(self.path)
+
+
+class FiniteLossCallback(Callback):
+    """Ends a run that has diverged."""
+
+    order = Recorder.order + 1
+
+    def after_epoch(self):
+        """Look at the training loss."""
+        if not np.isfinite(self.recorder.values[-1][0]):
+            raise TrainingError(f"the loss is not finite after epoch {self.epoch + 1}; lower train.lr")
 
 
 class HistoryCallback(Callback):
@@ -98,8 +108,12 @@ def make_dls(
     store: TileStore,  # the tiles
     fold: int | None,  # fold to validate on; None: train on every tile
 ) -> GlacierDataLoaders:
-    """Return the loaders a recipe asks for."""
-    return GlacierDataLoaders.from_store(
+    """Return the loaders a recipe asks for.
+
+    Raises:
+        RecipeError: A batch is so small that the deepest layer would see one value per channel.
+    """
+    dls = GlacierDataLoaders.from_store(
         store,
         fold,
         recipe.train.batch_size,
@@ -113,6 +127,9 @@ def make_dls(
         num_workers=recipe.train.workers,
         device=default_device(),
     )
+    if dls.train.bs == 1 and recipe.data.crop <= 32:
+        raise RecipeError("train.batch_size: a single crop of 32 px cannot be normalised; use larger batches or crops")
+    return dls
 
 
 def make_learner(
@@ -125,7 +142,7 @@ def make_learner(
         recipe.model.arch,
         recipe.model.attention,
         loss=CombinedLoss(**recipe.loss.model_dump()),
-        opt_func=partial(AdamW),
+        opt_func=AdamW,
         lr=recipe.train.lr,
         wd=recipe.train.weight_decay,
         seed=recipe.seed,
@@ -187,14 +204,15 @@ def train(
     dls = make_dls(recipe, store, fold)
     learn = make_learner(recipe, dls)
     adapted = [] if bundle is None else bundle.load_into(learn.model, recipe.bands)
-    _greet(recipe, learn, store, weights, adapted)
-    (out / "figures").mkdir(parents=True)
     try:
+        (out / "figures").mkdir(parents=True)
+        _greet(recipe, learn, store, weights, adapted)
         _record(out, recipe, dls, fold)
+        _fit(recipe, learn, out, fold, started)
     except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
+        if not (out / "best.safetensors").exists():
+            shutil.rmtree(out, ignore_errors=True)
         raise
-    _fit(recipe, learn, out, fold, started)
     _finish(learn, out)
     return out
 
@@ -254,7 +272,12 @@ def _fit(recipe: Recipe, learn: GlacierLearner, out: Path, fold: int | None, sta
         recipe=recipe.model_dump(mode="json"),
         trained_on=trained_on,
     )
-    cbs: list[Any] = [best, ConsoleCallback(best if validates else None), HistoryCallback(out / "history.csv")]
+    cbs: list[Any] = [
+        best,
+        FiniteLossCallback(),
+        ConsoleCallback(best if validates else None),
+        HistoryCallback(out / "history.csv"),
+    ]
     if recipe.ramp:
         cbs.append(ProgressiveRampCallback(**recipe.ramp.model_dump()))
     if t.ema:

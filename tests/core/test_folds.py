@@ -7,6 +7,11 @@ from glacier_fastai.core.folds import assign_folds, touching, train_valid
 from glacier_fastai.errors import DataError
 
 
+def boxes(row, col, size):
+    row, col = np.asarray(row), np.asarray(col)
+    return np.stack([col, row, col + size, row + size], 1).astype(float)
+
+
 def counts(n, seed=0):
     return np.random.default_rng(seed).integers(0, 1000, (n, 4))
 
@@ -37,11 +42,11 @@ def test_the_same_tiles_give_the_same_folds_for_ever():
 def test_spatial_folds_never_touch(n_folds, rows, cols, overlap):
     size = 64
     row, col = (a.ravel() * (size - overlap) for a in np.mgrid[:rows, :cols])
-    scene = ["s"] * len(row)
-    fold = assign_folds(counts(len(row)), n_folds, spatial=True, scene=scene, row=row, col=col)
+    place = {"frame": ["s"] * len(row), "box": boxes(row, col, size)}
+    fold = assign_folds(counts(len(row)), n_folds, spatial=True, unit=["s"] * len(row), **place)
     seen = np.zeros(len(row), int)
     for k in range(n_folds):
-        train, valid = train_valid(fold, k, scene=scene, row=row, col=col, size=size)
+        train, valid = train_valid(fold, k, **place)
         seen[valid] += 1
         for i in train:
             apart_r = abs(row[valid] - row[i]) > size
@@ -52,25 +57,35 @@ def test_spatial_folds_never_touch(n_folds, rows, cols, overlap):
 
 def test_with_enough_scenes_whole_scenes_stay_together():
     scene = np.repeat(["a", "b", "c", "d"], 5)
-    place = {"scene": scene, "row": np.zeros(20, int), "col": np.arange(20) * 32}
-    fold = assign_folds(counts(20), 2, spatial=True, **place)
+    place = {"frame": scene, "box": boxes([0] * 20, np.arange(20) * 32, 32)}
+    fold = assign_folds(counts(20), 2, spatial=True, unit=scene, **place)
     for s in "abcd":
         assert len(set(fold[scene == s])) == 1
-    train, valid = train_valid(fold, 0, **place, size=32)
+    train, valid = train_valid(fold, 0, **place)
     assert len(train) + len(valid) == 20  # nothing had to be left out
 
 
-def test_groups_stay_together():
-    group = np.repeat(["g1", "g2", "g3"], 4)
-    fold = assign_folds(
-        counts(12), 3, spatial=True, scene=[str(i) for i in range(12)], row=[0] * 12, col=[0] * 12, group=group
-    )
-    assert all(len(set(fold[group == g])) == 1 for g in set(group))
+def test_scenes_of_the_same_ground_are_never_parted():
+    scene = np.repeat(["2000", "2010", "away", "far"], 3)
+    left = [0, 10, 20, 5, 15, 25, 100, 110, 120, 200, 210, 220]
+    place = {"frame": ["EPSG:32645"] * 12, "box": boxes([0] * 12, left, 10)}
+    fold = assign_folds(counts(12), 3, spatial=True, unit=scene, **place)
+    assert len(set(fold[:6])) == 1
+    assert sorted({fold[0], fold[6], fold[9]}) == [0, 1, 2]
 
 
-def test_tiles_of_other_scenes_do_not_touch():
-    place = (["a", "a", "b", "a", "a"], [0, 32, 0, 65, 64], [0, 0, 0, 0, 0], 32)
-    near = [touching(np.arange(5) == i, *place).tolist() for i in range(5)]
+@pytest.mark.parametrize(("scenes", "tiles", "n_folds"), [(2, 3, 5), (3, 4, 5), (1, 7, 7), (4, 2, 5)])
+def test_no_fold_is_empty(scenes, tiles, n_folds):
+    n = scenes * tiles
+    scene = np.repeat([f"s{i}" for i in range(scenes)], tiles)
+    place = {"frame": scene, "box": boxes([0] * n, np.tile(np.arange(tiles) * 100, scenes), 32)}
+    fold = assign_folds(counts(n), n_folds, spatial=True, unit=scene, **place)
+    assert np.bincount(fold, minlength=n_folds).min() > 0
+
+
+def test_touching_knows_edges_corners_and_other_frames():
+    box = boxes([0, 32, 0, 65, 64], [0, 0, 0, 0, 0], 32)
+    near = [touching(np.arange(5) == i, ["a", "a", "b", "a", "a"], box).tolist() for i in range(5)]
     assert near == [
         [True, True, False, False, False],
         [True, True, False, False, True],
@@ -95,4 +110,4 @@ def test_fold_out_of_range_and_nothing_left():
     with pytest.raises(DataError, match="fold -1"):
         train_valid(fold, -1)
     with pytest.raises(DataError, match="every other tile touches"):
-        train_valid(fold, 0, scene=["s"] * 6, row=[0] * 6, col=[0] * 6, size=8)
+        train_valid(fold, 0, frame=["s"] * 6, box=boxes([0] * 6, [0] * 6, 8))

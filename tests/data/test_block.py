@@ -72,6 +72,44 @@ def test_spatial_folds_leave_a_gap(tmp_path):
     assert len(dls.train_tiles) + len(dls.valid_tiles) == 15
 
 
+def test_two_dates_of_the_same_ground_never_part(tmp_path):
+    where = {0: 500_000, 1: 500_000, 2: 600_000, 3: 700_000}  # the first two scenes lie on each other
+    with TileWriter(tmp_path / "s", BANDS, 32, "uint16", "test") as writer:
+        for i, x in where.items():
+            values, classes, valid = made_up(32, 64, seed=i)
+            for col in (0, 32):
+                at = (slice(None), slice(col, col + 32))
+                writer.add(
+                    values[:, *at],
+                    classes[at],
+                    valid=valid[at],
+                    scene=f"s{i}",
+                    col=col,
+                    crs="EPSG:32645",
+                    transform=(30, 0, x + 30 * col, 0, -30, 3_100_000),
+                )
+    for k in range(3):
+        dls = loaders(tmp_path / "s", fold=k)
+        train, valid = ({dls.store.table["scene"][i] for i in t} for t in (dls.train_tiles, dls.valid_tiles))
+        assert not train & valid
+        assert not {"s0", "s1"} <= train | valid or ({"s0", "s1"} <= train or {"s0", "s1"} <= valid)
+
+
+def test_a_validation_fold_without_labels_is_refused(tmp_path):
+    with TileWriter(tmp_path / "s", BANDS, 32, "uint16", "test") as writer:
+        for i in range(3):
+            values, classes, valid = made_up(32, 32, seed=i)
+            writer.add(values, classes if i else classes * 0 + 255, valid=valid, scene=f"s{i}")
+    messages = []
+    for k in range(3):
+        try:
+            loaders(tmp_path / "s", fold=k)
+        except DataError as err:
+            messages.append(str(err))
+    assert len(messages) == 1
+    assert "no validation tile has a label" in messages[0]
+
+
 def test_without_a_fold_every_tile_is_trained_on(store):
     dls = loaders(store, fold=None)
     assert (len(dls.train_tiles), len(dls.valid_tiles), len(dls.valid)) == (12, 0, 0)
@@ -92,7 +130,7 @@ def test_tiles_without_labels_or_data_are_not_trained_on(tmp_path):
             if i == 2:
                 valid[4:] = False
             writer.add(values, classes, valid=valid, scene=f"s{i}")
-    assert loaders(tmp_path / "s", fold=None, min_valid=0.2).train_tiles.tolist() == [0, 3, 4, 5]
+    assert loaders(tmp_path / "s", fold=None, min_valid=0.2).train_tiles == [0, 3, 4, 5]
 
 
 def test_workers_read_the_same(store):

@@ -62,12 +62,17 @@ def test_values_under_nodata_do_not_matter(bundle, tmp_path):
     np.testing.assert_array_equal(*arrays)
 
 
-def test_a_rotated_grid_and_an_all_nodata_scene(bundle, tmp_path):
+def test_a_rotated_grid_is_kept(bundle, tmp_path):
     turned = Affine(20, 10, 500_000, 10, -20, 3_100_000)
-    path = write_raster(tmp_path / "t.tif", made_up()[0] * 0, nodata=0, bands=BANDS, transform=turned)
+    path = write_raster(tmp_path / "t.tif", made_up()[0], nodata=0, bands=BANDS, transform=turned)
     with rasterio.open(predict_scene(bundle, path, tmp_path / "maps")) as out:
         assert out.transform.almost_equals(turned)
-        assert (out.read(1) == 255).all()
+
+
+def test_undeclared_zero_fill_is_nodata_as_in_a_store(bundle, tmp_path):
+    write_raster(tmp_path / "s.tif", made_up()[0], bands=BANDS)
+    with rasterio.open(predict_scene(bundle, tmp_path / "s.tif", tmp_path / "maps")) as out:
+        assert ((out.read(1) == 255) == ~made_up()[2]).all()
 
 
 def test_refusals_leave_no_map_behind(bundle, scene, tmp_path):
@@ -82,6 +87,8 @@ def test_refusals_leave_no_map_behind(bundle, scene, tmp_path):
     few = write_raster(tmp_path / "few.tif", made_up()[0][:3], bands=BANDS[:3])
     refuse(BundleError, "the bundle needs band swir1, thermal; the scene holds blue, green, red", few)
     refuse(DataError, "5 bands, but --bands names 1", scene[0], bands=["red"])
+    empty = write_raster(tmp_path / "empty.tif", made_up()[0] * 0, nodata=0, bands=BANDS)
+    refuse(DataError, "every pixel is nodata, so there is nothing to map", empty)
     cut = tmp_path / "cut.tif"
     cut.write_bytes(scene[0].read_bytes()[:-40_000])
     refuse(DataError, "cut short or damaged|not a raster", cut)

@@ -94,6 +94,11 @@ def resaved(bundle, path, drop=None, **changes):
         ({"mean": "[1.0]"}, "bands and statistics differ in number"),
         ({"arch": json.dumps("resnet34")}, "damaged or made by other code"),
         ({"arch": json.dumps("nonet")}, "damaged or made by other code"),
+        ({"arch": "3"}, "damaged or made by other code"),
+        ({"bands": "[1, 2, 3, 4, 5]"}, "damaged or made by other code"),
+        ({"std": "[1, 1, 0, 1, 1]"}, "a deviation is not positive"),
+        ({"recipe": "3"}, "recipe, metrics or trained_on is no mapping"),
+        ({"trained_on": "null"}, "recipe, metrics or trained_on is no mapping"),
         ({"drop": "segmentation_head.0.bias"}, "damaged or made by other code"),
     ],
 )

@@ -208,7 +208,6 @@ def test_max_minutes_stops_after_an_epoch_and_says_so(learn):
     began = time.monotonic()
     learn.fit(50, 1e-3, cbs=[cb, Slow()])
     assert time.monotonic() - began < 1.5
-    assert cb.stopped
     assert 1 <= len(learn.recorder.values) < 50
     assert said == [f"stopped after epoch {len(learn.recorder.values)}: max_minutes 0.015 leaves no time for another"]
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,11 @@ def test_values_under_nodata_do_not_matter(bundle, trained):
     x = normalise(image, bundle.mean, bundle.std)
     assert np.isnan(image).any()
     assert (x[:, np.isnan(image[0])] == 0).all()
+
+
+def test_other_classes_are_not_taken_for_ours(bundle, trained):
+    with pytest.raises(BundleError, match="the bundle has classes a, b, c, d; maps are of background, glacier"):
+        evaluate(replace(bundle, classes=("a", "b", "c", "d")), trained[1])
 
 
 def test_without_labels_there_is_nothing_to_score(bundle, trained):

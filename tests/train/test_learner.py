@@ -3,11 +3,14 @@ import pytest
 import torch
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import lr_find  # noqa: F401  patches Learner
+from fastai.callback.tracker import ReduceLROnPlateau
 from scenes import make_store
 
+from glacier_fastai.core.dihedral import VIEWS, undo_view, view
 from glacier_fastai.core.losses import CombinedLoss
 from glacier_fastai.data.block import GlacierDataLoaders
 from glacier_fastai.data.types import TensorGlacierMask, TensorMultispectral, class_rgba, error_rgba
+from glacier_fastai.errors import TrainingError
 from glacier_fastai.train.learner import AdamW, glacier_learner
 
 
@@ -91,6 +94,35 @@ def test_lr_find_leaves_no_trace(learn):
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
+def test_the_plateau_works_after_lr_find_and_after_load(learn):
+    learn.lr_find(num_it=4, show_plot=False)
+    learn.save("weights")
+    learn.load("weights")
+    learn.fit(3, 1e-3, cbs=ReduceLROnPlateau("mcc", patience=1, factor=10, min_delta=10))
+    assert learn.opt.opt.param_groups[0]["lr"] == pytest.approx(1e-5)
+
+
+def test_tta_turns_the_views_back(learn):
+    probs, targets = learn.tta()
+    assert targets.shape == (4, 32, 32)
+    x = learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)
+    learn.model.eval()
+    with torch.no_grad():
+        views = [undo_view(learn.model(view(x, k)).softmax(1), k) for k in VIEWS]
+    torch.testing.assert_close(torch.as_tensor(probs), sum(views) / 8, atol=1e-5, rtol=1e-4)
+
+
+def test_other_tools_of_fastai_work(learn):
+    assert "GlacierUnet" in learn.summary()
+    first, second = learn.dls.valid_tiles[:2]
+    dl = learn.dls.test_dl([first, second])
+    probs, _ = learn.get_preds(dl=dl)
+    assert probs.shape == (2, 4, 32, 32)
+    torch.testing.assert_close(
+        torch.as_tensor(learn.predict(first)[2]), torch.as_tensor(probs[0]), atol=1e-5, rtol=1e-4
+    )
+
+
 def test_freeze_and_discriminative_rates_know_encoder_and_decoder(learn):
     learn.freeze()
     trainable = {n.split(".")[0] for n, p in learn.model.named_parameters() if p.requires_grad and "bn" not in n}
@@ -114,6 +146,8 @@ def test_without_validation_only_training_is_recorded(tmp_path):
     assert {"train_mcc", "train_mean_iou", "train_focal_loss"} <= set(names)
     assert not any(n in ("mcc", "valid_loss", "focal_loss") for n in names)
     assert all(len(row) == len(names) for row in rows[-2:])
+    with pytest.raises(TrainingError, match="there are no validation tiles"):
+        learn.get_preds()
 
 
 def test_the_seed_decides_the_weights_and_the_run(tmp_path):
@@ -139,6 +173,9 @@ def test_learned_loss_weights_are_trained(dls):
     before = [p.item() for p in loss.parameters()]
     learn.fit(1, 1e-2)
     assert all(a != b.item() for a, b in zip(before, loss.parameters(), strict=True))
+    learn.freeze()
+    assert learn.model.decoder.blocks[0].conv1[0].weight.requires_grad
+    assert not learn.model.encoder.conv1.weight.requires_grad
 
 
 def test_the_fused_optimiser_equals_torchs_own():

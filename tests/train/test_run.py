@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scenes import make_store, tiny_recipe
 
-from glacier_fastai.errors import BundleError, DataError, OutputError, RecipeError
+from glacier_fastai.errors import BundleError, DataError, OutputError, RecipeError, TrainingError
 from glacier_fastai.recipe import load_recipe
 from glacier_fastai.train.bundle import ModelBundle
 from glacier_fastai.train.evaluate import evaluate
@@ -155,6 +155,11 @@ def test_refusals_leave_nothing_behind(tmp_path):
     big = tiny_recipe("data.tile_size=64", "data.crop=64")
     refuse(DataError, "crop 64 is larger than its tiles of 32 px", tmp_path, big, data=data)
     refuse(BundleError, "no such file", tmp_path, recipe, data=data, weights=tmp_path / "x.safetensors")
+    lone = tiny_recipe("train.batch_size=1")
+    refuse(RecipeError, "a single crop of 32 px cannot be normalised", tmp_path, lone, data=data)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="Not a directory"):
+        train(recipe, data, tmp_path / "file" / "run")
     half = tiny_recipe("train.precision=fp16")
     refuse(RecipeError, "fp16 needs a CUDA GPU", tmp_path, half, data=data)
     (tmp_path / "there").mkdir()
@@ -162,6 +167,13 @@ def test_refusals_leave_nothing_behind(tmp_path):
         train(recipe, data, tmp_path / "there")
     with pytest.raises(OutputError, match="there: exists already"):
         crossval(recipe, data=data, out=tmp_path / "there")
+
+
+def test_a_run_that_diverges_ends_as_a_failure(tmp_path):
+    recipe = tiny_recipe("train.lr=1e30", "train.clip=0", "train.ema=0", "train.epochs=3")
+    with pytest.raises(TrainingError, match=r"the loss is not finite after epoch 1; lower train\.lr"):
+        train(recipe, make_store(tmp_path / "s").path, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.json").exists()
 
 
 def test_another_architecture_than_the_bundles_is_refused(trained, tmp_path):

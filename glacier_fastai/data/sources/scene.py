@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import rasterio
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from ...bands import CLASSES, IGNORE, canonical_band, check_bands
+from ...bands import CLASSES, IGNORE, SENSORS, canonical_band, check_bands
 from ...core.tiling import starts
 from ...errors import DataError, did_you_mean
 from ..tiles import TileStore, TileWriter, store_dtype
@@ -23,7 +24,9 @@ __all__ = ["SceneRaster", "prepare_scenes", "read_outlines"]
 class SceneRaster:
     """A scene on disk: its bands by name, its grid, and windows of values with their valid pixels.
 
-    Use as a context manager. Nodata is what any band declares as nodata, masks out, or holds as NaN.
+    Use as a context manager. A pixel has no data where any band wanted declares it so (nodata value or mask), where any
+    of them is NaN or infinite, or, in unsigned integers, where all of them are 0. A band named "-" is left out; if it
+    is the alpha band, it masks.
     """
 
     def __init__(
@@ -35,12 +38,14 @@ class SceneRaster:
         self.path = Path(path)
         if not self.path.is_file():
             raise DataError(f"{self.path}: no such file")
+        if sensor is not None and sensor not in SENSORS:
+            raise DataError(f"unknown sensor {sensor!r}: use {', '.join(SENSORS)}{did_you_mean(sensor, SENSORS)}")
         try:
             self.raster = rasterio.open(self.path)
         except RasterioError as err:
             raise DataError(f"{self.path}: not a raster, or damaged ({_line(err)})") from err
         try:
-            self.bands = self._names(bands, sensor)
+            self.bands, self._numbers = self._names(bands, sensor)
             if self.raster.crs is None:
                 raise DataError(f"{self.path}: has no coordinate reference system; assign one (gdal_edit.py -a_srs)")
         except BaseException:
@@ -50,7 +55,7 @@ class SceneRaster:
         self.crs, self.transform = self.raster.crs, self.raster.transform
         self.dtype = np.result_type(*self.raster.dtypes)
 
-    def _names(self, bands: Sequence[str] | None, sensor: str | None) -> tuple[str, ...]:
+    def _names(self, bands: Sequence[str] | None, sensor: str | None) -> tuple[tuple[str, ...], list[int]]:
         count, where = self.raster.count, f"{self.path}: {self.raster.count} bands"
         given = list(bands) if bands else list(self.raster.descriptions)
         if bands and len(given) != count:
@@ -59,10 +64,11 @@ class SceneRaster:
             raise DataError(
                 f"{where}, band {unnamed[0]} has no description; name all of them: --bands blue,green,red,nir"
             )
+        numbers = [i + 1 for i, b in enumerate(given) if b.strip() != "-"]
         try:
-            return check_bands(canonical_band(b, sensor) for b in given)
+            return check_bands(canonical_band(given[n - 1], sensor) for n in numbers), numbers
         except DataError as err:
-            raise DataError(f"{self.path}: {err}") from err
+            raise DataError(f"{self.path}: {err}; --bands names the file's bands, '-' leaves one out") from err
 
     def read(
         self,
@@ -73,15 +79,30 @@ class SceneRaster:
         width: int,  # columns
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return values `(C, H, W)` as delivered, and bool `(H, W)`: True where every wanted band has data."""
-        window, numbers = Window(col, row, width, height), [i + 1 for i in index]
+        window, numbers = Window(col, row, width, height), [self._numbers[i] for i in index]
         try:
             values = self.raster.read(numbers, window=window)
-            valid = (self.raster.read_masks(numbers, window=window) > 0).all(0)
+            valid = np.ones(values.shape[1:], bool)
+            for number in self._masks(numbers):
+                valid &= self.raster.read_masks(number, window=window) > 0
         except RasterioError as err:
             raise DataError(f"{self.path}: cut short or damaged ({_line(err)}); copy it again") from err
+        for band, number in zip(values, numbers, strict=True):
+            nodata = self.raster.nodatavals[number - 1]
+            if nodata is not None and not np.isnan(nodata):
+                valid &= band != nodata
         if values.dtype.kind == "f":
             valid &= np.isfinite(values).all(0)
+        elif values.dtype.kind == "u":
+            valid &= (values != 0).any(0)
         return values, valid
+
+    def _masks(self, numbers: Sequence[int]) -> list[int]:
+        """Return the bands whose mask counts: GDAL takes any fourth band of bytes for alpha, which nir is not."""
+        flags, kinds = self.raster.mask_flag_enums, self.raster.colorinterp
+        own = [n for n in numbers if MaskFlags.per_dataset in flags[n - 1] and MaskFlags.alpha not in flags[n - 1]]
+        skipped_alpha = any(k == ColorInterp.alpha and n not in self._numbers for n, k in enumerate(kinds, 1))
+        return own or (numbers[:1] if skipped_alpha else [])
 
     def __enter__(self) -> SceneRaster:
         return self
@@ -106,6 +127,7 @@ def read_outlines(
             column that is absent or holds an unknown class.
     """
     import geopandas
+    from pyogrio import list_layers
     from pyogrio.errors import DataSourceError
     from shapely import is_valid_reason
 
@@ -113,6 +135,11 @@ def read_outlines(
     if not path.exists():
         raise DataError(f"{path}: no such file")
     try:
+        layers = [name for name, kind in list_layers(path) if kind is not None]
+        if len(layers) > 1:
+            raise DataError(
+                f"{path}: has layers {', '.join(layers)}; keep one (ogr2ogr one.gpkg {path.name} {layers[0]})"
+            )
         table = geopandas.read_file(path)
     except DataSourceError as err:
         raise DataError(f"{path}: not a vector file, or damaged ({_line(err)})") from err

@@ -110,6 +110,34 @@ def test_nan_and_declared_nodata_are_ignored(tmp_path):
     assert ignored == [[3, 4], [5, 6]]
 
 
+def test_a_fourth_band_of_bytes_is_no_mask(tmp_path):
+    values = np.full((4, 32, 32), 90, np.uint8)
+    values[3, :10] = 0  # GDAL takes it for alpha
+    path = write_raster(tmp_path / "s.tif", values, bands=["blue", "green", "red", "nir"])
+    with SceneRaster(path) as s:
+        assert s.raster.colorinterp[3].name == "alpha"
+        assert s.read([0, 1, 2, 3], 0, 0, 32, 32)[1].all()
+    with SceneRaster(path, ["blue", "green", "red", "-"]) as s:  # left out, it is what GDAL says
+        assert s.bands == ("blue", "green", "red")
+        values, valid = s.read([2, 0], 0, 0, 32, 32)
+        assert values.shape == (2, 32, 32)
+        assert valid.sum() == 22 * 32
+
+
+def test_an_internal_mask_is_honoured_and_undeclared_zero_fill_too(tmp_path):
+    values = np.full((2, 32, 32), 90, np.int16)
+    path = write_raster(tmp_path / "s.tif", values, bands=["red", "nir"])
+    with rasterio.open(path, "r+") as file:
+        file.write_mask(np.arange(1024).reshape(32, 32) >= 100)
+    with SceneRaster(path) as s:
+        assert s.read([0, 1], 0, 0, 32, 32)[1].sum() == 924
+    values = values.astype(np.uint16)
+    values[:, :4] = 0
+    values[0, 4:6] = 0  # a zero in one band only is data
+    with SceneRaster(write_raster(tmp_path / "z.tif", values, bands=["red", "nir"])) as s:
+        assert s.read([0, 1], 0, 0, 32, 32)[1].sum() == 28 * 32
+
+
 def test_tiles_without_data_are_left_out(tmp_path):
     values = made_up(64, 64, nodata=False)[0]
     values[:, :32, :32] = 0
@@ -140,6 +168,7 @@ def test_bad_scenes(scene, tmp_path):
     refuse(tmp_path, "5 bands, but --bands names 2", [plain], labels=label, bands=["red", "nir"])
     doubled = ["red", "nir", "red", "pan", "ndvi"]
     refuse(tmp_path, "'red' is named twice", [plain], labels=label, bands=doubled)
+    refuse(tmp_path, "unknown sensor 'landsat9'.*did you mean 'landsat8'", [scene[0]], labels=label, sensor="landsat9")
     refuse(tmp_path, "unknown band 'violet'", [plain], labels=label, bands=["violet", *BANDS[1:]])
     nowhere = write_raster(tmp_path / "nowhere.tif", values, bands=BANDS, crs=None)
     refuse(tmp_path, "no coordinate reference system; assign one", [nowhere], labels=label)
@@ -191,6 +220,9 @@ def test_bad_outlines(scene, tmp_path):
     check("no column 'kinds'; it has kind; did you mean 'kind'", named, class_field="kinds")
     check("kind holds 'glaciers'; allowed are background .*did you mean 'glacier'", named, class_field="kind")
     outlines(tmp_path / "nocrs.shp", [rectangle(0, 0, 5, 5)])
+    two = outlines(tmp_path / "two.gpkg", [rectangle(0, 0, 5, 5)])
+    geopandas.read_file(two).to_file(two, layer="more")
+    check(r"has layers two, more; keep one \(ogr2ogr one.gpkg two.gpkg two\)", two)
     (tmp_path / "nocrs.prj").unlink()
     check("no coordinate reference system; assign one", tmp_path / "nocrs.shp")
 
