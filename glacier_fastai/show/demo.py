@@ -73,8 +73,8 @@ def run(
     recipe = load_recipe("demo", overrides)
     cut = {"tile_size": recipe.data.tile_size, "scene_size": 256, "bands": recipe.bands}
     say("making synthetic landscapes")
-    first = synthetic_store(out / "pretrain-tiles", "landsat7", n_scenes=10, seed=1, **cut)
-    second = synthetic_store(out / "finetune-tiles", "landsat8", n_scenes=5, seed=2, **cut)
+    first = synthetic_store(out / "pretrain-tiles", "landsat7", n_scenes=12, seed=1, **cut)
+    second = synthetic_store(out / "finetune-tiles", "landsat8", n_scenes=10, seed=2, **cut)
     unseen = synthetic_store(out / "test-tiles", "landsat8", n_scenes=4, seed=3, **cut)
     scene, label = write_scene(out / "scene.tif", "landsat8", size=384, bands=recipe.bands, seed=4)
 

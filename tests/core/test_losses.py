@@ -325,10 +325,8 @@ def test_gradient_of_the_statistics_equals_the_plain_one():
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("name", NASTY)
+@pytest.mark.parametrize("name", [n for n in NASTY if "end of float32" not in n])  # there the plain version overflows
 def test_combined_loss_equals_plain_operations(name, monkeypatch):
-    if "end of float32" in name:
-        pytest.skip("the plain version overflows")
     logits, target = NASTY[name]
     ours = value_and_gradient(CombinedLoss(**ALL), logits, target)
     monkeypatch.setattr(losses._Statistics, "apply", plain_statistics)
