@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from benchmarks.timing import interleaved
 
 from glacier_fastai.core import losses
 from glacier_fastai.core.losses import CombinedLoss, boundary_loss, dice_loss, focal_loss, mcc_loss
 
 WEIGHTS = CombinedLoss.phase_b().weights
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def interleaved(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Best time of each job in ms; the jobs take turns, so that a busy machine is busy for all."""
-    best = dict.fromkeys(jobs, float("inf"))
-    for _ in range(repeats):
-        for name, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            best[name] = min(best[name], (time.perf_counter() - start) * 1e3)
-    return best
 
 
 def scene(batch: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:

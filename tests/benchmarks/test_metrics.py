@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -12,30 +10,12 @@ import numpy as np
 import pytest
 import sklearn.metrics as sk
 import torch
+from benchmarks.timing import interleaved
 
 from glacier_fastai.core.confusion import confusion_matrix, mcc
 
 K, IGNORE, TILES, SIZE = 4, 255, 25, 512
 STATUS = Path("/proc/self/status")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def interleaved(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Best time of each job in ms; the jobs take turns, so that a busy machine is busy for all."""
-    best = dict.fromkeys(jobs, float("inf"))
-    for _ in range(repeats):
-        for name, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            best[name] = min(best[name], (time.perf_counter() - start) * 1e3)
-    return best
 
 
 def tile(seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
