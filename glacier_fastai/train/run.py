@@ -17,6 +17,7 @@ import platform
 import shutil
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -293,7 +294,8 @@ def _fit(recipe: Recipe, learn: GlacierLearner, out: Path, fold: int | None, sta
     if t.max_minutes:
         cbs.append(MaxMinutesCallback(t.max_minutes, started, say))
     learn.remove_cbs(ProgressCallback)
-    learn.fit(t.epochs, t.lr, cbs=cbs)
+    with redirect_stdout(sys.stderr):  # fastai's trackers print what they do, and stdout is for results
+        learn.fit(t.epochs, t.lr, cbs=cbs)
 
 
 def _finish(learn: GlacierLearner, out: Path) -> None:

@@ -130,12 +130,15 @@ def test_max_minutes_keeps_the_best_so_far_and_finishes(tmp_path, capsys):
     assert (run / "metrics.json").exists()
 
 
-def test_early_stopping_accumulation_and_no_clipping(tmp_path):
+def test_early_stopping_accumulation_and_no_clipping(tmp_path, capsys):
     recipe = tiny_recipe(
         "train.epochs=9", "train.early_stop=1", "train.accumulate=2", "train.clip=0", "train.lr=1e-9", "train.ema=0"
     )
     run = finetune(recipe, 0, data=make_store(tmp_path / "s").path, out=tmp_path / "run")
     assert len(pd.read_csv(run / "history.csv")) < 9
+    said = capsys.readouterr()
+    assert "early stopping" in said.err  # fastai prints it to stdout, where only results belong
+    assert said.out == ""
 
 
 def refuse(error, message, tmp_path, recipe, **kwargs):
