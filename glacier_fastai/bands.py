@@ -20,9 +20,11 @@ __all__ = [
     "ICE",
     "IGNORE",
     "SENSORS",
+    "TEXTURES",
     "canonical_band",
     "check_bands",
     "composite",
+    "texture_of",
 ]
 
 BANDS: dict[str, str] = {
@@ -38,13 +40,17 @@ BANDS: dict[str, str] = {
     "pan": "panchromatic",
     "ndvi": "(nir - red) / (nir + red)",
     "ndsi": "(green - swir1) / (green + swir1)",
+    "ndsi_flipped": "(swir1 - green) / (swir1 + green), what the HKH files call NDSI",
     "ndwi": "(nir - swir1) / (nir + swir1), Gao",
     "elevation": "height above sea level, m",
     "slope": "slope, degrees",
 }
-"""Every band a recipe may name, beside the texture bands ``glcm_contrast(X)`` and ``glcm_energy(X)`` of a band X."""
+"""Every band a recipe may name, beside the texture bands ``glcm_KIND(X)`` of a band X, KIND one of `TEXTURES`."""
 
-_DERIVED = re.compile(r"(glcm_contrast|glcm_energy)\((\w+)\)")
+TEXTURES: tuple[str, ...] = ("contrast", "energy", "asm", "homogeneity", "dissimilarity")
+"""Kinds of texture band, see `core.glcm`."""
+
+_TEXTURE = re.compile(r"glcm_(\w+)\((\w+)\)")
 
 SENSORS: dict[str, dict[str, str]] = {
     "landsat7": {
@@ -121,7 +127,7 @@ def canonical_band(name: str, sensor: str | None = None) -> str:
     plain = re.sub(r"_*([()])_*", r"\1", plain)
     if plain in BANDS:
         return plain
-    if match := _DERIVED.fullmatch(plain):
+    if (match := _TEXTURE.fullmatch(plain)) and match[1] in TEXTURES:
         if match[2] in BANDS:
             return plain
         raise DataError(f"band {name!r}: {match[2]!r} is no band{did_you_mean(match[2], BANDS)}")
@@ -131,11 +137,17 @@ def canonical_band(name: str, sensor: str | None = None) -> str:
         own = re.sub(r"^(sr|toa|st)_", "", plain)
         if own in SENSORS[sensor]:
             return SENSORS[sensor][own]
-    derived = [f"{kind}({band})" for kind in ("glcm_contrast", "glcm_energy") for band in BANDS]
+    textures = [f"glcm_{kind}({band})" for kind in TEXTURES for band in BANDS]
     raise DataError(
-        f"unknown band {name!r}: use {', '.join(BANDS)}, glcm_contrast(BAND) or glcm_energy(BAND)"
-        f"{did_you_mean(plain, [*BANDS, *derived])}"
+        f"unknown band {name!r}: use {', '.join(BANDS)}, or glcm_KIND(BAND) with KIND one of {', '.join(TEXTURES)}"
+        f"{did_you_mean(plain, [*BANDS, *textures])}"
     )
+
+
+def texture_of(band: str) -> tuple[str, str] | None:
+    """Return kind and base band of a texture band in our spelling ("contrast", "swir1"), or None for any other band."""
+    match = _TEXTURE.fullmatch(band)
+    return (match[1], match[2]) if match else None
 
 
 def check_bands(names: Iterable[str]) -> tuple[str, ...]:

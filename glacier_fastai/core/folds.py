@@ -5,32 +5,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from shapely import STRtree
+from shapely import box as rectangle
 
 from ..errors import DataError
 
-__all__ = ["assign_folds", "touching", "train_valid"]
+__all__ = ["ALWAYS", "NEVER", "assign_folds", "neighbours", "touching", "train_valid"]
+
+ALWAYS, NEVER = -1, -2
+"""In place of a fold: a tile that is always trained on, and one that is kept aside for a final test."""
+
+
+def neighbours(
+    frame: Sequence[str],  # what each tile's box is measured in: a coordinate reference system, or a scene's pixels
+    box: np.ndarray,  # (N, 4) left, top, right, bottom of each tile, in units of its frame; top < bottom
+) -> np.ndarray:
+    """Return int64 `(2, P)`: the pairs of tiles that overlap or share an edge or a corner, each tile with itself."""
+    name = np.unique(np.asarray(frame, dtype=str), return_inverse=True)[1]
+    order = np.argsort(name, kind="stable")
+    pairs = [np.empty((2, 0), np.int64)]
+    for mine in np.split(order, np.flatnonzero(np.diff(name[order])) + 1):
+        left, top, right, bottom = box[mine].T
+        slack = 1e-6 * (right - left).max(initial=0)  # coordinates are rounded
+        tiles = rectangle(left - slack, top - slack, right + slack, bottom + slack)
+        pairs.append(mine[STRtree(tiles).query(tiles, predicate="intersects")])
+    return np.concatenate(pairs, 1)
 
 
 def touching(
     tiles: np.ndarray,  # bool (N,), some of the tiles
-    frame: Sequence[str],  # what each tile's box is measured in: a coordinate reference system, or a scene's pixels
-    box: np.ndarray,  # (N, 4) left, top, right, bottom of each tile, in units of its frame; top < bottom
+    frame: Sequence[str],  # as in `neighbours`
+    box: np.ndarray,  # as in `neighbours`
 ) -> np.ndarray:
     """Return bool `(N,)`: True for what overlaps one of `tiles` or shares an edge or a corner with it (or is it)."""
-    name = np.unique(np.asarray(frame, dtype=str), return_inverse=True)[1]
-    near = np.zeros(len(name), bool)
-    for f in np.unique(name[tiles]):
-        mine, theirs = np.flatnonzero(name == f), np.flatnonzero((name == f) & tiles)
-        near[mine] = _meets(box[mine], box[theirs]).any(1)
+    i, j = neighbours(frame, box)
+    near = np.zeros(len(box), bool)
+    near[i[tiles[j]]] = True
     return near
-
-
-def _meets(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    slack = 1e-6 * (a[:, 2] - a[:, 0]).max(initial=0)  # coordinates are rounded
-    out = np.ones((len(a), len(b)), bool)
-    for low, high in ((0, 2), (1, 3)):
-        out &= (a[:, None, low] <= b[:, high] + slack) & (b[:, low] <= a[:, None, high] + slack)
-    return out
 
 
 def assign_folds(
@@ -39,19 +52,21 @@ def assign_folds(
     *,
     spatial: bool = False,  # keep neighbours together
     unit: Sequence[str] = (),  # with `spatial`: group or scene of each tile
-    frame: Sequence[str] = (),  # with `spatial`: as in `touching`
-    box: np.ndarray | None = None,  # with `spatial`: as in `touching`
+    frame: Sequence[str] = (),  # with `spatial`: as in `neighbours`
+    box: np.ndarray | None = None,  # with `spatial`: as in `neighbours`
 ) -> np.ndarray:
     """Return the fold of each tile, int64 of shape `(N,)`; no fold is empty.
 
     Without `spatial`, tiles are sorted by their shares of the rare classes (all after the second) and of the second
     and dealt out in turn, to and fro, so that each fold gets its share of debris and lake.
 
-    With `spatial`, units that meet on the ground become one. Whole units are dealt out in the same manner where there
-    are at least `n_folds` of them. Otherwise the tiles, unit by unit and in each unit along its longer side, are cut
-    into `n_folds` compact runs of equal length. `train_valid` then leaves out what still touches.
+    With `spatial`, units that meet on the ground become one, and whole units are dealt out, the largest first, each to
+    the fold that has least of what it brings (tiles, glacier, debris, lake). A unit that would fill two folds or more
+    is divided first: into the patches of ground it consists of, and a patch that still fills two folds or more into
+    compact runs along its longer side. Parts of one patch touch; `train_valid` leaves out what does.
 
-    Nothing is drawn at random: the same tiles in the same order give the same folds on every platform.
+    Nothing is drawn at random and all sums are of integers: the same tiles in the same order give the same folds on
+    every platform.
 
     Raises:
         DataError: There are fewer tiles than folds, or fewer than 2 folds.
@@ -63,35 +78,58 @@ def assign_folds(
     if n < n_folds:
         raise DataError(f"{n} tiles cannot make {n_folds} folds; set data.folds to at most {n}")
     if not spatial:
-        return _deal(counts, n_folds)
-    unit = _merged(np.unique(np.asarray(unit, dtype=str), return_inverse=True)[1], np.asarray(frame, dtype=str), box)
-    if unit.max() + 1 >= n_folds:
-        pooled = np.stack([counts[unit == u].sum(0) for u in range(unit.max() + 1)])
-        return _deal(pooled, n_folds)[unit]
-    order = []
-    for u in range(unit.max() + 1):
-        mine = np.flatnonzero(unit == u)
+        return _deal_tiles(counts, n_folds)
+    label = _divided(np.asarray(unit, dtype=str), frame, box, n_folds)
+    pooled = np.zeros((label.max() + 1, counts.shape[1]), np.int64)
+    np.add.at(pooled, label, counts)
+    return _deal_units(np.column_stack([np.bincount(label), pooled[:, 1:]]), n_folds)[label]
+
+
+def _linked(n: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """Return which connected part each of n nodes belongs to, numbered by their first nodes."""
+    label = connected_components(coo_array((np.ones(len(i), bool), (i, j)), shape=(n, n)), directed=False)[1]
+    first, inverse = np.unique(label, return_index=True, return_inverse=True)[1:]
+    return np.argsort(np.argsort(first))[inverse]
+
+
+def _divided(unit: np.ndarray, frame: Sequence[str], box: np.ndarray, n_folds: int) -> np.ndarray:
+    """Return the unit of each tile, numbered from 0: merged where they meet, divided where they are too large."""
+    n = len(box)
+    i, j = neighbours(frame, box)
+    name = np.unique(unit, return_inverse=True)[1]
+    label = _linked(n + name.max() + 1, np.r_[i, np.arange(n)], np.r_[j, n + name])[:n]
+    large = (np.bincount(label) * n_folds >= 2 * n)[label]
+    patch = _linked(n, i, j)
+    label = np.unique(np.column_stack([label, np.where(large, patch, -1)]), axis=0, return_inverse=True)[1]
+    size = np.bincount(label)
+    pieces = np.maximum(size * n_folds // n, 1)
+    while pieces.sum() < n_folds:
+        most = max(range(len(size)), key=lambda u: (size[u] * n_folds // pieces[u], -u))
+        pieces[most] += 1
+    first = np.cumsum(pieces) - pieces
+    out = first[label]
+    for u in np.flatnonzero(pieces > 1):
+        mine = np.flatnonzero(label == u)
         left, top = box[mine, 0], box[mine, 1]
         along, across = (top, left) if np.ptp(top) >= np.ptp(left) else (left, top)
-        order.extend(mine[np.lexsort((across, along))])
-    fold = np.empty(n, np.int64)
-    fold[order] = np.arange(n) * n_folds // n
-    return fold
+        out[mine[np.lexsort((across, along))]] += np.arange(size[u]) * pieces[u] // size[u]
+    return out
 
 
-def _merged(unit: np.ndarray, frame: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Return units, numbered from 0, of which no two meet in one frame (as two dates of one scene would)."""
-    n = unit.max() + 1
-    extent = np.stack([[*box[unit == u, :2].min(0), *box[unit == u, 2:].max(0)] for u in range(n)])
-    home = np.array([frame[unit == u][0] for u in range(n)])
-    linked = _meets(extent, extent) & (home[:, None] == home)
-    label = np.arange(n)
-    while not np.array_equal(label, spread := np.where(linked, label, n).min(1)):  # the least label wins
-        label = spread
-    return np.unique(label, return_inverse=True)[1][unit]
+def _deal_units(
+    brings: np.ndarray,  # int64 (U, M), what each unit brings; the first column is never 0
+    n_folds: int,
+) -> np.ndarray:
+    share = (brings << 20) // np.maximum(brings.sum(0), 1)
+    share[:, 0] += 1  # no unit weighs nothing, so an empty fold is always the lightest
+    load, fold = np.zeros((n_folds, brings.shape[1]), np.int64), np.empty(len(brings), np.int64)
+    for u in np.argsort(-share.sum(1), kind="stable"):
+        fold[u] = np.argmin(load @ share[u])  # of all folds, this one raises the sum of squared loads least
+        load[fold[u]] += share[u]
+    return np.argsort(np.unique(fold, return_index=True)[1]).argsort()[fold]  # numbered by their first units
 
 
-def _deal(counts: np.ndarray, n_folds: int) -> np.ndarray:
+def _deal_tiles(counts: np.ndarray, n_folds: int) -> np.ndarray:
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     keys = [np.arange(len(counts)), *(-share[:, 1:2].T), -share[:, 2:].sum(1)]  # last key sorts first
     order = np.lexsort(keys)
@@ -102,9 +140,9 @@ def _deal(counts: np.ndarray, n_folds: int) -> np.ndarray:
 
 
 def train_valid(
-    fold: np.ndarray,  # (N,) fold of each tile
+    fold: np.ndarray,  # (N,) fold of each tile, `ALWAYS` or `NEVER`
     k: int,  # fold to validate on
-    **place,  # `frame` and `box` as in `touching`: leave out what touches a validation tile
+    **place,  # `frame` and `box` as in `neighbours`: leave out what touches a validation tile
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the positions of the training and of the validation tiles of fold `k`.
 
@@ -113,9 +151,11 @@ def train_valid(
     """
     n_folds = int(fold.max()) + 1
     if not 0 <= k < n_folds:
-        raise DataError(f"fold {k}: there are folds 0 to {n_folds - 1}")
+        known = f"there are folds 0 to {n_folds - 1}" if n_folds > 1 else "there is fold 0 only"
+        raise DataError(f"fold {k}: {known}")
     valid = fold == k
     train = ~touching(valid, **place) if place else ~valid
+    train &= fold != NEVER
     if not train.any():
         raise DataError(
             f"fold {k}: every other tile touches a validation tile; use smaller tiles or data.spatial=false"

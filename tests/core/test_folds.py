@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glacier_fastai.core.folds import assign_folds, touching, train_valid
+from glacier_fastai.core.folds import ALWAYS, NEVER, assign_folds, neighbours, touching, train_valid
 from glacier_fastai.errors import DataError
 
 
@@ -53,6 +53,76 @@ def test_spatial_folds_never_touch(n_folds, rows, cols, overlap):
             apart_c = abs(col[valid] - col[i]) > size
             assert (apart_r | apart_c).all()
     assert (seen == 1).all()
+
+
+@settings(deadline=None)
+@given(st.integers(2, 6), st.sets(st.integers(0, 99), min_size=10, max_size=40), st.integers(0, 100))
+def test_spatial_folds_of_scattered_tiles_are_a_balanced_partition(n_folds, cells, seed):
+    row, col = np.divmod(np.array(sorted(cells)), 10)
+    n, place = len(row), {"frame": ["grid"] * len(row), "box": boxes(row * 8, col * 8, 8)}
+    fold = assign_folds(counts(n, seed), n_folds, spatial=True, unit=["grid"] * n, **place)
+    sizes = np.bincount(fold, minlength=n_folds)
+    assert sizes.min() > 0
+    assert sizes.max() <= 3 * n / n_folds  # no unit fills two folds, and the largest are dealt out first
+    near = neighbours(**place)
+    for k in range(n_folds):
+        try:
+            train, valid = train_valid(fold, k, **place)
+        except DataError as err:
+            assert "every other tile touches" in str(err)
+            continue
+        assert not (np.isin(near[0], train) & np.isin(near[1], valid)).any()
+        assert (fold[train] != k).all() and (fold[valid] == k).all()
+
+
+def test_patches_of_a_grid_stay_whole_where_they_can():
+    row = [0, 0, 1, 5, 5, 9, 9, 9, 5, 0]
+    col = [0, 1, 1, 5, 6, 0, 1, 2, 0, 9]
+    place = {"frame": ["grid"] * 10, "box": boxes(np.array(row) * 8, np.array(col) * 8, 8)}
+    fold = assign_folds(counts(10), 3, spatial=True, unit=["grid"] * 10, **place)
+    for patch in ([0, 1, 2], [3, 4], [5, 6, 7]):
+        assert len(set(fold[patch])) == 1
+    for k in range(3):
+        train, valid = train_valid(fold, k, **place)
+        assert len(train) + len(valid) == 10  # nothing had to be left out
+
+
+def test_rare_classes_are_spread_over_spatial_folds_too():
+    c = np.zeros((20, 4), np.int64)
+    c[:, 0] = 1000
+    c[:5, 3] = 10  # lakes in 5 scenes of one tile
+    c[5:10, 2] = 100  # debris in 5 others
+    place = {"frame": [f"s{i}" for i in range(20)], "box": boxes([0] * 20, [0] * 20, 8)}
+    fold = assign_folds(c, 5, spatial=True, unit=place["frame"], **place)
+    assert sorted(fold[:5]) == sorted(fold[5:10]) == [0, 1, 2, 3, 4]
+    assert (np.bincount(fold) == 4).all()
+
+
+def test_the_same_tiles_give_the_same_spatial_folds_for_ever():
+    row, col = np.divmod(np.array([0, 1, 3, 12, 13, 25, 26, 36, 44, 47, 58, 60, 61, 70, 79]), 10)
+    place = {"frame": ["grid"] * 15, "box": boxes(row * 8, col * 8, 8)}
+    fold = assign_folds(counts(15), 4, spatial=True, unit=["grid"] * 15, **place)
+    assert fold.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 2, 1, 1, 3, 3, 3, 2]
+
+
+def test_neighbours_are_what_a_comparison_of_all_pairs_finds():
+    rng = np.random.default_rng(3)
+    box = boxes(rng.integers(0, 60, 50), rng.integers(0, 60, 50), 9)
+    frame = rng.choice(["a", "b", "c"], 50)
+    i, j = neighbours(frame, box)
+    got = np.zeros((50, 50), bool)
+    got[i, j] = True
+    low, high = box[:, :2], box[:, 2:]
+    meets = ((low[:, None] <= high) & (low <= high[:, None])).all(2)
+    np.testing.assert_array_equal(got, meets & (frame[:, None] == frame))
+
+
+def test_tiles_kept_aside_are_in_no_fold():
+    fold = np.array([0, NEVER, ALWAYS, 0, ALWAYS])
+    train, valid = train_valid(fold, 0)
+    assert (train.tolist(), valid.tolist()) == ([2, 4], [0, 3])
+    with pytest.raises(DataError, match="fold 1: there is fold 0 only"):
+        train_valid(fold, 1)
 
 
 def test_with_enough_scenes_whole_scenes_stay_together():
