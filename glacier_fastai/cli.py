@@ -9,6 +9,8 @@ import json
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +37,14 @@ app.add_typer(recipes, name="recipes")
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 RecipeName = Annotated[str, typer.Option("--recipe", help="A name from `glacier-fastai recipes`, or a YAML file.")]
-Data = Annotated[Path | None, typer.Option("--data", help="Tile store to train on, made by `prepare`.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        help="What to train on: a tile store made by `prepare`, or the competition's or HKH's own folder, whose store "
+        "is made on first use and kept beside it (.glacier_fastai).",
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder to make; must not exist.")]
 Weights = Annotated[
     Path | None,
@@ -50,6 +59,14 @@ Bands = Annotated[
     typer.Option("--bands", help="Names of the file's bands, e.g. blue,green,red,nir. Default: its band descriptions."),
 ]
 Sensor = Annotated[str, typer.Option("--sensor", help="landsat7, landsat8 or sentinel2: reads band names such as B4.")]
+
+
+MinIce = Annotated[
+    float, typer.Option("--min-ice", min=0, max=1, help="Keep tiles of which this share of labelled pixels is ice.")
+]
+MinValid = Annotated[
+    float, typer.Option("--min-valid", min=0, max=1, help="Keep tiles of which this share of pixels has data.")
+]
 
 
 @app.callback()
@@ -123,15 +140,22 @@ def prepare_scene(
         ),
     ] = [],  # noqa: B006
     outlines: Annotated[
-        list[Path], typer.Option(help="Polygons in any vector format instead; outside of them is background.")
+        list[str],
+        typer.Option(
+            help="Polygons in any vector format instead, for all scenes; outside of them is background. FILE, or "
+            "CLASS=FILE, for instance glacier=clean.shp and debris=debris.shp. May be repeated."
+        ),
     ] = [],  # noqa: B006
     class_field: Annotated[
-        str, typer.Option(help="Column of the outlines that holds class names or codes. Default: all are glacier.")
+        str,
+        typer.Option(help="Column of the outlines that holds class names or codes. Default: all of FILE are glacier."),
     ] = "",
     bands: Bands = "",
     sensor: Sensor = "",
     tile_size: Annotated[int, typer.Option(min=32, help="Side of a tile, pixels.")] = 128,
     overlap: Annotated[int, typer.Option(min=0, help="Least overlap of neighbouring tiles, pixels.")] = 0,
+    min_ice: MinIce = 0.0,
+    min_valid: MinValid = 0.0,
 ) -> None:
     """Cut scenes and their labels into tiles.
 
@@ -152,8 +176,66 @@ def prepare_scene(
             sensor=sensor or None,
             tile_size=tile_size,
             overlap=overlap,
+            min_ice=min_ice,
+            min_valid=min_valid,
         )
     )
+
+
+@prepare.command("competition")
+def prepare_competition(
+    folder: Annotated[Path, typer.Argument(help="Folder with Band1 to Band5 and, to train, label (or Train/...).")],
+    out: Annotated[Path, typer.Option("--out", help="Tile store to make; must not exist.")],
+) -> None:
+    """Turn a GlacierHack 2025 folder into a tile store. Not needed before training: `--data` takes the folder too.
+
+    Files are matched by the tile's number. Pixels with all bands 0 have no data. Without labels, the tiles are for
+    prediction only.
+    """
+    from .data.sources.competition import prepare_competition as run
+
+    _describe(run(folder, out))
+
+
+@prepare.command("hkh")
+def prepare_hkh(
+    out: Annotated[Path, typer.Option("--out", help="Tile store to make; must not exist.")],
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[DIR]",
+            help="Folder of the unpacked data (glacier_data, or its slices or splits), or hkh_patches.tar.gz. With "
+            "--download: folder to keep the archive in.",
+        ),
+    ] = None,
+    bands: Annotated[str, typer.Option(help="Bands to keep, by name; thermal is the high-gain one.")] = (
+        "blue,green,red,swir1,thermal"
+    ),
+    min_ice: MinIce = 0.05,
+    min_valid: MinValid = 0.1,
+    download: Annotated[
+        bool,
+        typer.Option(
+            "--download",
+            help="Fetch the archive (74 GB). With DIR it is kept there, and an interrupted download goes on where it "
+            "ended. Without, the tiles are cut out of the stream and nothing else is kept, but a killed command starts "
+            "over.",
+        ),
+    ] = False,
+) -> None:
+    """Turn the HKH data (ICIMOD and LILA, Landsat 7) into a tile store of the bands wanted.
+
+    Tiles of `splits` are already standardised: they stay as they are, with their own split.
+    """
+    from .data.sources.hkh import download_hkh
+    from .data.sources.hkh import prepare_hkh as run
+
+    if source is None and not download:
+        raise DataError("no data: name the folder or the archive, or ask for --download")
+    run = download_hkh if download else run
+    with _progress("tiles") as progress:
+        store = run(source, out, bands=_split(bands), min_ice=min_ice, min_valid=min_valid, progress=progress)
+    _describe(store)
 
 
 @prepare.command("synthetic")
@@ -180,6 +262,32 @@ def prepare_synthetic(
             seed=seed,
         )
     )
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Yield what is called with the number done and their total: a bar in a terminal, else a line twice a minute."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    terminal, told = sys.stderr.isatty(), time.monotonic()
+    bar = Progress(console=Console(stderr=True), transient=True)
+    task = bar.add_task(what, total=None)
+
+    def progress(done: int, total: int | None) -> None:
+        nonlocal told
+        if terminal:
+            bar.start()  # at the first call: a download before it has a bar of its own
+            bar.update(task, completed=done, total=total)
+        elif time.monotonic() - told > 30:
+            told = time.monotonic()
+            print(f"{done} of {total} {what}" if total else f"{done} {what}", file=sys.stderr, flush=True)
+
+    try:
+        yield progress
+    finally:
+        if terminal:
+            bar.stop()
 
 
 def _describe(store) -> None:
@@ -257,24 +365,25 @@ def crossval(
 @app.command()
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Model bundle, NAME.safetensors.")],
-    data: Annotated[Path, typer.Option("--data", help="Tile store with labels.")],
+    data: Annotated[Path, typer.Option("--data", help="Tile store with labels, or a raw folder as in training.")],
     fold: Annotated[
         str,
         typer.Option(
-            help="Look at this fold only, or `all` tiles. Default: all, but on the store that the bundle was "
-            "trained on only its validation tiles."
+            help="Look at this fold only, at `all` tiles, or at those of the source's own `test` split. Default: all, "
+            "but on the store that the bundle was trained on only its validation tiles."
         ),
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print all scores as JSON.")] = False,
 ) -> None:
     """Score a bundle on labelled tiles: four-class MCC and IoU, ice against the rest, and a table by class."""
-    from .data.tiles import TileStore
+    from .data.raw import open_tiles
     from .train.bundle import ModelBundle
-    from .train.console import class_table
+    from .train.console import class_table, say
     from .train.evaluate import evaluate as run
     from .train.evaluate import tiles_to_score
 
-    model, store = ModelBundle.load(bundle), TileStore(data)
+    model = ModelBundle.load(bundle)
+    store = open_tiles(data, model.bands, say)
     tiles, why = tiles_to_score(model, store, None if fold == "" else fold)
     result = run(model, store, tiles)
     print(f"{store.path}: {why}", file=sys.stderr)

@@ -31,7 +31,7 @@ class Section(BaseModel):
 class DataRecipe(Section):
     """What to train on."""
 
-    path: str | None = Field(None, description="tile store; --data overrides it")
+    path: str | None = Field(None, description="tile store, or raw folder of the competition or of HKH; see --data")
     tile_size: int = Field(512, ge=32, description="side of the tiles it is made for, pixels")
     crop: int = Field(256, ge=16, description="side of a training crop, pixels; at most the tile's side")
     crops_per_tile: int = Field(1, ge=1, description="random crops drawn from each training tile per epoch")
@@ -44,6 +44,20 @@ class DataRecipe(Section):
         if self.crop > self.tile_size:
             raise ValueError(f"crop {self.crop} is larger than tile_size {self.tile_size}: lower data.crop")
         return self
+
+
+class TextureRecipe(Section):
+    """How texture bands such as ``glcm_contrast(swir1)`` are computed, where `bands` names any (`core.glcm`)."""
+
+    window: int = Field(7, ge=3, le=31, description="side of the window, pixels, odd")
+    levels: int = Field(32, ge=2, le=64, description="grey levels; their edges are quantiles of the training tiles")
+
+    @field_validator("window")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError(f"{value} is even: a window has a centre, use {value - 1} or {value + 1}")
+        return value
 
 
 class ModelRecipe(Section):
@@ -137,6 +151,7 @@ class Recipe(Section):
     about: str = Field("", description="what the recipe is for, in a line")
     bands: tuple[str, ...] = Field(strict=False, description="bands to train on, by name, in the order of the tensors")
     data: DataRecipe = DataRecipe()
+    texture: TextureRecipe = TextureRecipe()
     model: ModelRecipe = ModelRecipe()
     loss: LossRecipe = LossRecipe()
     ramp: RampRecipe | None = Field(None, description="null: every part has its full weight from the start")

@@ -4,8 +4,11 @@ import re
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import rasterio
+from folders import competition_folder
+from hkh_folders import hkh_folder
 from scenes import make_store, write_scene
 from typer.testing import CliRunner
 
@@ -63,6 +66,8 @@ COMMANDS = [
     ["recipes", "schema"],
     ["prepare"],
     ["prepare", "scene"],
+    ["prepare", "competition"],
+    ["prepare", "hkh"],
     ["prepare", "synthetic"],
 ]
 
@@ -92,7 +97,7 @@ def test_help_imports_nothing_heavy():
 def test_recipes_are_listed_shown_and_described():
     invoke = CliRunner().invoke
     names = [line.split()[0] for line in invoke(app, ["recipes"]).stdout.splitlines()]
-    assert names == ["competition_finetune", "demo", "everest", "hkh_pretrain"]
+    assert names == ["competition_finetune", "competition_glcm", "demo", "everest", "hkh_pretrain"]
     shown = invoke(app, ["recipes", "show", "everest", "--set", "train.lr=1e-3"]).stdout
     assert "lr: 0.001" in shown
     assert json.loads(invoke(app, ["recipes", "schema"]).stdout)["title"] == "Recipe"
@@ -124,6 +129,38 @@ def test_the_whole_way_from_a_scene_to_a_map(tmp_path):
         assert file.shape == (96, 80)
 
 
+def test_the_competitions_own_folder_is_trained_on_and_scored(tmp_path):
+    ids = [f"{r:02}_{c:02}" for r in (0, 2, 4) for c in (0, 1, 3)]
+    competition_folder(tmp_path / "comp", ids=ids)
+    recipe = ["--recipe", "competition_finetune", *SET, "--set", "model.arch=resnet18"]
+    recipe += ["--set", "bands=[red, swir1, glcm_contrast(swir1)]", "--set", "texture.levels=16"]
+    done = run("finetune", "--fold", 2, "--data", tmp_path / "comp", "--out", tmp_path / "run", *recipe)
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path / 'comp' / 'Train'}: making its tile store" in done.stderr
+    table = pd.read_csv(tmp_path / "run" / "folds.csv", dtype={"id": str})
+    assert table["id"].tolist() == sorted(ids)
+    assert set(table["fold"]) == {0, 1, 2}
+    done = run("evaluate", tmp_path / "run" / "best.safetensors", "--data", tmp_path / "comp")
+    assert "the 3 tiles of fold 2" in done.stderr and "making" not in done.stderr
+    done = run("prepare", "competition", tmp_path / "comp", "--out", tmp_path / "store")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'store'}\n")
+    assert "9 tiles of 32 px, bands blue, green, red, swir1, thermal" in done.stderr
+
+
+def test_hkhs_own_folder_is_trained_on(tmp_path):
+    root = hkh_folder(tmp_path, scenes=3, size=32)
+    recipe = ["--recipe", "hkh_pretrain", *SET, "--set", "model.arch=resnet18"]
+    done = run("pretrain", "--data", tmp_path, "--out", tmp_path / "run", *recipe)
+    assert done.returncode == 0, done.stderr
+    assert "making its tile store" in done.stderr
+    done = run("prepare", "hkh", root / "splits", "--out", tmp_path / "splits", "--bands", "red,thermal")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'splits'}\n"), done.stderr
+    done = run("pretrain", "--data", tmp_path / "splits", "--out", tmp_path / "r", *recipe, "--set", "bands=[red]")
+    assert done.returncode == 0, done.stderr
+    done = run("evaluate", tmp_path / "r" / "best.safetensors", "--data", tmp_path / "splits", "--fold", "test")
+    assert "the 3 test tiles" in done.stderr
+
+
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, refused):
     scene, label = write_scene(tmp_path / "scene.tif")
     store = make_store(tmp_path / "store").path
@@ -138,7 +175,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, refused):
     refused("finetune", "--recipe", "demo", "--set", "train.epoch=1", match="did you mean 'epochs'")
     refused("finetune", "--recipe", "demo", "--fold", "three", match="--fold three: use a number, or all")
     refused("finetune", "--recipe", "demo", *SET, "--data", store, "--fold", "7", match="folds 0 to 2")
-    refused("pretrain", "--recipe", "demo", match="no data: give a tile store with --data")
+    refused("pretrain", "--recipe", "demo", match="no data: give a tile store or a raw folder with --data")
     refused("evaluate", scene, "--data", store, match="not a model bundle")
     refused("predict", tmp_path / "b.safetensors", scene, "--out", tmp_path, match="no such file")
     (tmp_path / "file").write_text("")
@@ -154,6 +191,10 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, refused):
         match="Not a directory",
     )
     (tmp_path / "file").unlink()
+    refused("prepare", "hkh", "--out", tmp_path / "o", match="name the folder or the archive, or ask for --download")
+    refused("prepare", "hkh", tmp_path, "--out", tmp_path / "o", match="no HKH tiles in it")
+    refused("prepare", "hkh", tmp_path, "--out", tmp_path / "o", "--bands", "bqa", match="useless as flags")
+    refused("prepare", "competition", tmp_path, "--out", tmp_path / "o", match="no folder Band1 in it")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scene.tif", "scene_label.tif", "store"]
 
 

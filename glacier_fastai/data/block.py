@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 
@@ -16,11 +17,16 @@ from fastai.vision.all import (
     L,
     Transform,
     TransformBlock,
+    delegates,
 )
 
-from ..core.folds import assign_folds, train_valid
+from ..bands import texture_of
+from ..core.folds import ALWAYS, NEVER, assign_folds, train_valid
 from ..errors import DataError
 from .augment import AugmentTiles
+from .raw import open_tiles
+from .sources.competition import find_competition
+from .texture import Texture, textured
 from .tiles import TileStore
 from .types import TensorGlacierMask, TensorMultispectral
 
@@ -32,6 +38,7 @@ __all__ = [
     "ReadImage",
     "ReadMask",
     "TileCrop",
+    "folds_hash",
     "store_folds",
 ]
 
@@ -135,15 +142,38 @@ def store_folds(
     n_folds: int = 5,  # number of folds
     spatial: bool = True,  # neighbours stay together
 ) -> np.ndarray:
-    """Return the fold of each tile (see `core.folds`)."""
+    """Return the fold of each tile, `ALWAYS` or `NEVER` (see `core.folds`); the order of tiles does not matter.
+
+    Tiles of the split "test" are in no fold. Where the source names validation tiles, those are fold 0, the only one.
+    """
+    split = store.table["split"].to_numpy()
+    if store.has_split:
+        return np.select([split == "valid", split == "test"], [0, NEVER], ALWAYS)
+    fold, used = np.full(len(store), NEVER), np.flatnonzero(split != "test")
+    used = used[np.argsort(store.table["id"].to_numpy()[used], kind="stable")]
+    place = {k: v[used] for k, v in store.place().items()}
+    unit = np.array(store.units())[used]
     try:
-        return assign_folds(store.class_counts(), n_folds, spatial=spatial, unit=store.units(), **store.place())
+        fold[used] = assign_folds(store.class_counts()[used], n_folds, spatial=spatial, unit=unit, **place)
     except DataError as err:
         raise DataError(f"{store.path}: {err}") from err
+    return fold
+
+
+def folds_hash(
+    store: TileStore,  # the tiles
+    fold: np.ndarray,  # fold of each
+) -> str:
+    """Return a hash of the table of tile ids and folds, whatever the order of the tiles."""
+    lines = sorted(f"{name},{k}" for name, k in zip(store.table["id"], fold, strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 class GlacierDataLoaders(DataLoaders):
-    """`DataLoaders` of a tile store; knows its `store`, `bands`, `stats` and which tiles it trains and validates on."""
+    """`DataLoaders` of a tile store.
+
+    Knows its `store`, `bands` and `stats`, the fold of each tile (`fold_of`), and which it trains and validates on.
+    """
 
     @classmethod
     def from_store(
@@ -160,10 +190,14 @@ class GlacierDataLoaders(DataLoaders):
         crops_per_tile: int = 1,  # random crops drawn from each training tile per epoch
         augment: AugmentTiles | None = None,  # augmentation of training batches
         stats: tuple[Sequence[float], Sequence[float]] | None = None,  # mean and std, default of the training tiles
+        glcm_window: int = 7,  # window of texture bands, pixels
+        glcm_levels: int = 32,  # grey levels of texture bands, quantiles of the training tiles
         num_workers: int = 0,  # processes that read
         device: str | torch.device | None = None,  # where batches go, default fastai's
     ) -> GlacierDataLoaders:
         """Return loaders of random crops for training and of whole tiles for validation.
+
+        Texture bands that the store lacks are computed, and kept in the cache (see `data.texture`).
 
         Raises:
             DataError: A band the store lacks, a crop larger than a tile, a fold out of range, or nothing to train on.
@@ -174,11 +208,13 @@ class GlacierDataLoaders(DataLoaders):
         if crop > store.size:
             raise DataError(f"{store.path}: crop {crop} is larger than its tiles of {store.size} px; lower data.crop")
         if fold is None:
-            train, valid = np.arange(len(store)), np.array([], np.int64)
+            fold_of = np.where(store.table["split"] == "test", NEVER, ALWAYS)
+            train, valid = np.flatnonzero(fold_of == ALWAYS), np.array([], np.int64)
         else:
             fold_of = store_folds(store, folds, spatial)
+            apart = spatial and not store.has_split
             try:
-                train, valid = train_valid(fold_of, fold, **(store.place() if spatial else {}))
+                train, valid = train_valid(fold_of, fold, **(store.place() if apart else {}))
             except DataError as err:
                 raise DataError(f"{store.path}: {err}") from err
         labelled = store.class_counts().sum(1) > 0
@@ -187,6 +223,8 @@ class GlacierDataLoaders(DataLoaders):
             raise DataError(f"{store.path}: fold {fold}: no validation tile has a label; choose another fold")
         if not len(train):
             raise DataError(f"{store.path}: no labelled tile with at least {min_valid:.0%} data is left to train on")
+        if any(texture_of(b) and b not in store.bands for b in bands):
+            store = textured(store, bands, Texture.of_tiles(store, bands, train, glcm_window, glcm_levels))
         stats = stats or store.statistics(bands, train)
         items = [*np.tile(train, crops_per_tile).tolist(), *valid.tolist()]
         n_train = len(items) - len(valid)
@@ -206,5 +244,22 @@ class GlacierDataLoaders(DataLoaders):
         )
         dls = cls(*dls.loaders, path=store.path, device=dls.device)
         dls.store, dls.bands, dls.stats = store, bands, stats
-        dls.train_tiles, dls.valid_tiles = train.tolist(), valid.tolist()
+        dls.fold_of, dls.train_tiles, dls.valid_tiles = fold_of, train.tolist(), valid.tolist()
         return dls
+
+    @classmethod
+    @delegates(from_store)
+    def from_competition(
+        cls,
+        path: str | os.PathLike,  # folder of the competition, with Band1 to Band5 and labels
+        fold: int | None = None,  # as in `from_store`
+        **kwargs,
+    ) -> GlacierDataLoaders:
+        """Return loaders of a competition folder, as `from_store`; its tile store is made on first use (`data.raw`).
+
+        Raises:
+            DataError: As `from_store`, no such folder, or files in it that cannot be used.
+        """
+        if find_competition(path) is None:
+            raise DataError(f"{path}: no folder Band1 in it; give the competition's folder, with Band1 to Band5")
+        return cls.from_store(open_tiles(path), fold, **kwargs)

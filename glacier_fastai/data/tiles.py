@@ -2,7 +2,8 @@
 
     STORE/dataset.json   format version, bands, classes, tile size, dtype, nodata, mean, std, source, sensor, how made
     STORE/tiles.csv      one row per tile: id, scene, row, col, crs, transform, group, split, valid share, pixels per
-                         class, and sum and sum of squares per band over valid pixels
+                         class, and sum and sum of squares per band over valid pixels. `split` is "train", "valid",
+                         "test" or empty; test tiles are never trained on, validated on or measured
     STORE/images.npy     (N, C, H, W), values as delivered (uint8, uint16, float16 or float32), memory-mapped
     STORE/masks.npy      (N, H, W) uint8, class codes, 255 = ignore
 
@@ -13,10 +14,12 @@ and need no image.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +103,23 @@ class TileStore:
     def __repr__(self) -> str:
         return f"TileStore({str(self.path)!r}: {len(self)} tiles of {self.size} px, {', '.join(self.bands)})"
 
+    @property
+    def standardised(self) -> bool:
+        """Whether the values came with mean 0 and deviation 1, and must not be normalised again."""
+        return bool(self.info.get("standardised", False))
+
+    @property
+    def has_split(self) -> bool:
+        """Whether the source came with validation tiles of its own, which then are its only fold."""
+        return bool((self.table["split"] == "valid").any())
+
+    def fingerprint(self) -> str:
+        """Return a hash of the tiles' table, which knows the sums and the classes of every tile.
+
+        A store that texture bands were added to has the fingerprint of the store it was made from.
+        """
+        return self.info.get("base") or hashlib.sha256((self.path / "tiles.csv").read_bytes()).hexdigest()[:16]
+
     def units(self) -> list[str]:
         """Return what each tile belongs to in spatial folds: its group, or without one its scene."""
         t = self.table
@@ -156,10 +176,14 @@ class TileStore:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation per band over valid pixels, each float64 of shape `(C,)`.
 
+        Values that came standardised (`info["standardised"]`) are left as they are: mean 0, deviation 1.
+
         Raises:
             DataError: The tiles hold no valid pixel, or a band is constant.
         """
         self.band_index(bands)
+        if self.standardised:
+            return np.zeros(len(bands)), np.ones(len(bands))
         rows = self.table if tiles is None else self.table.iloc[list(tiles)]
         if rows["n_valid"].sum() == 0:
             raise DataError(f"{self.path}: the chosen tiles hold no pixel with data, so no statistics")
@@ -220,7 +244,8 @@ class TileWriter:
             raise OutputError(f"{self.partial}: cannot be made ({err.strerror}); choose another --out") from err
         self._images = open(self.partial / "images.npy", "wb")  # noqa: SIM115  closed in __exit__
         self._masks = open(self.partial / "masks.npy", "wb")  # noqa: SIM115
-        self._headers()
+        with self._disk():
+            self._headers()
         return self
 
     def _headers(self) -> None:
@@ -245,7 +270,7 @@ class TileWriter:
         col: int = 0,  # first column
         crs: str = "",  # coordinate reference system, as rasterio's `CRS.to_string()`
         transform: Sequence[float] = (),  # affine coefficients a b c d e f of the tile
-        group: str = "",  # tiles of one group never part in spatial folds
+        group: str = "",  # tiles of one group stay together in spatial folds, as those of a scene do without it
         split: str = "",  # "train", "valid", "test" or empty, where the source has a split of its own
         name: str = "",  # id of the tile, default SCENE_ROW_COL
     ) -> None:
@@ -253,17 +278,20 @@ class TileWriter:
         shape = (len(self.bands), self.size, self.size)
         if image.shape != shape or mask.shape != shape[1:]:
             raise DataError(f"tile of scene {scene}: image {image.shape}, mask {mask.shape}; wanted {shape}")
-        values = image.astype(self.dtype)
-        valid = np.ones(shape[1:], bool) if valid is None else valid.copy()
-        valid &= np.isfinite(values).all(0) if self.dtype.kind == "f" else (values != 0).any(0)
-        values[:, ~valid] = 0 if self.dtype.kind == "u" else np.nan
+        values = image.astype(self.dtype, order="C")
+        has_data = np.isfinite(values).all(0) if self.dtype.kind == "f" else (values != 0).any(0)
+        valid = has_data if valid is None else valid & has_data
+        np.copyto(values, 0, where=~valid)
+        flat = values.reshape(len(self.bands), -1).astype(np.float64)
+        if self.dtype.kind == "f":
+            np.copyto(values, np.nan, where=~valid)
         mask = np.where(valid, mask, IGNORE).astype(np.uint8)
         counts = np.bincount(mask.ravel(), minlength=256)
         if unknown := [int(c) for c in np.flatnonzero(counts) if c >= len(CLASSES) and c != IGNORE]:
             raise DataError(f"tile of scene {scene}: class codes {unknown}; allowed are 0..{len(CLASSES) - 1} and 255")
-        data = values[:, valid].astype(np.float64)
-        self._images.write(np.ascontiguousarray(values).data)
-        self._masks.write(np.ascontiguousarray(mask).data)
+        with self._disk():
+            self._images.write(values.data)
+            self._masks.write(mask.data)
         self.rows.append(
             {
                 "id": name or f"{scene}_{row}_{col}",
@@ -277,8 +305,8 @@ class TileWriter:
                 "valid": float(valid.mean()),
                 "n_valid": int(valid.sum()),
                 **{f"n_{c}": int(counts[k]) for k, c in enumerate(CLASSES)},
-                **{f"sum_{b}": float(v) for b, v in zip(self.bands, data.sum(1), strict=True)},
-                **{f"sumsq_{b}": float(v) for b, v in zip(self.bands, (data**2).sum(1), strict=True)},
+                **{f"sum_{b}": float(v) for b, v in zip(self.bands, flat.sum(1), strict=True)},
+                **{f"sumsq_{b}": float(v) for b, v in zip(self.bands, np.einsum("cn,cn->c", flat, flat), strict=True)},
             }
         )
 
@@ -287,8 +315,9 @@ class TileWriter:
             if kind is None:
                 self._finish()
         finally:
-            self._images.close()
-            self._masks.close()
+            for file in (self._images, self._masks):
+                with suppress(OSError):  # on a full disk, what is still buffered cannot be written
+                    file.close()
             shutil.rmtree(self.partial, ignore_errors=True)
 
     def _finish(self) -> None:
@@ -297,12 +326,22 @@ class TileWriter:
         table = pd.DataFrame(self.rows)
         if twice := sorted(table["id"][table["id"].duplicated()]):
             raise DataError(f"{self.path}: tile id {twice[0]!r} occurs twice; name the scenes apart")
-        self._headers()
-        for file in (self._images, self._masks):
-            file.flush()
-            os.fsync(file.fileno())
-        mean, std = _moments(table, self.bands)
+        mean, std = _moments(table[table["split"].isin(["", "train"])], self.bands)
         self.info |= {"tiles": len(table), "mean": mean.tolist(), "std": std.tolist()}
-        table.to_csv(self.partial / "tiles.csv", index=False)
-        (self.partial / "dataset.json").write_text(json.dumps(self.info, indent=1), encoding="utf-8")
-        self.partial.rename(self.path)
+        with self._disk():
+            self._headers()
+            for file in (self._images, self._masks):
+                file.flush()
+                os.fsync(file.fileno())
+            table.to_csv(self.partial / "tiles.csv", index=False)
+            (self.partial / "dataset.json").write_text(json.dumps(self.info, indent=1), encoding="utf-8")
+            self.partial.rename(self.path)
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as err:
+            raise OutputError(
+                f"{self.path}: cannot be written ({err.strerror}); nothing was kept; make room or choose another place"
+            ) from err

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..bands import CLASSES, check_bands
+from ..bands import CLASSES, check_bands, texture_of
 from ..core.dihedral import average_views
 from ..errors import BundleError
 from .models import GlacierUnet, adapt_first_conv, adapt_head, glacier_unet
@@ -38,6 +38,8 @@ class ModelBundle:
     std: tuple[float, ...]  # standard deviation per band
     classes: tuple[str, ...] = CLASSES  # classes by code
     recipe: dict[str, Any] | None = None  # resolved recipe of the run
+    texture: dict[str, Any] | None = None  # fields of `data.texture.Texture`, where bands are computed as texture
+    standardised: bool = False  # trained on values that came standardised: mean and std are then 0 and 1
     metrics: dict[str, Any] = field(default_factory=dict)  # scores on the validation tiles, as `confusion.scores`
     trained_on: dict[str, Any] = field(default_factory=dict)  # data: path, hash of tiles.csv, fold, number of folds
 
@@ -52,8 +54,30 @@ class ModelBundle:
             bands=tuple(learn.dls.bands),
             mean=tuple(float(v) for v in learn.dls.stats[0]),
             std=tuple(float(v) for v in learn.dls.stats[1]),
+            texture=learn.dls.store.info.get("texture"),
+            standardised=learn.dls.store.standardised,
             **kwargs,
         )
+
+    def check(
+        self,
+        where: str | os.PathLike,  # file or folder named in errors
+        bands: tuple[str, ...],  # bands it has
+        standardised: bool = False,  # whether its values came standardised
+    ) -> None:
+        """Make sure that data fit the bundle.
+
+        Raises:
+            BundleError: A band is missing and no texture of one that is there; or one side only is standardised.
+        """
+        known = {*bands, *(b for b in self.bands if self.texture and (t := texture_of(b)) and t[1] in bands)}
+        if missing := [b for b in self.bands if b not in known]:
+            raise BundleError(f"{where}: the bundle needs band {', '.join(missing)}; here are {', '.join(bands)}")
+        if standardised != self.standardised:
+            ours, theirs = ("already standardised", "as delivered")[:: 1 if self.standardised else -1]
+            raise BundleError(
+                f"{where}: the bundle was trained on values {ours}, these are {theirs}; fine-tune it on such data first"
+            )
 
     def model(self) -> GlacierUnet:
         """Return the model in float32, in evaluation mode."""
@@ -98,6 +122,8 @@ class ModelBundle:
             "bands": self.bands,
             "mean": self.mean,
             "std": self.std,
+            "texture": self.texture,
+            "standardised": self.standardised,
             "classes": self.classes,
             "recipe": self.recipe,
             "metrics": self.metrics,
@@ -137,8 +163,9 @@ class ModelBundle:
                 raise ValueError("bands and statistics differ in number")
             if not all(math.isfinite(m) and 0 < s < math.inf for m, s in zip(bundle.mean, bundle.std, strict=True)):
                 raise ValueError("statistics are not finite, or a deviation is not positive")
-            if not all(isinstance(d, dict) for d in (bundle.recipe or {}, bundle.metrics, bundle.trained_on)):
-                raise ValueError("recipe, metrics or trained_on is no mapping")
+            mappings = (bundle.recipe or {}, bundle.texture or {}, bundle.metrics, bundle.trained_on)
+            if not all(isinstance(d, dict) for d in mappings):
+                raise ValueError("recipe, texture, metrics or trained_on is no mapping")
             bundle.model()
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as err:
             raise BundleError(f"{path}: damaged or made by other code ({' '.join(str(err).split())[:200]})") from err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,17 +10,13 @@ import torch
 from fastai.torch_core import default_device
 
 from ..core.confusion import confusion_matrix, mcc, scores
-from ..data.block import store_folds
+from ..data.block import folds_hash, store_folds
+from ..data.texture import Texture, textured
 from ..data.tiles import TileStore
-from ..errors import BundleError, DataError
+from ..errors import DataError
 from .bundle import ModelBundle
 
-__all__ = ["evaluate", "fingerprint", "normalise", "tiles_to_score"]
-
-
-def fingerprint(store: TileStore) -> str:
-    """Return a hash of the tiles' table, which knows the sums and the classes of every tile."""
-    return hashlib.sha256((store.path / "tiles.csv").read_bytes()).hexdigest()[:16]
+__all__ = ["evaluate", "normalise", "tiles_to_score"]
 
 
 def normalise(
@@ -38,18 +33,23 @@ def normalise(
 def tiles_to_score(
     bundle: ModelBundle,  # trained model
     store: TileStore,  # labelled tiles
-    fold: str | None = None,  # number of a fold, "all", or None: whatever the bundle was not trained on
+    fold: str | None = None,  # number of a fold, "all", "test", or None: whatever the bundle was not trained on
 ) -> tuple[np.ndarray, str]:
     """Return positions of the tiles to score, and in words which they are.
 
     Raises:
-        DataError: The fold is no number, or out of range.
+        DataError: The fold is no number or out of range, there are no test tiles, or the folds have changed.
     """
     about = bundle.trained_on
-    own = about.get("hash") == fingerprint(store)
+    own = about.get("hash") == store.fingerprint()
     everything = np.arange(len(store))
     if fold == "all":
         return everything, f"all {len(store)} tiles" + (", also those the bundle was trained on" if own else "")
+    if fold == "test":
+        chosen = np.flatnonzero(store.table["split"] == "test")
+        if not len(chosen):
+            raise DataError(f"{store.path}: has no test tiles; use --fold NUMBER, or all")
+        return chosen, f"the {len(chosen)} test tiles"
     if fold is None and not own:
         return everything, f"all {len(store)} tiles"
     if fold is None and about.get("fold") is None:
@@ -58,10 +58,16 @@ def tiles_to_score(
     try:
         k = int(about["fold"] if fold is None else fold)
     except ValueError:
-        raise DataError(f"--fold {fold}: use a number from 0 to {n - 1}, or all") from None
-    if not 0 <= k < n:
-        raise DataError(f"--fold {k}: the bundle knows folds 0 to {n - 1}")
-    chosen = np.flatnonzero(store_folds(store, n, spatial) == k)
+        raise DataError(f"--fold {fold}: use a number from 0 to {n - 1}, all or test") from None
+    fold_of = store_folds(store, n, spatial)
+    if not 0 <= k <= fold_of.max():
+        raise DataError(f"--fold {k}: there are folds 0 to {fold_of.max()}")
+    if own and about.get("folds_hash") not in (None, folds_hash(store, fold_of)):
+        raise DataError(
+            f"{store.path}: the bundle was trained on other folds of these tiles, by another version of "
+            "glacier_fastai; its run's folds.csv names them; use --fold all, or train anew"
+        )
+    chosen = np.flatnonzero(fold_of == k)
     note = "" if not own or k == about["fold"] else "; the bundle was trained on some of them"
     return chosen, f"the {len(chosen)} tiles of fold {k}{note}"
 
@@ -76,14 +82,13 @@ def evaluate(
     """Return the scores of `core.confusion.scores`, with `mcc_image_mean`, the mean of the tiles' own MCC.
 
     Raises:
-        BundleError: The store lacks a band of the bundle; the message names what is missing and what is there.
+        BundleError: The store lacks a band of the bundle (the message names what is missing and what is there), or
+            one of them is standardised and the other is not.
         DataError: No tile has a label.
     """
-    missing = [b for b in bundle.bands if b not in store.bands]
-    if missing:
-        raise BundleError(
-            f"{store.path}: the bundle needs band {', '.join(missing)}; the store holds {', '.join(store.bands)}"
-        )
+    bundle.check(store.path, store.bands, store.standardised)
+    if bundle.texture and not set(bundle.bands) <= set(store.bands):
+        store = textured(store, bundle.bands, Texture(**bundle.texture))
     device = device or default_device()
     probabilities, index, n = bundle.probabilities(device), store.band_index(bundle.bands), len(bundle.classes)
     tiles = np.arange(len(store)) if tiles is None else np.asarray(tiles)

@@ -2,7 +2,7 @@
 
 RUN/recipe.yaml       the resolved recipe
 RUN/environment.json  versions, device, command
-RUN/folds.csv         fold and part (train, valid, left out) of each tile
+RUN/folds.csv         fold (-1: always trained on, -2: never) and part (train, valid, left out, test) of each tile
 RUN/history.csv       a row per epoch: losses, their parts, metrics, lr, seconds
 RUN/best.safetensors  the bundle: best by validation MCC, or without validation the last
 RUN/metrics.json      scores of that bundle on the validation tiles
@@ -32,16 +32,18 @@ from fastai.learner import Recorder
 from fastai.torch_core import default_device, set_seed
 
 from ..core.confusion import scores
+from ..core.folds import NEVER
 from ..core.losses import CombinedLoss
 from ..data.augment import AugmentTiles
-from ..data.block import GlacierDataLoaders, store_folds
+from ..data.block import GlacierDataLoaders, folds_hash, store_folds
+from ..data.raw import open_tiles
 from ..data.tiles import TileStore
 from ..errors import DataError, OutputError, RecipeError, TrainingError
 from ..recipe import Recipe
 from .bundle import ModelBundle
 from .callbacks import AverageWeightsCallback, CpuMixedPrecision, MaxMinutesCallback, ProgressiveRampCallback, plateau
 from .console import ConsoleCallback, class_table, say
-from .evaluate import evaluate, fingerprint
+from .evaluate import evaluate
 from .learner import AdamW, GlacierLearner, glacier_learner
 
 __all__ = ["crossval", "finetune", "make_dls", "make_learner", "pretrain", "train"]
@@ -125,6 +127,8 @@ def make_dls(
         min_valid=recipe.data.min_valid,
         crops_per_tile=recipe.data.crops_per_tile,
         augment=AugmentTiles(**recipe.augment.model_dump()),
+        glcm_window=recipe.texture.window,
+        glcm_levels=recipe.texture.levels,
         num_workers=recipe.train.workers,
         device=default_device(),
     )
@@ -177,7 +181,7 @@ def effective_precision(recipe: Recipe) -> str:
 
 def train(
     recipe: Recipe,  # what to train and how
-    data: str | os.PathLike | None = None,  # tile store, default the recipe's
+    data: str | os.PathLike | None = None,  # tile store or raw folder (`data.raw`), default the recipe's
     out: str | os.PathLike | None = None,  # run folder, default runs/NAME-FOLD
     *,
     fold: int | None = 0,  # fold to validate on; None: train on every tile and keep the last weights
@@ -196,10 +200,7 @@ def train(
     out = Path(out or Path("runs") / f"{name}-{'all' if fold is None else f'fold{fold}'}")
     if out.exists():
         raise OutputError(f"{out}: exists already; choose another --out or remove it first")
-    path = data or recipe.data.path
-    if path is None:
-        raise DataError("no data: give a tile store with --data, or set data.path in the recipe")
-    store = TileStore(path)
+    store = _store(recipe, data)
     bundle = None if weights is None else ModelBundle.load(weights)
     set_seed(recipe.seed)
     dls = make_dls(recipe, store, fold)
@@ -208,14 +209,20 @@ def train(
     try:
         (out / "figures").mkdir(parents=True)
         _greet(recipe, learn, store, weights, adapted)
-        _record(out, recipe, dls, fold)
-        _fit(recipe, learn, out, fold, started)
+        _record(out, recipe, dls)
+        _fit(recipe, learn, out, store, fold, started)
     except BaseException:
         if not (out / "best.safetensors").exists():
             shutil.rmtree(out, ignore_errors=True)
         raise
     _finish(learn, out)
     return out
+
+
+def _store(recipe: Recipe, data: str | os.PathLike | None) -> TileStore:
+    if (path := data or recipe.data.path) is None:
+        raise DataError("no data: give a tile store or a raw folder with --data, or set data.path in the recipe")
+    return open_tiles(path, recipe.bands, say)
 
 
 def _greet(recipe: Recipe, learn: GlacierLearner, store: TileStore, weights, adapted: list[str]) -> None:
@@ -233,7 +240,7 @@ def _greet(recipe: Recipe, learn: GlacierLearner, store: TileStore, weights, ada
         say(f"         {line}")
 
 
-def _record(out: Path, recipe: Recipe, dls: GlacierDataLoaders, fold: int | None) -> None:
+def _record(out: Path, recipe: Recipe, dls: GlacierDataLoaders) -> None:
     recipe.save(out / "recipe.yaml")
     packages = ("torch", "fastai", "segmentation_models_pytorch", "numpy", "rasterio")
     from importlib.metadata import version
@@ -247,21 +254,19 @@ def _record(out: Path, recipe: Recipe, dls: GlacierDataLoaders, fold: int | None
         "command": sys.argv,
     }
     _write(out / "environment.json", json.dumps(environment, indent=1))
-    fold_of = (
-        np.full(len(dls.store), -1) if fold is None else store_folds(dls.store, recipe.data.folds, recipe.data.spatial)
-    )
-    part = np.full(len(dls.store), "left out", dtype=object)
+    part = np.where(dls.fold_of == NEVER, "test", "left out").astype(object)
     part[dls.train_tiles], part[dls.valid_tiles] = "train", "valid"
-    table = pd.DataFrame({"id": dls.store.table["id"], "fold": fold_of, "part": part})
+    table = pd.DataFrame({"id": dls.store.table["id"], "fold": dls.fold_of, "part": part})
     _write(out / "folds.csv", table.to_csv(index=False))
 
 
-def _fit(recipe: Recipe, learn: GlacierLearner, out: Path, fold: int | None, started: float) -> None:
+def _fit(recipe: Recipe, learn: GlacierLearner, out: Path, store: TileStore, fold: int | None, started: float) -> None:
     t, dls = recipe.train, learn.dls
     validates = len(dls.valid_tiles) > 0
     trained_on = {
-        "path": str(dls.store.path),
-        "hash": fingerprint(dls.store),
+        "path": str(store.path),
+        "hash": dls.store.fingerprint(),
+        "folds_hash": folds_hash(dls.store, dls.fold_of),
         "tile_size": dls.store.size,
         "fold": fold,
         "folds": recipe.data.folds,
@@ -354,10 +359,11 @@ def crossval(recipe: Recipe, weights=None, data=None, out=None) -> Path:
     out = Path(out or "runs/crossval")
     if out.exists():
         raise OutputError(f"{out}: exists already; choose another --out or remove it first")
-    rows = []
-    for fold in range(recipe.data.folds):
-        say(f"fold {fold} of {recipe.data.folds}")
-        run = train(recipe, data, out / f"fold{fold}", fold=fold, weights=weights)
+    store, rows = _store(recipe, data), []
+    folds = int(store_folds(store, recipe.data.folds, recipe.data.spatial).max()) + 1
+    for fold in range(folds):
+        say(f"fold {fold} of {folds}")
+        run = train(recipe, store.path, out / f"fold{fold}", fold=fold, weights=weights)
         result = json.loads((run / "metrics.json").read_text())
         keys = ("mcc", "ice_mcc", "mean_iou", "ice_iou", "mcc_image_mean")
         rows.append({"fold": fold, **{k: result[k] for k in keys}})

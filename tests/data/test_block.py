@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from folders import competition_folder
 from scenes import BANDS, made_up, make_store
 
+from glacier_fastai.core.folds import ALWAYS, NEVER
 from glacier_fastai.data.augment import AugmentTiles
-from glacier_fastai.data.block import GlacierDataLoaders, NormalizeBands
-from glacier_fastai.data.tiles import TileWriter
+from glacier_fastai.data.block import GlacierDataLoaders, NormalizeBands, folds_hash, store_folds
+from glacier_fastai.data.tiles import TileStore, TileWriter
 from glacier_fastai.data.types import TensorGlacierMask, TensorMultispectral
 from glacier_fastai.errors import DataError
 
@@ -93,6 +95,80 @@ def test_two_dates_of_the_same_ground_never_part(tmp_path):
         train, valid = ({dls.store.table["scene"][i] for i in t} for t in (dls.train_tiles, dls.valid_tiles))
         assert not train & valid
         assert not {"s0", "s1"} <= train | valid or ({"s0", "s1"} <= train or {"s0", "s1"} <= valid)
+
+
+def split_store(path, splits, **info):
+    """A store of a tile per name of a split, the tiles far apart."""
+    with TileWriter(path, BANDS, 32, "uint16", "test") as writer:
+        writer.info |= info
+        for s, split in enumerate(splits):
+            values, classes, valid = made_up(32, 32, seed=s)
+            writer.add(values, classes, valid=valid, scene=f"s{s}", split=split)
+    return TileStore(path)
+
+
+def test_a_split_of_the_source_is_kept(tmp_path):
+    store = split_store(tmp_path / "s", ["train", "test", "valid", "train", "test", "valid", "train"])
+    assert store_folds(store, 5).tolist() == [ALWAYS, NEVER, 0, ALWAYS, NEVER, 0, ALWAYS]
+    dls = GlacierDataLoaders.from_store(store, 0, 2)
+    assert (dls.train_tiles, dls.valid_tiles) == ([0, 3, 6], [2, 5])
+    assert GlacierDataLoaders.from_store(store, None, 2).train_tiles == [0, 2, 3, 5, 6]
+    with pytest.raises(DataError, match="fold 3: there is fold 0 only"):
+        GlacierDataLoaders.from_store(store, 3, 2)
+
+
+def test_test_tiles_are_in_no_fold(tmp_path):
+    store = split_store(tmp_path / "s", ["", "test", "", "", "", "test"])
+    fold = store_folds(store, 2)
+    assert fold[[1, 5]].tolist() == [NEVER, NEVER]
+    assert sorted(fold[[0, 2, 3, 4]]) == [0, 0, 1, 1]
+
+
+def test_statistics_on_record_leave_out_what_is_not_trained_on(tmp_path):
+    store = split_store(tmp_path / "s", ["train", "test", "valid"])
+    np.testing.assert_allclose(store.info["mean"], store.statistics(BANDS, [0])[0])
+
+
+def test_folds_do_not_depend_on_the_order_of_the_tiles(tmp_path):
+    tables = []
+    for order in (range(12), [7, 3, 11, 0, 1, 2, 10, 9, 8, 4, 5, 6]):
+        with TileWriter(tmp_path / f"s{order[0]}", BANDS, 32, "uint16", "test") as writer:
+            for s in order:
+                values, classes, _ = made_up(32, 32, seed=s)
+                writer.add(values, classes, scene=f"scene{s // 2}", row=40 * (s % 2))
+        store = TileStore(tmp_path / f"s{order[0]}")
+        for spatial in (False, True):
+            fold = store_folds(store, 3, spatial)
+            tables.append((spatial, dict(zip(store.table["id"], fold.tolist(), strict=True)), folds_hash(store, fold)))
+    assert tables[:2] == tables[2:]
+    assert tables[0][2] != tables[1][2]
+
+
+def test_values_that_came_standardised_are_not_normalised_again(tmp_path):
+    store = split_store(tmp_path / "s", ["train", "valid"], standardised=True)
+    dls = GlacierDataLoaders.from_store(store, 0, 1)
+    assert dls.stats[0].tolist() == [0] * 5 and dls.stats[1].tolist() == [1] * 5
+    x = dls.valid.one_batch()[0][0]
+    np.testing.assert_array_equal(x, np.nan_to_num(store.read(1)))
+
+
+def test_a_competition_folder_is_loaded_straight_away(tmp_path):
+    ids = [f"{r:02}_{c:02}" for r in range(0, 10, 2) for c in (0, 1)]
+    root = competition_folder(tmp_path / "comp", ids=ids).root
+    dls = GlacierDataLoaders.from_competition(tmp_path / "comp", fold=3, bs=2, crop=24)
+    assert (len(dls.train_tiles), len(dls.valid_tiles)) == (8, 2)
+    valid = dls.store.table["id"][dls.valid_tiles].tolist()
+    assert valid[0][:2] == valid[1][:2]  # 02_00 and 02_01 touch
+    assert dls.train.one_batch()[0].shape == (2, 5, 24, 24)
+    assert GlacierDataLoaders.from_competition(root, fold=3, bs=2).store.path == dls.store.path
+    with pytest.raises(DataError, match="no folder Band1 in it"):
+        GlacierDataLoaders.from_competition(dls.store.path)
+
+
+def test_a_folder_without_labels_cannot_be_trained_on(tmp_path):
+    competition_folder(tmp_path / "test", "phase2", labels=False)
+    with pytest.raises(DataError, match="fold 0: no validation tile has a label"):
+        GlacierDataLoaders.from_competition(tmp_path / "test", fold=0, folds=3)
 
 
 def test_a_validation_fold_without_labels_is_refused(tmp_path):

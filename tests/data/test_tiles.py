@@ -1,5 +1,8 @@
 import json
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -174,3 +177,31 @@ def test_a_store_travels_to_workers_by_its_path(store):
     data = pickle.dumps(store)
     assert len(data) < 1000
     np.testing.assert_array_equal(pickle.loads(data).images[2], store.images[2])
+
+
+FULL = """
+import resource, signal, sys
+sys.path.insert(0, {tests!r})
+from scenes import BANDS, made_up
+from glacier_fastai.data.tiles import TileWriter
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
+try:
+    with TileWriter({path!r}, BANDS, 32, "uint16", "test") as writer:
+        for i in range(200):
+            writer.add(*made_up(32, 32)[:2], scene=f"s{{i}}")
+except OSError as err:
+    print(type(err).__name__, err)
+"""
+
+
+@pytest.mark.parametrize("room", [100, 3_000, 300_000, 1_000_000])
+def test_a_full_disk_is_said_in_a_line_and_leaves_nothing(tmp_path, room):
+    """A limit on the size of files stands for the disk; it strikes in the header, in a tile, or at the end."""
+    code = FULL.format(tests=str(Path(__file__).parents[1]), path=str(tmp_path / "store"), room=room)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.startswith(
+        f"OutputError {tmp_path / 'store'}: cannot be written (File too large); nothing was kept"
+    )
+    assert out.stderr == ""
+    assert list(tmp_path.iterdir()) == []

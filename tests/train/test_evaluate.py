@@ -3,12 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scenes import make_store
+from scenes import BANDS, made_up, make_store
 from sklearn.metrics import matthews_corrcoef
 
+from glacier_fastai.data.tiles import TileStore, TileWriter
 from glacier_fastai.errors import BundleError, DataError
 from glacier_fastai.train.bundle import ModelBundle
-from glacier_fastai.train.evaluate import evaluate, fingerprint, normalise, tiles_to_score
+from glacier_fastai.train.evaluate import evaluate, normalise, tiles_to_score
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_bands_are_found_by_name(bundle, trained, tmp_path):
     swapped = make_store(tmp_path / "s", bundle.bands[::-1])
     result = evaluate(bundle, swapped)
     assert np.array(result["confusion"]).sum() == swapped.class_counts().sum()
-    with pytest.raises(BundleError, match="the bundle needs band swir1, thermal; the store holds blue, green, red"):
+    with pytest.raises(BundleError, match="the bundle needs band swir1, thermal; here are blue, green, red"):
         evaluate(bundle, make_store(tmp_path / "t", ("blue", "green", "red")))
 
 
@@ -67,7 +68,7 @@ def test_without_labels_there_is_nothing_to_score(bundle, trained):
 
 def test_on_its_own_store_only_unseen_tiles_are_scored(bundle, trained, tmp_path):
     store = trained[1]
-    assert bundle.trained_on["hash"] == fingerprint(store)
+    assert bundle.trained_on["hash"] == store.fingerprint()
     tiles, why = tiles_to_score(bundle, store)
     assert (len(tiles), why) == (4, "the 4 tiles of fold 0")
     tiles, why = tiles_to_score(bundle, store, "1")
@@ -78,7 +79,34 @@ def test_on_its_own_store_only_unseen_tiles_are_scored(bundle, trained, tmp_path
     tiles, why = tiles_to_score(bundle, other)
     assert (len(tiles), why) == (12, "all 12 tiles")
     for fold in ("3", "-1"):
-        with pytest.raises(DataError, match=f"--fold {fold}: the bundle knows folds 0 to 2"):
+        with pytest.raises(DataError, match=f"--fold {fold}: there are folds 0 to 2"):
             tiles_to_score(bundle, store, fold)
-    with pytest.raises(DataError, match="--fold first: use a number from 0 to 2, or all"):
+    with pytest.raises(DataError, match="--fold first: use a number from 0 to 2, all or test"):
         tiles_to_score(bundle, store, "first")
+
+
+def test_other_folds_than_those_of_the_training_are_refused(bundle, trained):
+    assert len(bundle.trained_on["folds_hash"]) == 16
+    changed = replace(bundle, trained_on={**bundle.trained_on, "folds_hash": "0" * 16})
+    with pytest.raises(DataError, match=r"trained on other folds of these tiles.*its run's folds\.csv names them"):
+        tiles_to_score(changed, trained[1])
+
+
+def test_the_test_tiles_of_the_source_are_scored_on_demand(bundle, trained, tmp_path):
+    with TileWriter(tmp_path / "s", BANDS, 32, "uint16", "test") as writer:
+        for s, split in enumerate(["test", "train", "valid", "test"]):
+            writer.add(*made_up(32, 32, seed=s)[:2], scene=f"s{s}", split=split)
+    tiles, why = tiles_to_score(bundle, TileStore(tmp_path / "s"), "test")
+    assert (tiles.tolist(), why) == ([0, 3], "the 2 test tiles")
+    with pytest.raises(DataError, match="has no test tiles"):
+        tiles_to_score(bundle, trained[1], "test")
+
+
+def test_standardised_values_and_values_as_delivered_are_not_mixed(bundle, trained, tmp_path):
+    with TileWriter(tmp_path / "s", BANDS, 32, "float32", "test") as writer:
+        writer.info["standardised"] = True
+        writer.add(*made_up(32, 32)[:2], scene="s")
+    with pytest.raises(BundleError, match="trained on values as delivered, these are already standardised"):
+        evaluate(bundle, TileStore(tmp_path / "s"))
+    with pytest.raises(BundleError, match="trained on values already standardised, these are as delivered"):
+        evaluate(replace(bundle, standardised=True), trained[1])

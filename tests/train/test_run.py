@@ -151,8 +151,8 @@ def refuse(error, message, tmp_path, recipe, **kwargs):
 def test_refusals_leave_nothing_behind(tmp_path):
     data = make_store(tmp_path / "s").path
     recipe = tiny_recipe()
-    refuse(DataError, "no data: give a tile store with --data", tmp_path, recipe)
-    refuse(DataError, "not a tile store", tmp_path, recipe, data=tmp_path)
+    refuse(DataError, "no data: give a tile store or a raw folder with --data", tmp_path, recipe)
+    refuse(DataError, "neither a tile store", tmp_path, recipe, data=tmp_path)
     refuse(DataError, "fold 9: there are folds 0 to 2", tmp_path, recipe, data=data, fold=9)
     refuse(DataError, "no band nir; it holds", tmp_path, tiny_recipe("bands=[red, nir]"), data=data)
     big = tiny_recipe("data.tile_size=64", "data.crop=64")

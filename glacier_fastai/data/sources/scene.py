@@ -13,7 +13,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from ...bands import CLASSES, IGNORE, SENSORS, canonical_band, check_bands
+from ...bands import CLASSES, ICE, IGNORE, SENSORS, canonical_band, check_bands
 from ...core.tiling import starts
 from ...errors import DataError, did_you_mean
 from ..tiles import TileStore, TileWriter, store_dtype
@@ -118,20 +118,24 @@ def _line(err: Exception) -> str:
 def read_outlines(
     path: str | os.PathLike,  # polygons in any vector format
     crs: Any,  # the scene's coordinate reference system, to which they are brought
-    class_field: str | None = None,  # column of class names or codes, default: every polygon is glacier
+    class_field: str | None = None,  # column of class names or codes, default: every polygon is of `class_name`
+    class_name: str = "glacier",  # class of every polygon, without `class_field`
+    bounds: tuple[float, float, float, float] | None = None,  # left, bottom, right, top in `crs`: look there only
 ) -> list[tuple[Any, int]]:
     """Return `(polygon, class code)` pairs, sorted so that debris is burned over glacier, and lake over both.
 
     Raises:
-        DataError: Unreadable, without coordinate reference system, without polygons, invalid polygons, or a class
-            column that is absent or holds an unknown class.
+        DataError: Unreadable, without coordinate reference system, geometry other than polygons, invalid polygons, or
+            a class column that is absent or holds an unknown class.
     """
     import geopandas
-    from pyogrio import list_layers
+    from pyogrio import list_layers, read_info
     from pyogrio.errors import DataSourceError
     from shapely import is_valid_reason
+    from shapely.geometry import box
 
     path = Path(path)
+    near = geopandas.GeoSeries([box(*bounds).buffer(0.01 * (bounds[2] - bounds[0]))], crs=crs) if bounds else None
     if not path.exists():
         raise DataError(f"{path}: no such file")
     try:
@@ -140,15 +144,16 @@ def read_outlines(
             raise DataError(
                 f"{path}: has layers {', '.join(layers)}; keep one (ogr2ogr one.gpkg {path.name} {layers[0]})"
             )
-        table = geopandas.read_file(path)
+        if not layers or read_info(path)["crs"] is None:
+            raise DataError(f"{path}: has no geometry or no coordinate reference system; assign one (ogr2ogr -a_srs)")
+        table = geopandas.read_file(path, bbox=near)
     except DataSourceError as err:
         raise DataError(f"{path}: not a vector file, or damaged ({_line(err)})") from err
-    if not isinstance(table, geopandas.GeoDataFrame) or table.crs is None:
-        raise DataError(f"{path}: has no geometry or no coordinate reference system; assign one (ogr2ogr -a_srs)")
     table = table[~(table.geometry.isna() | table.geometry.is_empty)]
-    kinds = set(table.geom_type)
-    if not kinds or not kinds <= {"Polygon", "MultiPolygon"}:
-        raise DataError(f"{path}: holds {', '.join(sorted(kinds)) or 'nothing'}; outlines must be polygons")
+    if not len(table):
+        return []
+    if not (kinds := set(table.geom_type)) <= {"Polygon", "MultiPolygon"}:
+        raise DataError(f"{path}: holds {', '.join(sorted(kinds))}; outlines must be polygons")
     if not (ok := table.geometry.is_valid).all():
         row = int(np.flatnonzero(~ok)[0])
         reason = is_valid_reason(table.geometry.iloc[row])
@@ -157,7 +162,7 @@ def read_outlines(
             "(Fix geometries) or with shapely.make_valid"
         )
     if class_field is None:
-        codes = [CLASSES.index("glacier")] * len(table)
+        codes = [CLASSES.index(class_name)] * len(table)
     elif class_field not in table.columns:
         columns = [c for c in table.columns if c != "geometry"]
         raise DataError(
@@ -182,18 +187,25 @@ def _class_code(value: Any, path: Path, field: str) -> int:
     raise DataError(f"{path}: {field} holds {value!r}; allowed are {names}{did_you_mean(text, CLASSES)}")
 
 
-def _outline_mask(scene: SceneRaster, outlines: Sequence[str | os.PathLike], class_field: str | None) -> np.ndarray:
+def _outline_mask(
+    scene: SceneRaster, outlines: Sequence[str | os.PathLike], class_field: str | None
+) -> tuple[np.ndarray, bool]:
+    """Return the mask, and whether any polygon lies on the scene."""
     from rasterio.features import rasterize
     from shapely.geometry import box
 
-    shapes = [s for path in outlines for s in read_outlines(path, scene.crs, class_field)]
-    shapes.sort(key=lambda pair: pair[1])
-    frame = box(*scene.raster.bounds)
-    if not any(frame.intersects(polygon) for polygon, _ in shapes):
-        raise DataError(
-            f"{', '.join(map(str, outlines))}: no polygon lies on {scene.path}; check that both show the same place"
-        )
-    return rasterize(shapes, out_shape=(scene.height, scene.width), transform=scene.transform, fill=0, dtype="uint8")
+    shapes, bounds = [], tuple(scene.raster.bounds)
+    for text in outlines:
+        name, sign, rest = str(text).partition("=")
+        if sign and name in CLASSES:
+            shapes += read_outlines(rest, scene.crs, None, name, bounds)
+        else:
+            shapes += read_outlines(text, scene.crs, class_field, bounds=bounds)
+    shapes = sorted((s for s in shapes if box(*bounds).intersects(s[0])), key=lambda pair: pair[1])
+    size = (scene.height, scene.width)
+    if not shapes:
+        return np.zeros(size, np.uint8), False
+    return rasterize(shapes, out_shape=size, transform=scene.transform, fill=0, dtype="uint8"), True
 
 
 def _label_mask(scene: SceneRaster, path: str | os.PathLike) -> np.ndarray:
@@ -231,14 +243,16 @@ def prepare_scenes(
     out: str | os.PathLike,  # folder of the store to make
     *,
     labels: Sequence[str | os.PathLike] = (),  # one label raster per scene, codes 0..3 and 255 = no label
-    outlines: Sequence[str | os.PathLike] = (),  # or polygons for all scenes, in any vector format
-    class_field: str | None = None,  # column of the outlines with class names or codes
+    outlines: Sequence[str | os.PathLike] = (),  # or polygons for all scenes, in any vector format: FILE or CLASS=FILE
+    class_field: str | None = None,  # column with class names or codes, in those given without class
     bands: Sequence[str] | None = None,  # names of the bands, default the band descriptions
     sensor: str | None = None,  # one of `bands.SENSORS`
     tile_size: int = 128,  # side of a tile, pixels
     overlap: int = 0,  # least overlap of neighbouring tiles, pixels
+    min_ice: float = 0.0,  # least share of labelled pixels that are ice (glacier or debris) for a tile to be kept
+    min_valid: float = 0.0,  # least share of pixels with data; tiles without any are never kept
 ) -> TileStore:
-    """Cut scenes with their labels into a tile store. Tiles without any data are left out.
+    """Cut scenes with their labels into a tile store.
 
     Raises:
         DataError: Anything about the input that cannot be used, in one line.
@@ -267,21 +281,35 @@ def prepare_scenes(
             "outlines": [str(p) for p in outlines],
             "class_field": class_field,
             "overlap": overlap,
+            "min_ice": min_ice,
+            "min_valid": min_valid,
         }
+        outlined = False
         dtype = store_dtype(np.result_type(*(s.dtype for s in opened)))
         with TileWriter(out, names, tile_size, dtype, "scene", sensor or "", made_by) as writer:
             for k, scene in enumerate(opened):
-                mask = _label_mask(scene, labels[k]) if labels else _outline_mask(scene, outlines, class_field)
+                if labels:
+                    mask = _label_mask(scene, labels[k])
+                else:
+                    mask, found = _outline_mask(scene, outlines, class_field)
+                    outlined |= found
                 index = [scene.bands.index(b) for b in names]
-                before, t = len(writer.rows), scene.transform
+                blank, t = True, scene.transform
                 for row in starts(scene.height, tile_size, overlap):
                     for col in starts(scene.width, tile_size, overlap):
                         values, valid = scene.read(index, row, col, tile_size, tile_size)
-                        if not valid.any():
+                        blank &= not valid.any()
+                        label = mask[row : row + tile_size, col : col + tile_size]
+                        known = label[valid & (label != IGNORE)]
+                        if (
+                            not valid.any()
+                            or valid.mean() < min_valid
+                            or np.isin(known, ICE).sum() < min_ice * known.size
+                        ):
                             continue
                         writer.add(
                             values,
-                            mask[row : row + tile_size, col : col + tile_size],
+                            label,
                             valid=valid,
                             scene=scene.path.stem,
                             row=row,
@@ -289,8 +317,18 @@ def prepare_scenes(
                             crs=scene.crs.to_string(),
                             transform=(t.a, t.b, t.c + col * t.a + row * t.b, t.d, t.e, t.f + col * t.d + row * t.e),
                         )
-                if len(writer.rows) == before:
+                if blank:
                     raise DataError(f"{scene.path}: every pixel is nodata")
+            if outlines and not outlined:
+                raise DataError(
+                    f"{', '.join(map(str, outlines))}: no polygon lies on {', '.join(map(str, scenes))}; "
+                    "check that both show the same place"
+                )
+            if not writer.rows:
+                raise DataError(
+                    f"{', '.join(map(str, scenes))}: no tile has {min_ice:.0%} ice and {min_valid:.0%} data; "
+                    "lower --min-ice or --min-valid"
+                )
     finally:
         for scene in opened:
             scene.raster.close()

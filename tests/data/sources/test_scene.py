@@ -147,6 +147,44 @@ def test_tiles_without_data_are_left_out(tmp_path):
     assert store.table["id"].tolist() == ["s_0_32", "s_32_0", "s_32_32"]
 
 
+def test_clean_and_debris_shapefiles_of_many_scenes(tmp_path):
+    """As the HKH tiles were made: burn, cut with overlap, filter by class and valid share."""
+    a, _ = write_scene(tmp_path / "a.tif")
+    values = made_up(seed=5)[0]
+    values[:, :40] = 0
+    b = write_raster(tmp_path / "b.tif", values, nodata=0, bands=BANDS, transform=from_origin(X + 30 * 80, Y, 30, 30))
+    clean = outlines(tmp_path / "clean.shp", [rectangle(4, 4, 40, 30), rectangle(60, 100, 30, 20)])
+    debris = outlines(tmp_path / "debris.shp", [rectangle(30, 20, 30, 20), rectangle(900, 900, 5, 5)])
+    files = [f"debris={debris}", f"glacier={clean}"]
+    options = {"outlines": files, "tile_size": 32, "overlap": 6}
+    everything = prepare_scenes([a, b], tmp_path / "all", **options)
+    want = np.zeros((96, 80), np.uint8)
+    want[4:44, 4:34] = 1
+    want[30:60, 20:40] = 2  # over the clean ice
+    valid = made_up()[2]
+    for i, t in everything.table[everything.table["scene"] == "a"].iterrows():
+        at = (slice(t["row"], t["row"] + 32), slice(t["col"], t["col"] + 32))
+        np.testing.assert_array_equal(everything.masks[i], np.where(valid, want, 255)[at])
+    kept = prepare_scenes([a, b], tmp_path / "kept", **options, min_ice=0.2, min_valid=0.6)
+    counts = everything.class_counts()
+    ice = counts[:, 1:3].sum(1) / np.maximum(counts.sum(1), 1)
+    good = (ice >= 0.2) & (everything.table["valid"] >= 0.6)
+    assert kept.table["id"].tolist() == everything.table["id"][good].tolist()
+    assert 0 < len(kept) < len(everything)
+    refuse(tmp_path, "no tile has 100% ice and 0% data; lower --min-ice", [a, b], **options, min_ice=1.0)
+
+
+def test_a_scene_without_outlines_is_background_where_another_has_some(scene, tmp_path):
+    far = write_raster(
+        tmp_path / "far.tif", made_up()[0], nodata=0, bands=BANDS, transform=from_origin(X + 90_000, Y, 30, 30)
+    )
+    path = outlines(tmp_path / "o.gpkg", [rectangle(4, 4, 40, 30)])
+    store = prepare_scenes([scene[0], far], tmp_path / "store", outlines=[path], tile_size=32)
+    counts = store.class_counts()
+    assert counts[(store.table["scene"] == "far").to_numpy(), 1:].sum() == 0
+    assert counts[:, 1].sum() > 0
+
+
 def refuse(tmp_path, message, scenes, error=DataError, **kwargs):
     kwargs = {"tile_size": 32, **kwargs}
     with pytest.raises(error, match=message) as err:

@@ -1,0 +1,109 @@
+"""Raw folders opened as tile stores: the store is made on first use, kept in a cache, and reused while nothing changes.
+
+The cache is the folder `.glacier_fastai` beside the data, or, where that cannot be written, `glacier_fastai` in the
+user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`). It may be removed at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ..bands import texture_of
+from ..errors import DataError, OutputError
+from .sources.competition import competition_files, find_competition, prepare_competition
+from .sources.hkh import DEFAULT_BANDS, find_hkh, hkh_files, prepare_hkh
+from .tiles import TileStore
+
+__all__ = ["cached_store", "open_tiles"]
+
+
+def open_tiles(
+    path: str | os.PathLike,  # tile store, or a folder of the competition or of HKH
+    bands: Sequence[str] | None = None,  # bands that will be asked for; HKH has more than anyone keeps
+    report: Callable[[str], None] = lambda line: None,  # is told what takes time
+) -> TileStore:
+    """Return the tile store at `path`, or that of a raw folder, made now if it is not in the cache.
+
+    Raises:
+        DataError: Neither of them, or raw data that cannot be used.
+        OutputError: A store has to be made and cannot be written.
+    """
+    path = Path(path)
+    if (path / "dataset.json").is_file():
+        return TileStore(path)
+    if root := find_competition(path):
+        return _opened(root, "competition", competition_files(root), {}, prepare_competition, report)
+    if root := find_hkh(path):
+        wanted = [t[1] if (t := texture_of(b)) else b for b in bands or DEFAULT_BANDS]
+        options = {"bands": list(dict.fromkeys(wanted))}
+        return _opened(root, "hkh", hkh_files(root), options, prepare_hkh, report)
+    what = "no such folder" if not path.exists() else "neither a tile store (dataset.json), nor GlacierHack (Band1)"
+    what += "" if not path.exists() else " nor HKH tiles (slices, splits); `glacier-fastai prepare` makes a store"
+    raise DataError(f"{path}: {what}")
+
+
+def _opened(root: Path, kind: str, files: Sequence[Path], options: dict[str, Any], prepare, report) -> TileStore:
+    state = [(os.path.relpath(f, root), (s := f.stat()).st_size, s.st_mtime_ns) for f in files]
+    base = f"{kind}-{_digest(options)}"
+
+    def build(out: Path) -> None:
+        for stale in out.parent.glob(f"{root.name}-{base}-*"):
+            if stale.is_dir():
+                shutil.rmtree(stale)
+        report(f"{root}: making its tile store {out}; the next run finds it there")
+        prepare(root, out, **options)
+
+    return cached_store(root, f"{base}-{_digest(state)}", build)
+
+
+def cached_store(
+    beside: Path,  # data that the store is made from
+    key: str,  # tells what it is made of and how; part of the name
+    build: Callable[[Path], Any],  # makes the store at the path it is given
+) -> TileStore:
+    """Return the store of that key from the cache, built first if it is not there.
+
+    Several processes may ask at once: one builds, the others wait.
+
+    Raises:
+        OutputError: There is no place to write it.
+    """
+    beside = beside.resolve()
+    name = f"{beside.name}-{key}"
+    homes = _homes(beside)
+    for home in homes:
+        if (home / name / "dataset.json").is_file():
+            return TileStore(home / name)
+    for home in homes:
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(home / f".{name}.lock")
+            lock.acquire()
+            break
+        except OSError:
+            continue
+    else:
+        raise OutputError(f"{beside}: its tile store can be kept neither in {' nor in '.join(map(str, homes))}")
+    try:
+        if not (home / name / "dataset.json").is_file():
+            build(home / name)
+    finally:
+        lock.release()
+    return TileStore(home / name)
+
+
+def _homes(beside: Path) -> list[Path]:
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glacier_fastai"
+    return [beside.parent / ".glacier_fastai", user / _digest(str(beside.parent))]
+
+
+def _digest(value: Iterable) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]

@@ -1,0 +1,138 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from folders import competition_folder, write_one
+from hkh_folders import hkh_folder
+from scenes import make_store
+
+from glacier_fastai.data.raw import cached_store, open_tiles
+from glacier_fastai.errors import DataError, OutputError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return competition_folder(tmp_path / "comp", "phase2").root
+
+
+def entries(home):
+    return sorted(p.name for p in home.iterdir() if p.is_dir())
+
+
+def test_a_store_is_opened_as_it_is(store):
+    assert open_tiles(store.path).path == store.path
+    assert not (store.path.parent / ".glacier_fastai").exists()
+
+
+def test_a_competition_folder_becomes_a_store_beside_it_and_is_reused(folder, tmp_path):
+    said = []
+    store = open_tiles(folder, report=said.append)
+    assert store.info["source"] == "competition"
+    assert store.path.parent == tmp_path / ".glacier_fastai"
+    assert len(said) == 1 and str(folder) in said[0]
+    made = (store.path / "dataset.json").stat().st_mtime_ns
+    again = open_tiles(folder, report=said.append)
+    assert (again.path, (again.path / "dataset.json").stat().st_mtime_ns) == (store.path, made)
+    assert len(said) == 1
+
+
+def test_a_changed_file_makes_a_new_store_and_drops_the_old(folder, tmp_path):
+    old = open_tiles(folder)
+    write_one(folder / "Band1" / "img001.tif", np.full((32, 32), 77, np.uint16))
+    new = open_tiles(folder)
+    assert np.unique(new.images[0, 0]).tolist() == [77]
+    assert new.path != old.path
+    assert entries(tmp_path / ".glacier_fastai") == [new.path.name]
+
+
+def test_hkh_is_kept_once_for_each_choice_of_bands(tmp_path):
+    root = hkh_folder(tmp_path / "hkh", size=32)
+    a = open_tiles(tmp_path / "hkh", ["red", "thermal"])
+    b = open_tiles(tmp_path / "hkh", ["red", "glcm_contrast(nir)"])
+    assert (a.bands, b.bands) == (("red", "thermal"), ("red", "nir"))
+    assert open_tiles(tmp_path / "hkh", ["red", "thermal"]).path == a.path
+    assert len(entries(a.path.parent)) == 2
+    del root
+
+
+def test_where_nothing_can_be_written_beside_it_the_users_cache_is_taken(folder, tmp_path, monkeypatch):
+    (tmp_path / ".glacier_fastai").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = open_tiles(folder)
+    assert store.path.is_relative_to(tmp_path / "cache" / "glacier_fastai")
+    assert open_tiles(folder).path == store.path
+    (tmp_path / "blocked").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "blocked"))
+    with pytest.raises(OutputError, match="its tile store can be kept neither in .* nor in"):
+        open_tiles(folder)
+
+
+def test_what_is_no_data_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"neither a tile store \(dataset.json\), nor GlacierHack .* nor HKH"):
+        open_tiles(tmp_path)
+    with pytest.raises(DataError, match="missing: no such folder"):
+        open_tiles(tmp_path / "missing")
+
+
+def test_a_bad_folder_leaves_no_store(folder, tmp_path):
+    (folder / "Band3" / "img002.tif").unlink()
+    with pytest.raises(DataError, match="Band3: no file of tile 002"):
+        open_tiles(folder)
+    assert entries(tmp_path / ".glacier_fastai") == []
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import numpy as np
+from scenes import BANDS, made_up
+from glacier_fastai.data.raw import cached_store
+from glacier_fastai.data.tiles import TileWriter
+def build(out):
+    with TileWriter(out, BANDS, 32, "uint16", "test") as writer:
+        for i in range(1000):
+            writer.add(*made_up(32, 32)[:2], scene=f"s{{i}}")
+            print("tile", flush=True)
+            time.sleep(0.05)
+cached_store(Path({path!r}), "key", build)
+"""
+
+
+def test_a_build_killed_at_any_moment_starts_over(tmp_path):
+    code = KILLED.format(tests=os.path.dirname(os.path.dirname(__file__)), path=str(tmp_path / "data"))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout.readline()  # the first tile is being written
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    home = tmp_path / ".glacier_fastai"
+    assert entries(home) == [".data-key.partial"]
+    store = cached_store(tmp_path / "data", "key", lambda out: make_store(out))
+    assert len(store) == 12
+    assert entries(home) == ["data-key"]
+
+
+def test_two_at_once_build_once(tmp_path):
+    built, stores = [], []
+
+    def build(out):
+        built.append(out)
+        time.sleep(0.3)
+        make_store(out)
+
+    def ask():
+        stores.append(cached_store(tmp_path / "data", "key", build).path)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 1
+    assert len(set(stores)) == 1 and len(stores) == 3
