@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import numpy as np
 import torch
@@ -33,6 +32,7 @@ from torch import Tensor
 
 from ..bands import TEXTURES
 from ..errors import DataError, did_you_mean
+from .jit import jit
 
 __all__ = ["DIRECTIONS", "NODATA", "glcm", "glcm_torch", "level_edges", "quantize"]
 
@@ -169,13 +169,13 @@ def glcm(
         for dr, dc in offsets:
             high, wide = window - dr, window - abs(dc)  # where the pairs' upper left corners lie
             codes = np.empty((used.shape[0] + high - 1, used.shape[1] + wide - 1), np.uint16)
-            _jit(_pair_codes)(image, top, dr, dc, code_of, codes)
-            _jit(_box_sums)(codes, tables, high, wide, sums)
+            jit(_pair_codes)(image, top, dr, dc, code_of, codes)
+            jit(_box_sums)(codes, tables, high, wide, sums)
             if terms.min() < 0:
                 # four rows of counts in the quarters of a 64 bit word, or two in its halves
                 bits = 16 if 2 * (high * wide) ** 2 < 2**16 else 32
-                _jit(_box_squares)(codes, n_levels, high, wide, bits, squares)
-            _jit(_add)(sums, squares, high * wide, terms, total, used)
+                jit(_box_squares)(codes, n_levels, high, wide, bits, squares)
+            jit(_add)(sums, squares, high * wide, terms, total, used)
         offsets_used = np.where((used > 0) & (levels[rows] != NODATA), used, np.nan)
         out[:, rows] = total / (offsets_used * scale[:, None, None])
 
@@ -293,20 +293,6 @@ def _plan(n_levels: int, kinds: Sequence[str], window: int, offsets: Sequence[tu
     scales = np.array([_TERMS[kind][1] if kind in _TERMS else 1 for kind in kinds], np.float64)
     downwards = [(dr, dc) if dr >= 0 else (-dr, -dc) for dr, dc in offsets]
     return downwards, code_of, tables, scales, np.array([place[kind] for kind in kinds])
-
-
-@cache
-def _jit(kernel: Callable) -> Callable:
-    """Compile with numba, which is imported only here.
-
-    Threads are ours, not numba's: its own end the process when it forks after their first use, as a DataLoader does.
-    """
-    from numba import njit
-
-    try:
-        return njit(nogil=True, error_model="numpy", cache=True)(kernel)
-    except RuntimeError:  # neither beside the package nor in the user's cache can a file be written
-        return njit(nogil=True, error_model="numpy")(kernel)
 
 
 def _pair_codes(image, top, dr, dc, code_of, out):

@@ -18,7 +18,9 @@ import hashlib
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,14 @@ import numpy as np
 import pandas as pd
 
 from ..bands import CLASSES, IGNORE, check_bands
+from ..core.moments import blank, moments
 from ..errors import DataError, OutputError
 
 __all__ = ["TileStore", "TileWriter", "store_dtype"]
 
 FORMAT = "glacier_fastai tile store"
 VERSION = 1
+SYNC = 2**26  # bytes after which what was written is sent to the disk
 DTYPES = ("uint8", "uint16", "float16", "float32")
 
 
@@ -246,6 +250,7 @@ class TileWriter:
         self._masks = open(self.partial / "masks.npy", "wb")  # noqa: SIM115
         with self._disk():
             self._headers()
+        self._pool, self._pending = ThreadPoolExecutor(1), deque[Future]()
         return self
 
     def _headers(self) -> None:
@@ -281,17 +286,16 @@ class TileWriter:
         values = image.astype(self.dtype, order="C")
         has_data = np.isfinite(values).all(0) if self.dtype.kind == "f" else (values != 0).any(0)
         valid = has_data if valid is None else valid & has_data
-        np.copyto(values, 0, where=~valid)
-        flat = values.reshape(len(self.bands), -1).astype(np.float64)
-        if self.dtype.kind == "f":
-            np.copyto(values, np.nan, where=~valid)
+        sums, squares = moments(values, valid)
+        blank(values, valid, 0 if self.dtype.kind == "u" else np.nan)
         mask = np.where(valid, mask, IGNORE).astype(np.uint8)
         counts = np.bincount(mask.ravel(), minlength=256)
         if unknown := [int(c) for c in np.flatnonzero(counts) if c >= len(CLASSES) and c != IGNORE]:
             raise DataError(f"tile of scene {scene}: class codes {unknown}; allowed are 0..{len(CLASSES) - 1} and 255")
         with self._disk():
-            self._images.write(values.data)
-            self._masks.write(mask.data)
+            self._pending.append(self._pool.submit(self._write, values, mask))
+            if len(self._pending) > 2:
+                self._pending.popleft().result()
         self.rows.append(
             {
                 "id": name or f"{scene}_{row}_{col}",
@@ -305,16 +309,25 @@ class TileWriter:
                 "valid": float(valid.mean()),
                 "n_valid": int(valid.sum()),
                 **{f"n_{c}": int(counts[k]) for k, c in enumerate(CLASSES)},
-                **{f"sum_{b}": float(v) for b, v in zip(self.bands, flat.sum(1), strict=True)},
-                **{f"sumsq_{b}": float(v) for b, v in zip(self.bands, np.einsum("cn,cn->c", flat, flat), strict=True)},
+                **{f"sum_{b}": float(v) for b, v in zip(self.bands, sums, strict=True)},
+                **{f"sumsq_{b}": float(v) for b, v in zip(self.bands, squares, strict=True)},
             }
         )
+
+    def _write(self, image: np.ndarray, mask: np.ndarray) -> None:
+        """Write a tile, in a thread of its own: the next one is made meanwhile, and the disk is kept busy."""
+        for file, array in ((self._images, image), (self._masks, mask)):
+            before = file.tell()
+            file.write(array.data)
+            if before // SYNC != file.tell() // SYNC:
+                os.fsync(file.fileno())
 
     def __exit__(self, kind, value, trace) -> None:
         try:
             if kind is None:
                 self._finish()
         finally:
+            self._pool.shutdown(cancel_futures=True)
             for file in (self._images, self._masks):
                 with suppress(OSError):  # on a full disk, what is still buffered cannot be written
                     file.close()
@@ -329,6 +342,8 @@ class TileWriter:
         mean, std = _moments(table[table["split"].isin(["", "train"])], self.bands)
         self.info |= {"tiles": len(table), "mean": mean.tolist(), "std": std.tolist()}
         with self._disk():
+            while self._pending:
+                self._pending.popleft().result()
             self._headers()
             for file in (self._images, self._masks):
                 file.flush()

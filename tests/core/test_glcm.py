@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from skimage.feature import graycomatrix, graycoprops
 
 from glacier_fastai.bands import TEXTURES
-from glacier_fastai.core.glcm import DIRECTIONS, NODATA, _jit, glcm, glcm_torch, level_edges, quantize
+from glacier_fastai.core.glcm import DIRECTIONS, NODATA, glcm, glcm_torch, level_edges, quantize
 from glacier_fastai.errors import DataError
 
 OFFSETS = {
@@ -280,9 +280,3 @@ def test_values_that_give_no_edges_are_refused():
     once = iter([np.arange(9)])
     with pytest.raises(DataError, match="changed between two passes"):
         level_edges(lambda: once, 8)
-
-
-def test_works_where_no_compiled_code_can_be_kept():
-    namespace = {}
-    exec("def double(x):\n    return 2 * x", namespace)  # has no file that numba could write beside
-    assert _jit(namespace["double"])(4) == 8

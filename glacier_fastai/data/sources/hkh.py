@@ -33,6 +33,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from ...bands import IGNORE, canonical_band, check_bands, texture_of
+from ...core.jit import jit
+from ...core.moments import blank
 from ...errors import DataError, OutputError
 from ..download import RemoteStream, fetch, members, open_stream
 from ..tiles import TileStore, TileWriter
@@ -245,13 +247,12 @@ class _Preparation:
         The next call overwrites them.
         """
         flat = image.reshape(-1, len(CHANNELS))
+        flat = flat.astype(flat.dtype.newbyteorder("="), copy=False)
         values = self.values
         values.resize((len(self.index), len(flat)), refcheck=False)  # the same memory each time
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, so nodata
-            for k, c in enumerate(self.index):
-                values[k] = flat[:, c]
-        valid = np.isfinite(values).all(0)
-        low = [self.names[k] for k in self.spectral if np.count_nonzero(values[k] < 0) > NEGATIVE * len(flat)]
+        valid, negative = np.empty(len(flat), bool), np.zeros(len(self.index), np.int64)
+        jit(_pick)(flat, np.array(self.index), values, valid, negative)
+        low = [self.names[k] for k in self.spectral if negative[k] > NEGATIVE * len(flat)]
         self.negative |= bool(low)
         if low and not self.standardised:
             raise DataError(
@@ -261,7 +262,7 @@ class _Preparation:
             valid &= np.all([np.abs(values[k] - v) > 1e-4 * max(1, abs(v)) for k, v in self.imputed.items()], 0)
         if np.count_nonzero(valid) < self.min_valid * len(flat):
             return None
-        np.copyto(values[0], np.nan, where=~valid)
+        blank(values[:1], valid, np.nan)
         return values.reshape(-1, self.size, self.size)
 
     def _pair(self, f: _File, values: np.ndarray | None, codes: np.ndarray | None) -> None:
@@ -300,6 +301,17 @@ class _Preparation:
         self.writer.info["made_by"] |= done
         if self.standardised:
             self.writer.info["standardised"] = True
+
+
+def _pick(flat, index, values, valid, negative):
+    """Copy channels into bands, and note where all are finite (in float32) and how often each is negative."""
+    for i in range(len(flat)):
+        valid[i] = True
+        for k in range(len(index)):
+            value = np.float32(flat[i, index[k]])
+            values[k, i] = value
+            valid[i] &= np.isfinite(value)
+            negative[k] += value < 0
 
 
 def _folder(files: Sequence[_File], places: Path | None) -> Iterator[tuple[_File, BinaryIO]]:
