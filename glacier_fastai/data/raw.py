@@ -24,6 +24,8 @@ from .tiles import TileStore
 
 __all__ = ["cached_store", "open_tiles"]
 
+HOME = ".glacier_fastai"
+
 
 def open_tiles(
     path: str | os.PathLike,  # tile store, or a folder of the competition or of HKH
@@ -102,7 +104,8 @@ def cached_store(
 
 def _homes(beside: Path) -> list[Path]:
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glacier_fastai"
-    return [beside.parent / ".glacier_fastai", user / _digest(str(beside.parent))]
+    inside = beside.parent.name == HOME  # what is made from a cached store is kept next to it
+    return [beside.parent if inside else beside.parent / HOME, user / _digest(str(beside.parent))]
 
 
 def _digest(value: Iterable) -> str:

@@ -11,6 +11,7 @@ from folders import competition_folder, write_one
 from hkh_folders import hkh_folder
 from scenes import make_store
 
+from glacier_fastai.data.block import GlacierDataLoaders
 from glacier_fastai.data.raw import cached_store, open_tiles
 from glacier_fastai.errors import DataError, OutputError
 
@@ -50,14 +51,22 @@ def test_a_changed_file_makes_a_new_store_and_drops_the_old(folder, tmp_path):
     assert entries(tmp_path / ".glacier_fastai") == [new.path.name]
 
 
+def test_textures_of_a_cached_store_are_kept_next_to_it_and_go_with_it(folder, tmp_path):
+    home, bands = tmp_path / ".glacier_fastai", ["red", "glcm_contrast(red)"]
+    old = GlacierDataLoaders.from_competition(folder, 0, bands=bands, folds=3, bs=1).store
+    assert old.path.parent == home and len(entries(home)) == 2
+    write_one(folder / "Band1" / "img001.tif", np.full((32, 32), 77, np.uint16))
+    new = open_tiles(folder)
+    assert entries(home) == [new.path.name]
+
+
 def test_hkh_is_kept_once_for_each_choice_of_bands(tmp_path):
-    root = hkh_folder(tmp_path / "hkh", size=32)
+    hkh_folder(tmp_path / "hkh", size=32)
     a = open_tiles(tmp_path / "hkh", ["red", "thermal"])
     b = open_tiles(tmp_path / "hkh", ["red", "glcm_contrast(nir)"])
     assert (a.bands, b.bands) == (("red", "thermal"), ("red", "nir"))
     assert open_tiles(tmp_path / "hkh", ["red", "thermal"]).path == a.path
     assert len(entries(a.path.parent)) == 2
-    del root
 
 
 def test_where_nothing_can_be_written_beside_it_the_users_cache_is_taken(folder, tmp_path, monkeypatch):
@@ -92,6 +101,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import numpy as np
 from scenes import BANDS, made_up
+from glacier_fastai.data.block import GlacierDataLoaders
 from glacier_fastai.data.raw import cached_store
 from glacier_fastai.data.tiles import TileWriter
 def build(out):
