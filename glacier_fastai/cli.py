@@ -234,7 +234,7 @@ def prepare_hkh(
         raise DataError("no data: name the folder or the archive, or ask for --download")
     run = download_hkh if download else run
     with _progress("tiles") as progress:
-        store = run(source, out, bands=_split(bands), min_ice=min_ice, min_valid=min_valid, progress=progress)
+        store = run(source, out, bands=_split(bands) or [], min_ice=min_ice, min_valid=min_valid, progress=progress)
     _describe(store)
 
 

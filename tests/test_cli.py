@@ -194,6 +194,9 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, refused):
     refused("prepare", "hkh", "--out", tmp_path / "o", match="name the folder or the archive, or ask for --download")
     refused("prepare", "hkh", tmp_path, "--out", tmp_path / "o", match="no HKH tiles in it")
     refused("prepare", "hkh", tmp_path, "--out", tmp_path / "o", "--bands", "bqa", match="useless as flags")
+    refused("prepare", "hkh", tmp_path, "--out", tmp_path / "o", "--bands", ",", match="no bands given")
+    twice = "thermal,thermal_high"
+    refused("prepare", "hkh", tmp_path, "--out", tmp_path / "o", "--bands", twice, match="name one of them")
     refused("prepare", "competition", tmp_path, "--out", tmp_path / "o", match="no folder Band1 in it")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scene.tif", "scene_label.tif", "store"]
 

@@ -156,6 +156,8 @@ def train_valid(
     valid = fold == k
     train = ~touching(valid, **place) if place else ~valid
     train &= fold != NEVER
+    if not (fold[fold != k] != NEVER).any():
+        raise DataError(f"fold {k}: there is nothing but validation and test tiles")
     if not train.any():
         raise DataError(
             f"fold {k}: every other tile touches a validation tile; use smaller tiles or data.spatial=false"

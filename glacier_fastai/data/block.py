@@ -178,7 +178,7 @@ class GlacierDataLoaders(DataLoaders):
     @classmethod
     def from_store(
         cls,
-        store: TileStore | str | os.PathLike,  # tile store, or its folder
+        store: TileStore | str | os.PathLike,  # tile store, its folder, or a raw folder (`data.raw`)
         fold: int | None = None,  # fold to validate on; None: train on every tile, without validation
         bs: int = 8,  # crops per batch
         crop: int | None = None,  # side of a training crop, default the tile's; validation sees whole tiles
@@ -202,7 +202,7 @@ class GlacierDataLoaders(DataLoaders):
         Raises:
             DataError: A band the store lacks, a crop larger than a tile, a fold out of range, or nothing to train on.
         """
-        store = store if isinstance(store, TileStore) else TileStore(store)
+        store = store.plain() if isinstance(store, TileStore) else open_tiles(store, bands)
         bands = tuple(bands or store.bands)
         crop = crop or store.size
         if crop > store.size:
@@ -261,5 +261,6 @@ class GlacierDataLoaders(DataLoaders):
             DataError: As `from_store`, no such folder, or files in it that cannot be used.
         """
         if find_competition(path) is None:
-            raise DataError(f"{path}: no folder Band1 in it; give the competition's folder, with Band1 to Band5")
+            what = "no folder Band1 in it" if os.path.isdir(path) else "no such folder"
+            raise DataError(f"{path}: {what}; give the competition's folder, with Band1 to Band5")
         return cls.from_store(open_tiles(path), fold, **kwargs)

@@ -11,16 +11,18 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from ..bands import texture_of
+from .. import __version__
+from ..bands import check_bands, texture_of
 from ..errors import DataError, OutputError
 from .sources.competition import competition_files, find_competition, prepare_competition
 from .sources.hkh import DEFAULT_BANDS, find_hkh, hkh_files, prepare_hkh
-from .tiles import TileStore
+from .tiles import VERSION, TileStore
 
 __all__ = ["cached_store", "open_tiles"]
 
@@ -44,7 +46,7 @@ def open_tiles(
     if root := find_competition(path):
         return _opened(root, "competition", competition_files(root), {}, prepare_competition, report)
     if root := find_hkh(path):
-        wanted = [t[1] if (t := texture_of(b)) else b for b in bands or DEFAULT_BANDS]
+        wanted = [t[1] if (t := texture_of(b)) else b for b in check_bands(bands or DEFAULT_BANDS)]
         options = {"bands": list(dict.fromkeys(wanted))}
         return _opened(root, "hkh", hkh_files(root), options, prepare_hkh, report)
     what = "no such folder" if not path.exists() else "neither a tile store (dataset.json), nor GlacierHack (Band1)"
@@ -57,21 +59,22 @@ def _opened(root: Path, kind: str, files: Sequence[Path], options: dict[str, Any
     base = f"{kind}-{_digest(options)}"
 
     def build(out: Path) -> None:
-        for stale in out.parent.glob(f"{root.name}-{base}-*"):
-            if stale.is_dir():
-                shutil.rmtree(stale)
+        for old in out.parent.iterdir():  # of other states of the same files, with their textures and leftovers
+            if old.name.lstrip(".").startswith(f"{root.resolve().name}-{base}-") and old.is_dir():
+                shutil.rmtree(old)
         report(f"{root}: making its tile store {out}; the next run finds it there")
         prepare(root, out, **options)
 
-    return cached_store(root, f"{base}-{_digest(state)}", build)
+    return cached_store(root, f"{base}-{_digest(state)}", build, report)
 
 
 def cached_store(
     beside: Path,  # data that the store is made from
     key: str,  # tells what it is made of and how; part of the name
     build: Callable[[Path], Any],  # makes the store at the path it is given
+    report: Callable[[str], None] = lambda line: None,  # is told if it has to wait
 ) -> TileStore:
-    """Return the store of that key from the cache, built first if it is not there.
+    """Return the store of that key from the cache, built first if it is not there, or is damaged.
 
     Several processes may ask at once: one builds, the others wait.
 
@@ -82,31 +85,48 @@ def cached_store(
     name = f"{beside.name}-{key}"
     homes = _homes(beside)
     for home in homes:
-        if (home / name / "dataset.json").is_file():
-            return TileStore(home / name)
-    for home in homes:
-        try:
-            home.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(home / f".{name}.lock")
-            lock.acquire()
-            break
-        except OSError:
-            continue
-    else:
-        raise OutputError(f"{beside}: its tile store can be kept neither in {' nor in '.join(map(str, homes))}")
+        if store := _whole(home / name):
+            return store
+    home, lock = _locked(homes, beside, report)
     try:
-        if not (home / name / "dataset.json").is_file():
-            build(home / name)
+        if store := _whole(home / name):
+            return store
+        shutil.rmtree(home / name, ignore_errors=True)
+        build(home / name)
     finally:
         lock.release()
     return TileStore(home / name)
 
 
+def _locked(homes: Sequence[Path], beside: Path, report: Callable[[str], None]) -> tuple[Path, FileLock]:
+    """Return the first home that can be written, and its lock, held."""
+    for home in homes:
+        with suppress(OSError):
+            home.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(home / ".lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                report(f"{home}: waiting for another process that writes there")
+                lock.acquire()
+            return home, lock
+    raise OutputError(f"{beside}: its tile store can be kept neither in {' nor in '.join(map(str, homes))}")
+
+
+def _whole(path: Path) -> TileStore | None:
+    try:
+        return TileStore(path)
+    except DataError:
+        return None
+
+
 def _homes(beside: Path) -> list[Path]:
+    if beside.parent.name == HOME:  # what is made from a cached store is kept next to it
+        return [beside.parent]
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glacier_fastai"
-    inside = beside.parent.name == HOME  # what is made from a cached store is kept next to it
-    return [beside.parent if inside else beside.parent / HOME, user / _digest(str(beside.parent))]
+    return [beside.parent / HOME, user / _digest(str(beside.parent)) / HOME]
 
 
 def _digest(value: Iterable) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
+    made_by = [__version__, VERSION]  # another version may make it otherwise
+    return hashlib.sha256(json.dumps([made_by, value]).encode()).hexdigest()[:12]

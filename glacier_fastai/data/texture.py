@@ -30,6 +30,11 @@ class Texture:
     window: int  # side of the window, pixels
     edges: dict[str, list[float]]  # band -> inner edges of its levels, values as delivered
 
+    def __post_init__(self):
+        numbers = all(isinstance(e, (int, float)) for values in self.edges.values() for e in values)
+        if not isinstance(self.window, int) or not numbers:
+            raise TypeError("window and edges must be numbers")
+
     @classmethod
     def of_tiles(
         cls,
@@ -85,7 +90,8 @@ def textured(
     texture: Texture,  # how those that the store lacks are computed
 ) -> TileStore:
     """Return a store of the same tiles with `bands`, from the cache if it was made before."""
-    key = json.dumps([store.fingerprint(), list(bands), asdict(texture)])
+    content = hashlib.sha256((store.path / "tiles.csv").read_bytes()).hexdigest()  # it knows the sums of every tile
+    key = json.dumps([content, list(bands), asdict(texture)])
 
     def build(out) -> None:
         bases = [t[1] for b in bands if b not in store.bands and (t := texture_of(b))]
@@ -93,7 +99,11 @@ def textured(
         index = store.band_index(names)
         made_by = {"texture of": str(store.path)}
         with TileWriter(out, bands, store.size, "float32", store.info["source"], store.info["sensor"], made_by) as w:
-            w.info |= {"texture": asdict(texture), "base": store.fingerprint(), "standardised": store.standardised}
+            w.info |= {
+                "texture": asdict(texture),
+                "base": str(store.path.resolve()),
+                "standardised": store.standardised,
+            }
             keep = ("scene", "row", "col", "crs", "group", "split")
             for i, row in store.table.iterrows():
                 about = {k: row[k] for k in keep}

@@ -27,8 +27,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
-from ..bands import CLASSES, IGNORE, check_bands
+from ..bands import CLASSES, IGNORE, check_bands, texture_of
 from ..core.moments import blank, moments
 from ..errors import DataError, OutputError
 
@@ -117,12 +118,24 @@ class TileStore:
         """Whether the source came with validation tiles of its own, which then are its only fold."""
         return bool((self.table["split"] == "valid").any())
 
-    def fingerprint(self) -> str:
-        """Return a hash of the tiles' table, which knows the sums and the classes of every tile.
+    def plain(self) -> TileStore:
+        """Return the store that texture bands were added to, if this one is of that kind, else the store itself."""
+        return TileStore(self.info["base"]) if "base" in self.info else self
 
-        A store that texture bands were added to has the fingerprint of the store it was made from.
+    def keys(self) -> list[str]:
+        """Return what tells each tile from all others: a hash of its name and place, or without place of its labels.
+
+        It does not depend on the values, the order or the number of the tiles, nor on where the store lies.
         """
-        return self.info.get("base") or hashlib.sha256((self.path / "tiles.csv").read_bytes()).hexdigest()[:16]
+        t = self.table
+        place = t[["id", "scene", "row", "col", "crs", "transform"]].astype(str).agg("\t".join, axis=1)
+        labels = t[[f"n_{c}" for c in CLASSES]].astype(str).agg("\t".join, axis=1)
+        lines = place.where(t["transform"] != "", place + labels)
+        return [hashlib.sha256(line.encode()).hexdigest()[:12] for line in lines]
+
+    def fingerprint(self) -> str:
+        """Return a hash of which tiles these are, by their `keys`."""
+        return hashlib.sha256(" ".join(sorted(self.keys())).encode()).hexdigest()[:16]
 
     def units(self) -> list[str]:
         """Return what each tile belongs to in spatial folds: its group, or without one its scene."""
@@ -180,18 +193,19 @@ class TileStore:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation per band over valid pixels, each float64 of shape `(C,)`.
 
-        Values that came standardised (`info["standardised"]`) are left as they are: mean 0, deviation 1.
+        Bands that came standardised (`info["standardised"]`) are left as they are: mean 0, deviation 1.
 
         Raises:
             DataError: The tiles hold no valid pixel, or a band is constant.
         """
         self.band_index(bands)
-        if self.standardised:
-            return np.zeros(len(bands)), np.ones(len(bands))
         rows = self.table if tiles is None else self.table.iloc[list(tiles)]
         if rows["n_valid"].sum() == 0:
             raise DataError(f"{self.path}: the chosen tiles hold no pixel with data, so no statistics")
         mean, std = _moments(rows, bands)
+        if self.standardised:
+            came = [texture_of(b) is None for b in bands]
+            mean[came], std[came] = 0, 1
         for band, m, s in zip(bands, mean, std, strict=True):
             if not s > 1e-6 * max(abs(m), 1e-6):
                 raise DataError(f"{self.path}: band {band} is constant ({m:g}); leave it out of `bands`")
@@ -239,13 +253,20 @@ class TileWriter:
         }
         self.rows: list[dict[str, Any]] = []
         self.partial = self.path.with_name(f".{self.path.name}.partial")
+        self._lock = FileLock(self.path.with_name(f".{self.path.name}.partial.lock"), timeout=0)
 
     def __enter__(self) -> TileWriter:
-        shutil.rmtree(self.partial, ignore_errors=True)
         try:
-            self.partial.mkdir(parents=True)
+            self.partial.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()  # goes with the process, however that ends
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self.partial.mkdir()
+        except Timeout as err:
+            raise OutputError(f"{self.path}: another process is writing it; wait, or choose another name") from err
         except OSError as err:
-            raise OutputError(f"{self.partial}: cannot be made ({err.strerror}); choose another --out") from err
+            self._unlock()
+            where = err.filename or self.partial
+            raise OutputError(f"{where}: cannot be made ({err.strerror}); choose another --out") from err
         self._images = open(self.partial / "images.npy", "wb")  # noqa: SIM115  closed in __exit__
         self._masks = open(self.partial / "masks.npy", "wb")  # noqa: SIM115
         with self._disk():
@@ -332,6 +353,12 @@ class TileWriter:
                 with suppress(OSError):  # on a full disk, what is still buffered cannot be written
                     file.close()
             shutil.rmtree(self.partial, ignore_errors=True)
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock.is_locked:
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+            self._lock.release()
 
     def _finish(self) -> None:
         if not self.rows:
@@ -358,5 +385,6 @@ class TileWriter:
             yield
         except OSError as err:
             raise OutputError(
-                f"{self.path}: cannot be written ({err.strerror}); nothing was kept; make room or choose another place"
+                f"{self.path}: cannot be written ({err.strerror or err}); nothing was kept; make room or choose "
+                "another place"
             ) from err

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from ..bands import CLASSES, check_bands, texture_of
 from ..core.dihedral import average_views
+from ..data.texture import Texture
 from ..errors import BundleError
 from .models import GlacierUnet, adapt_first_conv, adapt_head, glacier_unet
 
@@ -58,6 +59,10 @@ class ModelBundle:
             standardised=learn.dls.store.standardised,
             **kwargs,
         )
+
+    def computed(self) -> set[str]:
+        """Return the bands whose texture it takes."""
+        return {t[1] for b in self.bands if (t := texture_of(b))}
 
     def check(
         self,
@@ -166,6 +171,8 @@ class ModelBundle:
             mappings = (bundle.recipe or {}, bundle.texture or {}, bundle.metrics, bundle.trained_on)
             if not all(isinstance(d, dict) for d in mappings):
                 raise ValueError("recipe, texture, metrics or trained_on is no mapping")
+            if bundle.texture is not None and not bundle.computed() <= Texture(**bundle.texture).edges.keys():
+                raise ValueError("no grey levels of a band whose texture it takes")
             bundle.model()
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as err:
             raise BundleError(f"{path}: damaged or made by other code ({' '.join(str(err).split())[:200]})") from err

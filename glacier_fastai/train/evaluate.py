@@ -40,36 +40,38 @@ def tiles_to_score(
     Raises:
         DataError: The fold is no number or out of range, there are no test tiles, or the folds have changed.
     """
-    about = bundle.trained_on
-    own = about.get("hash") == store.fingerprint()
-    everything = np.arange(len(store))
-    if fold == "all":
-        return everything, f"all {len(store)} tiles" + (", also those the bundle was trained on" if own else "")
+    about, n_tiles, keys = bundle.trained_on, len(store), np.array(store.keys())
+    seen, valid = (np.isin(keys, about.get(part, [])) for part in ("train", "valid"))
+    if fold is None and valid.any():
+        return np.flatnonzero(valid), f"the {valid.sum()} tiles of fold {about['fold']}"
+    if fold is None and seen.any() and not seen.all():
+        return np.flatnonzero(~seen), f"the {(~seen).sum()} tiles of {n_tiles} that the bundle was not trained on"
+    if fold in (None, "all"):
+        note = ", also those the bundle was trained on" if seen.any() else ""
+        note = ", and the bundle was trained on them: these scores say little" if seen.all() else note
+        return np.arange(n_tiles), f"all {n_tiles} tiles{note}"
     if fold == "test":
-        chosen = np.flatnonzero(store.table["split"] == "test")
+        chosen, what = np.flatnonzero(store.table["split"] == "test"), "test tiles"
         if not len(chosen):
             raise DataError(f"{store.path}: has no test tiles; use --fold NUMBER, or all")
-        return chosen, f"the {len(chosen)} test tiles"
-    if fold is None and not own:
-        return everything, f"all {len(store)} tiles"
-    if fold is None and about.get("fold") is None:
-        return everything, f"all {len(store)} tiles, and the bundle was trained on them: these scores say little"
-    n, spatial = about.get("folds", 5), about.get("spatial", True)
-    try:
-        k = int(about["fold"] if fold is None else fold)
-    except ValueError:
-        raise DataError(f"--fold {fold}: use a number from 0 to {n - 1}, all or test") from None
-    fold_of = store_folds(store, n, spatial)
-    if not 0 <= k <= fold_of.max():
-        raise DataError(f"--fold {k}: there are folds 0 to {fold_of.max()}")
-    if own and about.get("folds_hash") not in (None, folds_hash(store, fold_of)):
-        raise DataError(
-            f"{store.path}: the bundle was trained on other folds of these tiles, by another version of "
-            "glacier_fastai; its run's folds.csv names them; use --fold all, or train anew"
-        )
-    chosen = np.flatnonzero(fold_of == k)
-    note = "" if not own or k == about["fold"] else "; the bundle was trained on some of them"
-    return chosen, f"the {len(chosen)} tiles of fold {k}{note}"
+    else:
+        n = about.get("folds", 5)
+        try:
+            k = int(fold)
+        except ValueError:
+            raise DataError(f"--fold {fold}: use a number from 0 to {n - 1}, all or test") from None
+        fold_of = store_folds(store, n, about.get("spatial", True))
+        if not 0 <= k <= fold_of.max():
+            raise DataError(f"--fold {k}: there are folds 0 to {fold_of.max()}")
+        same = about.get("hash") == store.fingerprint()
+        if same and about.get("fold") is not None and about.get("folds_hash") != folds_hash(store, fold_of):
+            raise DataError(
+                f"{store.path}: the bundle was trained on other folds of these tiles, which its run's folds.csv names; "
+                "leave out --fold, or train anew"
+            )
+        chosen, what = np.flatnonzero(fold_of == k), f"tiles of fold {k}"
+    note = "; the bundle was trained on some of them" if seen[chosen].any() else ""
+    return chosen, f"the {len(chosen)} {what}{note}"
 
 
 def evaluate(
@@ -86,12 +88,15 @@ def evaluate(
             one of them is standardised and the other is not.
         DataError: No tile has a label.
     """
+    store = store.plain()
     bundle.check(store.path, store.bands, store.standardised)
+    tiles = np.arange(len(store)) if tiles is None else np.asarray(tiles, np.int64)
+    if not store.class_counts()[tiles].any():
+        raise DataError(f"{store.path}: no labelled pixel in these tiles, so nothing to score")
     if bundle.texture and not set(bundle.bands) <= set(store.bands):
         store = textured(store, bundle.bands, Texture(**bundle.texture))
     device = device or default_device()
     probabilities, index, n = bundle.probabilities(device), store.band_index(bundle.bands), len(bundle.classes)
-    tiles = np.arange(len(store)) if tiles is None else np.asarray(tiles)
     total, per_image = torch.zeros(n, n, dtype=torch.int64), []
     for start in range(0, len(tiles), batch_size):
         chosen = [int(i) for i in tiles[start : start + batch_size]]
@@ -102,6 +107,4 @@ def evaluate(
             if cm.sum():
                 per_image.append(mcc(cm))
             total += cm
-    if not per_image:
-        raise DataError(f"{store.path}: no labelled pixel in these tiles, so nothing to score")
     return {**scores(total), "mcc_image_mean": float(np.mean(per_image))}

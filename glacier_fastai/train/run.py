@@ -181,7 +181,7 @@ def effective_precision(recipe: Recipe) -> str:
 
 def train(
     recipe: Recipe,  # what to train and how
-    data: str | os.PathLike | None = None,  # tile store or raw folder (`data.raw`), default the recipe's
+    data: str | os.PathLike | TileStore | None = None,  # tile store or raw folder (`data.raw`), default the recipe's
     out: str | os.PathLike | None = None,  # run folder, default runs/NAME-FOLD
     *,
     fold: int | None = 0,  # fold to validate on; None: train on every tile and keep the last weights
@@ -219,7 +219,9 @@ def train(
     return out
 
 
-def _store(recipe: Recipe, data: str | os.PathLike | None) -> TileStore:
+def _store(recipe: Recipe, data: str | os.PathLike | TileStore | None) -> TileStore:
+    if isinstance(data, TileStore):
+        return data
     if (path := data or recipe.data.path) is None:
         raise DataError("no data: give a tile store or a raw folder with --data, or set data.path in the recipe")
     return open_tiles(path, recipe.bands, say)
@@ -263,10 +265,13 @@ def _record(out: Path, recipe: Recipe, dls: GlacierDataLoaders) -> None:
 def _fit(recipe: Recipe, learn: GlacierLearner, out: Path, store: TileStore, fold: int | None, started: float) -> None:
     t, dls = recipe.train, learn.dls
     validates = len(dls.valid_tiles) > 0
+    keys = dls.store.keys()
     trained_on = {
         "path": str(store.path),
         "hash": dls.store.fingerprint(),
         "folds_hash": folds_hash(dls.store, dls.fold_of),
+        "train": [keys[i] for i in dls.train_tiles],
+        "valid": [keys[i] for i in dls.valid_tiles],
         "tile_size": dls.store.size,
         "fold": fold,
         "folds": recipe.data.folds,
@@ -363,7 +368,7 @@ def crossval(recipe: Recipe, weights=None, data=None, out=None) -> Path:
     folds = int(store_folds(store, recipe.data.folds, recipe.data.spatial).max()) + 1
     for fold in range(folds):
         say(f"fold {fold} of {folds}")
-        run = train(recipe, store.path, out / f"fold{fold}", fold=fold, weights=weights)
+        run = train(recipe, store, out / f"fold{fold}", fold=fold, weights=weights)
         result = json.loads((run / "metrics.json").read_text())
         keys = ("mcc", "ice_mcc", "mean_iou", "ice_iou", "mcc_image_mean")
         rows.append({"fold": fold, **{k: result[k] for k in keys}})

@@ -117,6 +117,11 @@ def test_a_split_of_the_source_is_kept(tmp_path):
         GlacierDataLoaders.from_store(store, 3, 2)
 
 
+def test_a_source_without_training_tiles_is_refused(tmp_path):
+    with pytest.raises(DataError, match="nothing but validation and test tiles"):
+        GlacierDataLoaders.from_store(split_store(tmp_path / "s", ["valid", "test"]), 0, 2)
+
+
 def test_test_tiles_are_in_no_fold(tmp_path):
     store = split_store(tmp_path / "s", ["", "test", "", "", "", "test"])
     fold = store_folds(store, 2)

@@ -51,6 +51,27 @@ def test_a_changed_file_makes_a_new_store_and_drops_the_old(folder, tmp_path):
     assert entries(tmp_path / ".glacier_fastai") == [new.path.name]
 
 
+@pytest.mark.parametrize("way", ["dot", "link"])
+def test_the_old_store_goes_whatever_the_folder_is_called(folder, tmp_path, monkeypatch, way):
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(folder)
+    path = "." if way == "dot" else tmp_path / "link"
+    old = open_tiles(path)
+    old.path.rename(old.path.with_name(f".{old.path.name}.partial"))  # as a killed process leaves it
+    open_tiles(path)
+    write_one(folder / "Band1" / "img001.tif", np.full((32, 32), 77, np.uint16))
+    new = open_tiles(path)
+    assert entries(tmp_path / ".glacier_fastai") == [new.path.name]
+
+
+def test_a_damaged_or_outdated_store_is_made_again(folder, monkeypatch):
+    store = open_tiles(folder)
+    (store.path / "masks.npy").write_bytes(b"cut")
+    assert open_tiles(folder).masks.shape == (3, 32, 32)
+    monkeypatch.setattr("glacier_fastai.data.raw.__version__", "99")
+    assert open_tiles(folder).path != store.path
+
+
 def test_textures_of_a_cached_store_are_kept_next_to_it_and_go_with_it(folder, tmp_path):
     home, bands = tmp_path / ".glacier_fastai", ["red", "glcm_contrast(red)"]
     old = GlacierDataLoaders.from_competition(folder, 0, bands=bands, folds=3, bs=1).store
@@ -75,6 +96,8 @@ def test_where_nothing_can_be_written_beside_it_the_users_cache_is_taken(folder,
     store = open_tiles(folder)
     assert store.path.is_relative_to(tmp_path / "cache" / "glacier_fastai")
     assert open_tiles(folder).path == store.path
+    dls = GlacierDataLoaders.from_competition(folder, 0, bands=["red", "glcm_contrast(red)"], folds=3, bs=1)
+    assert dls.store.path.parent == store.path.parent
     (tmp_path / "blocked").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "blocked"))
     with pytest.raises(OutputError, match="its tile store can be kept neither in .* nor in"):

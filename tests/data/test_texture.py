@@ -81,6 +81,25 @@ def test_a_band_that_is_not_there_cannot_have_texture(store):
         GlacierDataLoaders.from_store(store, 0, 2, bands=("red", "glcm_energy(nir)"), folds=3)
 
 
+def test_texture_of_standardised_bands_is_normalised_while_they_are_not(tmp_path):
+    with TileWriter(tmp_path / "s", BANDS, 32, "float32", "test") as writer:
+        writer.info["standardised"] = True
+        for s in range(4):
+            values, classes, valid = made_up(32, 32, seed=s)
+            writer.add((values - 5000.0) / 2000, classes, valid=valid, scene=f"s{s}", split="train" if s else "valid")
+    dls = GlacierDataLoaders.from_store(tmp_path / "s", 0, 1, bands=ALL)
+    assert (dls.stats[0][:5].tolist(), dls.stats[1][:5].tolist()) == ([0] * 5, [1] * 5)
+    pixels = np.concatenate([dls.store.images[i][5:][:, dls.store.masks[i] != 255] for i in (1, 2, 3)], 1)
+    np.testing.assert_allclose(dls.stats[0][5:], pixels.mean(1, dtype=np.float64), rtol=1e-6)
+    np.testing.assert_allclose(dls.stats[1][5:], pixels.std(1, dtype=np.float64), rtol=1e-6)
+
+
+def test_texture_of_another_fold_is_not_taken_over(store):
+    first = GlacierDataLoaders.from_store(store, 0, 2, bands=ALL, folds=3).store
+    again = GlacierDataLoaders.from_store(first, 1, 2, bands=ALL, folds=3).store
+    assert again.path == GlacierDataLoaders.from_store(store, 1, 2, bands=ALL, folds=3).store.path != first.path
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run with texture bands, and the plain store it was trained on."""
@@ -99,6 +118,8 @@ def test_a_bundle_carries_its_levels_and_scores_a_plain_store(run, tmp_path):
     plain = evaluate(bundle, other)
     ready = evaluate(bundle, textured(other, ALL, Texture(**bundle.texture)))
     assert plain == ready
+    foreign = textured(other, ALL, Texture.of_tiles(other, ALL, [0], levels=8))  # its levels are not the bundle's
+    assert evaluate(bundle, foreign) == plain
     with pytest.raises(BundleError, match=r"needs band swir1, glcm_contrast\(swir1\), glcm_energy\(swir1\); here are"):
         evaluate(bundle, make_store(tmp_path / "few", bands=("blue", "green", "red", "thermal")))
 

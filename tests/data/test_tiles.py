@@ -118,7 +118,7 @@ def test_refusals_of_the_writer(tmp_path):
         writer.add(values, classes, scene="s")
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(OutputError, match=r"cannot be made \(Not a directory\)"),
+        pytest.raises(OutputError, match=r"file: cannot be made \(File exists\)"),
         TileWriter(tmp_path / "file" / "s", BANDS, 32, "uint16", "x"),
     ):
         pass
@@ -205,3 +205,16 @@ def test_a_full_disk_is_said_in_a_line_and_leaves_nothing(tmp_path, room):
     )
     assert out.stderr == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_writers_of_one_store_do_not_mix(tmp_path):
+    values, classes, _ = made_up(32, 32)
+    with TileWriter(tmp_path / "s", BANDS, 32, "uint16", "x") as first:
+        first.add(values, classes, scene="a")
+        with (
+            pytest.raises(OutputError, match="s: another process is writing it; wait, or choose another name"),
+            TileWriter(tmp_path / "s", BANDS, 32, "uint16", "x"),
+        ):
+            pass
+    assert TileStore(tmp_path / "s").table["scene"].tolist() == ["a"]
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]

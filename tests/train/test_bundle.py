@@ -97,6 +97,11 @@ def resaved(bundle, path, drop=None, **changes):
         ({"arch": "3"}, "damaged or made by other code"),
         ({"bands": "[1, 2, 3, 4, 5]"}, "damaged or made by other code"),
         ({"std": "[1, 1, 0, 1, 1]"}, "a deviation is not positive"),
+        ({"texture": "{}"}, "missing"),
+        (
+            {"bands": '["glcm_energy(red)", "blue", "green", "red", "nir"]', "texture": '{"window": 7, "edges": {}}'},
+            "no grey levels",
+        ),
         ({"recipe": "3"}, "recipe, texture, metrics or trained_on is no mapping"),
         ({"trained_on": "null"}, "recipe, texture, metrics or trained_on is no mapping"),
         ({"drop": "segmentation_head.0.bias"}, "damaged or made by other code"),

@@ -3,13 +3,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scenes import BANDS, made_up, make_store
+from scenes import BANDS, made_up, make_store, tiny_recipe
 from sklearn.metrics import matthews_corrcoef
 
 from glacier_fastai.data.tiles import TileStore, TileWriter
 from glacier_fastai.errors import BundleError, DataError
 from glacier_fastai.train.bundle import ModelBundle
 from glacier_fastai.train.evaluate import evaluate, normalise, tiles_to_score
+from glacier_fastai.train.run import finetune
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_on_its_own_store_only_unseen_tiles_are_scored(bundle, trained, tmp_path
     assert why == "the 4 tiles of fold 1; the bundle was trained on some of them"
     tiles, why = tiles_to_score(bundle, store, "all")
     assert (len(tiles), why) == (12, "all 12 tiles, also those the bundle was trained on")
-    other = make_store(tmp_path / "o", seed=50)
+    other = placed_store(tmp_path / "o", range(12))
     tiles, why = tiles_to_score(bundle, other)
     assert (len(tiles), why) == (12, "all 12 tiles")
     for fold in ("3", "-1"):
@@ -88,8 +89,11 @@ def test_on_its_own_store_only_unseen_tiles_are_scored(bundle, trained, tmp_path
 def test_other_folds_than_those_of_the_training_are_refused(bundle, trained):
     assert len(bundle.trained_on["folds_hash"]) == 16
     changed = replace(bundle, trained_on={**bundle.trained_on, "folds_hash": "0" * 16})
-    with pytest.raises(DataError, match=r"trained on other folds of these tiles.*its run's folds\.csv names them"):
-        tiles_to_score(changed, trained[1])
+    with pytest.raises(DataError, match=r"trained on other folds of these tiles.*run's folds\.csv names; leave out"):
+        tiles_to_score(changed, trained[1], "1")
+    assert (
+        tiles_to_score(changed, trained[1])[1] == "the 4 tiles of fold 0"
+    )  # known by name, whatever the folds are now
 
 
 def test_the_test_tiles_of_the_source_are_scored_on_demand(bundle, trained, tmp_path):
@@ -110,3 +114,38 @@ def test_standardised_values_and_values_as_delivered_are_not_mixed(bundle, train
         evaluate(bundle, TileStore(tmp_path / "s"))
     with pytest.raises(BundleError, match="trained on values already standardised, these are as delivered"):
         evaluate(replace(bundle, standardised=True), trained[1])
+
+
+def placed_store(path, tiles, bands=BANDS, labels=0):
+    """A store of tiles that have a place, in the order and with the bands wanted."""
+    with TileWriter(path, bands, 32, "uint16", "test") as writer:
+        for s in tiles:
+            values, classes, valid = made_up(32, 32, BANDS, seed=s)
+            index = [BANDS.index(b) for b in bands]
+            at = {"crs": "EPSG:32645", "transform": (30, 0, 9000 * s, 0, -30, 0)}
+            writer.add(values[index], (classes + labels) % 4, valid=valid, scene=f"s{s}", **at)
+    return TileStore(path)
+
+
+def test_training_tiles_are_known_again_in_any_other_store(tmp_path):
+    """In another order, with other bands, labels or company: what was trained on is never scored without a word."""
+    store = placed_store(tmp_path / "store", range(6))
+    run = finetune(tiny_recipe("train.epochs=1", "bands=[red, swir1]"), 0, data=store, out=tmp_path / "run")
+    bundle = ModelBundle.load(run / "best.safetensors")
+    valid = {store.table["id"][i] for i in tiles_to_score(bundle, store)[0]}
+    others = {
+        "order": placed_store(tmp_path / "order", [5, 2, 0, 4, 1, 3]),
+        "bands": placed_store(tmp_path / "bands", range(6), ("red", "swir1", "thermal")),
+        "labels": placed_store(tmp_path / "labels", range(6), labels=1),
+        "company": placed_store(tmp_path / "company", range(9)),
+    }
+    for other in others.values():
+        tiles, why = tiles_to_score(bundle, other)
+        assert {other.table["id"][i] for i in tiles} == valid
+        assert why == "the 2 tiles of fold 0"
+    train = sorted(set(range(6)) - {int(v[1]) for v in valid})
+    some = placed_store(tmp_path / "some", [*train, 7, 8])
+    assert tiles_to_score(bundle, some)[1] == "the 2 tiles of 6 that the bundle was not trained on"
+    seen = placed_store(tmp_path / "seen", train)
+    assert "all 4 tiles, and the bundle was trained on them" in tiles_to_score(bundle, seen)[1]
+    assert tiles_to_score(bundle, placed_store(tmp_path / "new", [7, 8, 9]))[1] == "all 3 tiles"

@@ -176,8 +176,8 @@ def _size(headers: dict[Path, _Header]) -> int:
     return height
 
 
-def _place(tile: str, files: Sequence[Path], headers: dict[Path, _Header], size: int) -> dict:
-    """Return what `TileWriter.add` is to know about the place of a tile."""
+def _place(tile: str, files: Sequence[Path], headers: dict[Path, _Header], size: int, on_map: bool) -> dict:
+    """Return what `TileWriter.add` is to know about the place of a tile: on the map, or on the grid of tile ids."""
     placed = [f for f in files if headers[f].transform]
     for path in placed[1:]:
         first, other = headers[placed[0]], headers[path]
@@ -186,7 +186,7 @@ def _place(tile: str, files: Sequence[Path], headers: dict[Path, _Header], size:
         shift = np.abs(np.subtract(first.transform, other.transform)) * (size, size, 1, size, size, 1)
         if first.crs != other.crs or shift.max() > 0.01 * max(map(abs, (a, b, d, e))):
             raise DataError(f"{path}: does not lie where {placed[0]} lies; warp it there (gdalwarp)")
-    if placed:
+    if on_map:
         return {"scene": tile, "crs": headers[placed[0]].crs, "transform": headers[placed[0]].transform}
     if _GRID.match(tile):
         row, col = map(int, tile.split("_"))
@@ -242,7 +242,7 @@ def prepare_competition(
 
     A pixel has no data where a file declares so, where a band is NaN or infinite, or where all five bands are 0,
     whichever are kept; in integers, where every kept band is 0, too. The bands stand in the order of their folders.
-    Tiles without georeference but with grid ids are placed on their grid, so that 02_07 and 02_08 touch.
+    Unless all tiles have a georeference, those with grid ids are placed on their grid, so that 02_07 and 02_08 touch.
 
     Raises:
         DataError: Anything about the folder that cannot be used, in one line.
@@ -257,10 +257,12 @@ def prepare_competition(
     headers |= {labels[tile]: _header(labels[tile]) for tile in tiles} if labels else {}
     size = _size(headers)
     index = [list(_FOLDERS.values()).index(b) for b in keep]
+    # neighbours are known only if all tiles are placed in the same way
+    on_map = all(any(headers[f].transform for f in files) for files in tiles.values())
     made_by = {"function": "prepare_competition", "folder": str(root), "labels": labels is not None}
     with TileWriter(out, keep, size, dtype, "competition", "landsat8", made_by) as writer:
         for tile, files in tiles.items():
             image, valid = _read_image(files)
             mask = _read_label(labels[tile]) if labels else np.full((size, size), IGNORE, np.uint8)
-            writer.add(image[index], mask, valid=valid, name=tile, **_place(tile, files, headers, size))
+            writer.add(image[index], mask, valid=valid, name=tile, **_place(tile, files, headers, size, on_map))
     return TileStore(out)

@@ -137,6 +137,8 @@ def _channels(bands: Sequence[str]) -> dict[str, str]:
             raise DataError(f"HKH: {name!r}: texture bands are computed when training begins; name them in the recipe")
         if name == "ndsi":
             raise DataError("HKH: no band 'ndsi', the files hold it with its sign flipped; ask for 'ndsi_flipped'")
+    if {"thermal", "thermal_high"} <= set(names):
+        raise DataError("HKH: 'thermal' is 'thermal_high'; name one of them")
     return {name: "thermal_high" if name == "thermal" else name for name in check_bands(names)}
 
 

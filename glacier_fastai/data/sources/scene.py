@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from ...bands import CLASSES, ICE, IGNORE, SENSORS, canonical_band, check_bands
@@ -41,7 +42,9 @@ class SceneRaster:
         if sensor is not None and sensor not in SENSORS:
             raise DataError(f"unknown sensor {sensor!r}: use {', '.join(SENSORS)}{did_you_mean(sensor, SENSORS)}")
         try:
-            self.raster = rasterio.open(self.path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NotGeoreferencedWarning)  # said below, as an error
+                self.raster = rasterio.open(self.path)
         except RasterioError as err:
             raise DataError(f"{self.path}: not a raster, or damaged ({_line(err)})") from err
         try:

@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+import rasterio
 from folders import competition_folder, write_one
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from rasterio.transform import from_origin
 from scenes import BANDS, CRS
 
 from glacier_fastai.bands import COMPETITION_CODES
+from glacier_fastai.core.folds import touching
 from glacier_fastai.data.sources.competition import competition_files, find_competition, prepare_competition, tile_id
 from glacier_fastai.errors import DataError, OutputError
 
@@ -457,3 +459,14 @@ def test_an_existing_store_is_left_alone(tmp_path, made):
     with pytest.raises(OutputError, match="store: exists already"):
         prepare_competition(made.root, tmp_path / "store")
     assert json.loads((store.path / "dataset.json").read_text()) == before
+
+
+def test_where_some_tiles_have_no_georeference_the_grid_counts_for_all(tmp_path):
+    made = competition_folder(tmp_path / "c", ids=("02_07", "02_08", "02_09"), georeferenced=True)
+    for files in [*made.bands, made.labels]:
+        with rasterio.open(files["02_08"]) as file:
+            values = file.read(1)
+        write_one(files["02_08"], values)
+    store = prepare_competition(made.root, tmp_path / "store")
+    assert store.table["transform"].tolist() == [""] * 3
+    assert touching(np.array([False, True, False]), **store.place()).all()
