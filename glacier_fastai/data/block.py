@@ -20,7 +20,7 @@ from fastai.vision.all import (
     delegates,
 )
 
-from ..bands import texture_of
+from ..bands import check_bands, texture_of
 from ..core.folds import ALWAYS, NEVER, assign_folds, train_valid
 from ..errors import DataError
 from .augment import AugmentTiles
@@ -203,7 +203,7 @@ class GlacierDataLoaders(DataLoaders):
             DataError: A band the store lacks, a crop larger than a tile, a fold out of range, or nothing to train on.
         """
         store = store.plain() if isinstance(store, TileStore) else open_tiles(store, bands)
-        bands = tuple(bands or store.bands)
+        bands = check_bands(bands or store.bands)
         crop = crop or store.size
         if crop > store.size:
             raise DataError(f"{store.path}: crop {crop} is larger than its tiles of {store.size} px; lower data.crop")

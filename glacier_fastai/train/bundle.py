@@ -42,7 +42,7 @@ class ModelBundle:
     texture: dict[str, Any] | None = None  # fields of `data.texture.Texture`, where bands are computed as texture
     standardised: bool = False  # trained on values that came standardised: mean and std are then 0 and 1
     metrics: dict[str, Any] = field(default_factory=dict)  # scores on the validation tiles, as `confusion.scores`
-    trained_on: dict[str, Any] = field(default_factory=dict)  # data: path, hash of tiles.csv, fold, number of folds
+    trained_on: dict[str, Any] = field(default_factory=dict)  # data, folds and their hashes, keys of tiles (see run.py)
 
     @classmethod
     def from_learner(cls, learn, **kwargs) -> ModelBundle:
@@ -59,10 +59,6 @@ class ModelBundle:
             standardised=learn.dls.store.standardised,
             **kwargs,
         )
-
-    def computed(self) -> set[str]:
-        """Return the bands whose texture it takes."""
-        return {t[1] for b in self.bands if (t := texture_of(b))}
 
     def check(
         self,
@@ -171,7 +167,8 @@ class ModelBundle:
             mappings = (bundle.recipe or {}, bundle.texture or {}, bundle.metrics, bundle.trained_on)
             if not all(isinstance(d, dict) for d in mappings):
                 raise ValueError("recipe, texture, metrics or trained_on is no mapping")
-            if bundle.texture is not None and not bundle.computed() <= Texture(**bundle.texture).edges.keys():
+            bases = {t[1] for b in bundle.bands if (t := texture_of(b))}
+            if bundle.texture is not None and not bases <= Texture(**bundle.texture).edges.keys():
                 raise ValueError("no grey levels of a band whose texture it takes")
             bundle.model()
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as err:

@@ -254,6 +254,7 @@ def _record(out: Path, recipe: Recipe, dls: GlacierDataLoaders) -> None:
         "device": str(default_device()),
         "threads": torch.get_num_threads(),
         "command": sys.argv,
+        "folds_hash": folds_hash(dls.store, dls.fold_of),
     }
     _write(out / "environment.json", json.dumps(environment, indent=1))
     part = np.where(dls.fold_of == NEVER, "test", "left out").astype(object)

@@ -87,7 +87,8 @@ def test_texture_of_standardised_bands_is_normalised_while_they_are_not(tmp_path
         for s in range(4):
             values, classes, valid = made_up(32, 32, seed=s)
             writer.add((values - 5000.0) / 2000, classes, valid=valid, scene=f"s{s}", split="train" if s else "valid")
-    dls = GlacierDataLoaders.from_store(tmp_path / "s", 0, 1, bands=ALL)
+    dls = GlacierDataLoaders.from_store(tmp_path / "s", 0, 1, bands=(*BANDS, "GLCM_contrast( swir1 )", ALL[6]))
+    assert dls.bands == ALL
     assert (dls.stats[0][:5].tolist(), dls.stats[1][:5].tolist()) == ([0] * 5, [1] * 5)
     pixels = np.concatenate([dls.store.images[i][5:][:, dls.store.masks[i] != 255] for i in (1, 2, 3)], 1)
     np.testing.assert_allclose(dls.stats[0][5:], pixels.mean(1, dtype=np.float64), rtol=1e-6)

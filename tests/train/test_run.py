@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from scenes import make_store, tiny_recipe
 
+from glacier_fastai.data.block import folds_hash
 from glacier_fastai.errors import BundleError, DataError, OutputError, RecipeError, TrainingError
 from glacier_fastai.recipe import load_recipe
 from glacier_fastai.train.bundle import ModelBundle
@@ -30,7 +31,12 @@ def test_the_run_folder_holds_what_the_design_says(trained):
     assert folds["part"].value_counts().to_dict() == {"train": 8, "valid": 4}
     assert set(folds["id"]) == set(store.table["id"])
     assert (folds.loc[folds["part"] == "valid", "fold"] == 0).all()
-    assert json.loads((run / "environment.json").read_text())["packages"]["torch"]
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["packages"]["torch"]
+    trained_on = ModelBundle.load(run / "best.safetensors").trained_on
+    assert environment["folds_hash"] == trained_on["folds_hash"] == folds_hash(store, folds["fold"])
+    for part in ("train", "valid"):
+        assert [k for k, p in zip(store.keys(), folds["part"], strict=True) if p == part] == trained_on[part]
 
 
 def test_the_history_has_a_row_per_epoch_with_every_column(trained):
