@@ -369,8 +369,8 @@ def evaluate(
     fold: Annotated[
         str,
         typer.Option(
-            help="Look at this fold only, at `all` tiles, or at those of the source's own `test` split. Default: all, "
-            "but on the store that the bundle was trained on only its validation tiles."
+            help="Look at this fold only, at `all` tiles, or at those of the source's own `test` split. Default: the "
+            "tiles that the bundle was validated on, or without any of them all that it was not trained on."
         ),
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print all scores as JSON.")] = False,

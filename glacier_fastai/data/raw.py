@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from .sources.competition import competition_files, find_competition, prepare_co
 from .sources.hkh import DEFAULT_BANDS, find_hkh, hkh_files, prepare_hkh
 from .tiles import VERSION, TileStore
 
-__all__ = ["cached_store", "open_tiles"]
+__all__ = ["cache_key", "cached_store", "open_tiles"]
 
 HOME = ".glacier_fastai"
 
@@ -56,7 +56,7 @@ def open_tiles(
 
 def _opened(root: Path, kind: str, files: Sequence[Path], options: dict[str, Any], prepare, report) -> TileStore:
     state = [(os.path.relpath(f, root), (s := f.stat()).st_size, s.st_mtime_ns) for f in files]
-    base = f"{kind}-{_digest(options)}"
+    base = f"{kind}-{cache_key(options)}"
 
     def build(out: Path) -> None:
         for old in out.parent.iterdir():  # of other states of the same files, with their textures and leftovers
@@ -65,7 +65,12 @@ def _opened(root: Path, kind: str, files: Sequence[Path], options: dict[str, Any
         report(f"{root}: making its tile store {out}; the next run finds it there")
         prepare(root, out, **options)
 
-    return cached_store(root, f"{base}-{_digest(state)}", build, report)
+    return cached_store(root, f"{base}-{cache_key(state)}", build, report)
+
+
+def cache_key(*what: Any) -> str:
+    """Return a hash of plain data and of our version: another one may make the same store otherwise."""
+    return hashlib.sha256(json.dumps([__version__, VERSION, *what]).encode()).hexdigest()[:12]
 
 
 def cached_store(
@@ -124,9 +129,4 @@ def _homes(beside: Path) -> list[Path]:
     if beside.parent.name == HOME:  # what is made from a cached store is kept next to it
         return [beside.parent]
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glacier_fastai"
-    return [beside.parent / HOME, user / _digest(str(beside.parent)) / HOME]
-
-
-def _digest(value: Iterable) -> str:
-    made_by = [__version__, VERSION]  # another version may make it otherwise
-    return hashlib.sha256(json.dumps([made_by, value]).encode()).hexdigest()[:12]
+    return [beside.parent / HOME, user / hashlib.sha256(str(beside.parent).encode()).hexdigest()[:12] / HOME]

@@ -7,7 +7,6 @@ tiles are trained on: they are added when training begins (each fold has its own
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from ..bands import texture_of
 from ..core.glcm import glcm, level_edges, quantize
-from .raw import cached_store
+from .raw import cache_key, cached_store
 from .tiles import TileStore, TileWriter
 
 __all__ = ["Texture", "textured"]
@@ -90,8 +89,8 @@ def textured(
     texture: Texture,  # how those that the store lacks are computed
 ) -> TileStore:
     """Return a store of the same tiles with `bands`, from the cache if it was made before."""
+    base = str(store.path.resolve())
     content = hashlib.sha256((store.path / "tiles.csv").read_bytes()).hexdigest()  # it knows the sums of every tile
-    key = json.dumps([content, list(bands), asdict(texture)])
 
     def build(out) -> None:
         bases = [t[1] for b in bands if b not in store.bands and (t := texture_of(b))]
@@ -101,7 +100,7 @@ def textured(
         with TileWriter(out, bands, store.size, "float32", store.info["source"], store.info["sensor"], made_by) as w:
             w.info |= {
                 "texture": asdict(texture),
-                "base": str(store.path.resolve()),
+                "base": base,
                 "standardised": store.standardised,
             }
             keep = ("scene", "row", "col", "crs", "group", "split")
@@ -110,4 +109,4 @@ def textured(
                 about["transform"] = [float(v) for v in row["transform"].split()]
                 w.add(texture.compute(store.read(i, index), names, bands), store.masks[i], name=row["id"], **about)
 
-    return cached_store(store.path, f"texture-{hashlib.sha256(key.encode()).hexdigest()[:12]}", build)
+    return cached_store(store.path, f"texture-{cache_key(base, content, list(bands), asdict(texture))}", build)

@@ -21,7 +21,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +253,7 @@ class TileWriter:
         }
         self.rows: list[dict[str, Any]] = []
         self.partial = self.path.with_name(f".{self.path.name}.partial")
+        self._files = ExitStack()
         self._lock = FileLock(self.path.with_name(f".{self.path.name}.partial.lock"), timeout=0)
 
     def __enter__(self) -> TileWriter:
@@ -261,16 +262,15 @@ class TileWriter:
             self._lock.acquire()  # goes with the process, however that ends
             shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir()
+            self._images = self._files.enter_context(open(self.partial / "images.npy", "wb"))
+            self._masks = self._files.enter_context(open(self.partial / "masks.npy", "wb"))
+            self._headers()
         except Timeout as err:
             raise OutputError(f"{self.path}: another process is writing it; wait, or choose another name") from err
         except OSError as err:
-            self._unlock()
+            self._clear()
             where = err.filename or self.partial
             raise OutputError(f"{where}: cannot be made ({err.strerror}); choose another --out") from err
-        self._images = open(self.partial / "images.npy", "wb")  # noqa: SIM115  closed in __exit__
-        self._masks = open(self.partial / "masks.npy", "wb")  # noqa: SIM115
-        with self._disk():
-            self._headers()
         self._pool, self._pending = ThreadPoolExecutor(1), deque[Future]()
         return self
 
@@ -349,14 +349,13 @@ class TileWriter:
                 self._finish()
         finally:
             self._pool.shutdown(cancel_futures=True)
-            for file in (self._images, self._masks):
-                with suppress(OSError):  # on a full disk, what is still buffered cannot be written
-                    file.close()
-            shutil.rmtree(self.partial, ignore_errors=True)
-            self._unlock()
+            self._clear()
 
-    def _unlock(self) -> None:
-        if self._lock.is_locked:
+    def _clear(self) -> None:
+        with suppress(OSError):  # on a full disk, what is still buffered cannot be written
+            self._files.close()
+        if self._lock.is_locked:  # else it is another's
+            shutil.rmtree(self.partial, ignore_errors=True)
             Path(self._lock.lock_file).unlink(missing_ok=True)
             self._lock.release()
 

@@ -33,7 +33,7 @@ def normalise(
 def tiles_to_score(
     bundle: ModelBundle,  # trained model
     store: TileStore,  # labelled tiles
-    fold: str | None = None,  # number of a fold, "all", "test", or None: whatever the bundle was not trained on
+    fold: str | None = None,  # number of a fold, "all", "test", or None: what it was validated, else not trained on
 ) -> tuple[np.ndarray, str]:
     """Return positions of the tiles to score, and in words which they are.
 

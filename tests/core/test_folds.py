@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glacier_fastai.core.folds import ALWAYS, NEVER, assign_folds, neighbours, touching, train_valid
+from glacier_fastai.core.folds import ALWAYS, NEVER, _deal_units, assign_folds, neighbours, touching, train_valid
 from glacier_fastai.errors import DataError
 
 
@@ -103,6 +103,11 @@ def test_the_same_tiles_give_the_same_spatial_folds_for_ever():
     place = {"frame": ["grid"] * 15, "box": boxes(row * 8, col * 8, 8)}
     fold = assign_folds(counts(15), 4, spatial=True, unit=["grid"] * 15, **place)
     assert fold.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 2, 1, 1, 3, 3, 3, 2]
+
+
+def test_no_fold_is_empty_however_small_a_unit_is():
+    brings = np.array([[2**22, 5, 5, 5], [1, 0, 0, 0], [1, 0, 0, 0]])
+    assert sorted(_deal_units(brings, 3)) == [0, 1, 2]
 
 
 def test_neighbours_are_what_a_comparison_of_all_pairs_finds():

@@ -117,6 +117,14 @@ def test_a_split_of_the_source_is_kept(tmp_path):
         GlacierDataLoaders.from_store(store, 3, 2)
 
 
+def test_a_split_of_the_source_is_kept_where_its_tiles_touch(tmp_path):
+    with TileWriter(tmp_path / "s", BANDS, 32, "uint16", "test") as writer:
+        for k, split in enumerate(["train", "valid", "train"]):
+            writer.add(*made_up(32, 32, seed=k)[:2], scene="s", col=32 * k, split=split)
+    dls = GlacierDataLoaders.from_store(tmp_path / "s", 0, 2)
+    assert (dls.train_tiles, dls.valid_tiles) == ([0, 2], [1])
+
+
 def test_a_source_without_training_tiles_is_refused(tmp_path):
     with pytest.raises(DataError, match="nothing but validation and test tiles"):
         GlacierDataLoaders.from_store(split_store(tmp_path / "s", ["valid", "test"]), 0, 2)

@@ -95,6 +95,30 @@ def test_texture_of_standardised_bands_is_normalised_while_they_are_not(tmp_path
     np.testing.assert_allclose(dls.stats[1][5:], pixels.std(1, dtype=np.float64), rtol=1e-6)
 
 
+def test_a_store_that_was_moved_with_its_cache_finds_itself(tmp_path):
+    make_store(tmp_path / "old" / "store")
+    GlacierDataLoaders.from_store(tmp_path / "old" / "store", 0, 2, bands=ALL, folds=3)
+    (tmp_path / "old").rename(tmp_path / "new")
+    dls = GlacierDataLoaders.from_store(tmp_path / "new" / "store", 0, 2, bands=ALL, folds=3)
+    assert dls.store.plain().path == tmp_path / "new" / "store"
+
+
+def test_other_tiles_at_the_same_place_have_their_own_texture(tmp_path):
+    texture = Texture(7, {"swir1": [4000.0, 6000.0]})
+    old = textured(make_store(tmp_path / "store", seed=1), ALL, texture)
+    (tmp_path / "store").rename(tmp_path / "away")
+    new = textured(make_store(tmp_path / "store", seed=2), ALL, texture)
+    assert new.path != old.path
+    assert not np.array_equal(new.images, old.images, equal_nan=True)
+
+
+def test_another_version_computes_texture_anew(store, monkeypatch):
+    texture = Texture.of_tiles(store, ALL, [0], levels=8)
+    old = textured(store, ALL, texture)
+    monkeypatch.setattr("glacier_fastai.data.raw.__version__", "99")
+    assert textured(store, ALL, texture).path != old.path
+
+
 def test_texture_of_another_fold_is_not_taken_over(store):
     first = GlacierDataLoaders.from_store(store, 0, 2, bands=ALL, folds=3).store
     again = GlacierDataLoaders.from_store(first, 1, 2, bands=ALL, folds=3).store

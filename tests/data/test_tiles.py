@@ -207,6 +207,15 @@ def test_a_full_disk_is_said_in_a_line_and_leaves_nothing(tmp_path, room):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_writer_that_cannot_begin_leaves_nothing_and_no_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(TileWriter, "_headers", lambda self: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OutputError, match="cannot be made"), TileWriter(tmp_path / "s", BANDS, 32, "uint16", "x"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    make_store(tmp_path / "s")
+
+
 def test_two_writers_of_one_store_do_not_mix(tmp_path):
     values, classes, _ = made_up(32, 32)
     with TileWriter(tmp_path / "s", BANDS, 32, "uint16", "x") as first:

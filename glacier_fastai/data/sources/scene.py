@@ -157,7 +157,9 @@ def read_outlines(
         return []
     if not (kinds := set(table.geom_type)) <= {"Polygon", "MultiPolygon"}:
         raise DataError(f"{path}: holds {', '.join(sorted(kinds))}; outlines must be polygons")
-    if not (ok := table.geometry.is_valid).all():
+    if not table.geometry.is_valid.all():
+        table = geopandas.read_file(path)  # all of it, so that rows are those of the file
+        ok = table.geometry.is_valid | table.geometry.isna()
         row = int(np.flatnonzero(~ok)[0])
         reason = is_valid_reason(table.geometry.iloc[row])
         raise DataError(
@@ -202,9 +204,12 @@ def _outline_mask(
         name, sign, rest = str(text).partition("=")
         if sign and name in CLASSES:
             shapes += read_outlines(rest, scene.crs, None, name, bounds)
+        elif sign and not Path(text).exists() and Path(rest).exists():
+            raise DataError(f"{text}: {name!r} is no class; use {', '.join(CLASSES)}{did_you_mean(name, CLASSES)}")
         else:
             shapes += read_outlines(text, scene.crs, class_field, bounds=bounds)
-    shapes = sorted((s for s in shapes if box(*bounds).intersects(s[0])), key=lambda pair: pair[1])
+    frame = box(*bounds)
+    shapes = sorted((s for s in shapes if frame.intersects(s[0])), key=lambda pair: pair[1])
     size = (scene.height, scene.width)
     if not shapes:
         return np.zeros(size, np.uint8), False
@@ -304,11 +309,8 @@ def prepare_scenes(
                         blank &= not valid.any()
                         label = mask[row : row + tile_size, col : col + tile_size]
                         known = label[valid & (label != IGNORE)]
-                        if (
-                            not valid.any()
-                            or valid.mean() < min_valid
-                            or np.isin(known, ICE).sum() < min_ice * known.size
-                        ):
+                        least = max(1, min_ice * known.size) if min_ice else 0
+                        if not valid.any() or valid.mean() < min_valid or np.isin(known, ICE).sum() < least:
                             continue
                         writer.add(
                             values,

@@ -172,6 +172,13 @@ def test_clean_and_debris_shapefiles_of_many_scenes(tmp_path):
     assert kept.table["id"].tolist() == everything.table["id"][good].tolist()
     assert 0 < len(kept) < len(everything)
     refuse(tmp_path, "no tile has 100% ice and 0% data; lower --min-ice", [a, b], **options, min_ice=1.0)
+    wrong = {**options, "outlines": [f"glaciar={clean}"]}
+    refuse(tmp_path, "'glaciar' is no class; use background, .*; did you mean 'glacier'", [a], **wrong)
+
+
+def test_tiles_without_labels_hold_no_ice(scene, tmp_path):
+    label = write_raster(tmp_path / "none.tif", np.full((1, 96, 80), 255, np.uint8), nodata=255)
+    refuse(tmp_path, "no tile has 5% ice", [scene[0]], labels=[label], min_ice=0.05)
 
 
 def test_a_scene_without_outlines_is_background_where_another_has_some(scene, tmp_path):
@@ -251,6 +258,8 @@ def test_bad_outlines(scene, tmp_path):
         r"1 invalid polygons, the first in row 1 \(Self-intersection",
         outlines(tmp_path / "bow.gpkg", [rectangle(0, 0, 5, 5), bow]),
     )
+    far = outlines(tmp_path / "far.gpkg", [rectangle(1000, 1000, 5, 5), rectangle(0, 0, 5, 5), bow])
+    check(r"1 invalid polygons, the first in row 2 \(", far)  # counted in the file, not among those near the scene
     check(
         "holds LineString; outlines must be polygons", outlines(tmp_path / "l.gpkg", [LineString([(X, Y), (X + 9, Y)])])
     )
