@@ -4,8 +4,10 @@ from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, Sa
 from fastai.vision.all import *
 
 from .bands import *
+from .core.balance import PixelBalance  # noqa: F401
 from .core.losses import CombinedLoss  # noqa: F401
 from .data.augment import *
+from .data.balanced import *
 from .data.block import *
 from .data.sources.scene import *
 from .data.sources.synthetic import *

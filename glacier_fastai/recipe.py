@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .bands import CLASSES, check_bands
+from .core.balance import TARGET, PixelBalance
 from .errors import DataError, RecipeError, did_you_mean
 
 __all__ = ["Recipe", "load_recipe", "recipe_dir", "recipe_names"]
@@ -34,7 +35,7 @@ class DataRecipe(Section):
     path: str | None = Field(None, description="tile store, or raw folder of the competition or of HKH; see --data")
     tile_size: int = Field(512, ge=32, description="side of the tiles it is made for, pixels")
     crop: int = Field(256, ge=16, description="side of a training crop, pixels; at most the tile's side")
-    crops_per_tile: int = Field(1, ge=1, description="random crops drawn from each training tile per epoch")
+    crops_per_tile: int = Field(1, ge=1, description="crops per epoch for each training tile")
     folds: int = Field(5, ge=2, description="number of folds")
     spatial: bool = Field(True, description="no training tile touches a validation tile")
     min_valid: Fraction = Field(0.1, description="least share of pixels with data for a tile to be used")
@@ -102,10 +103,60 @@ class RampRecipe(Section):
     by: Literal["epoch", "batch"] = Field("epoch", description="move once an epoch, or with every batch")
 
 
-class AugmentRecipe(Section):
-    """Random changes of training batches; each sample draws its own."""
+AUGMENT_PRESETS: dict[str, dict[str, Any]] = {
+    "light": {"flip": True, "rotate": 45, "scale": 0.2, "shift": 0.1, "brightness": 0.2, "contrast": 0.2},
+    "heavy": {
+        **{"flip": True, "rotate": 90, "scale": 0.3, "shift": 0.2, "elastic": 4, "grid": 0.3},
+        **{"brightness": 0.3, "contrast": 0.3, "gamma": 0.3, "noise": 0.1, "blur": 1.0, "dropout": 0.1},
+    },
+}
+"""What `augment` may be by name; heavy has every transform, and the values of those that a list names without one."""
 
-    flip: bool = Field(True, description="the 8 flips and quarter turns, exact")
+
+def augment_fields(
+    value: str | list,  # name of a preset, or a list such as [flip, {rotate: 45}]
+) -> dict[str, Any]:
+    """Return the fields of `AugmentRecipe` that a name or a list stands for: just what it says, nothing by default.
+
+    Raises:
+        RecipeError: An unknown name or transform, one named twice, or something else.
+    """
+    forms = "a list such as [flip, rotate: 45], or [] for none"
+    if isinstance(value, str):
+        if value not in AUGMENT_PRESETS:
+            near = did_you_mean(value, AUGMENT_PRESETS)
+            raise RecipeError(f"unknown name {value!r}: use {', '.join(AUGMENT_PRESETS)}, {forms}{near}")
+        value = [AUGMENT_PRESETS[value]]
+    if not isinstance(value, list):
+        raise RecipeError(f"use {', '.join(AUGMENT_PRESETS)}, {forms}, not {json.dumps(value, default=str)}")
+    heavy, fields = AUGMENT_PRESETS["heavy"], {}
+    for item in value:
+        named = {item: heavy.get(item)} if isinstance(item, str) else item
+        named = named if isinstance(named, dict) and named else {None: item}
+        for name, size in named.items():
+            if name not in heavy:
+                shown = json.dumps(item, default=str) if name is None else repr(name)
+                near = did_you_mean(name or "", heavy)
+                raise RecipeError(f"unknown transform {shown}: use {', '.join(heavy)}, with or without a value{near}")
+            if name in fields:
+                raise RecipeError(f"{name!r} is named twice: name each transform once")
+            fields[name] = size
+    return {"flip": False} | fields
+
+
+def _augment_schema(schema: dict[str, Any]) -> None:
+    names = {"enum": list(AUGMENT_PRESETS["heavy"])}
+    schema["anyOf"] = [
+        {"enum": list(AUGMENT_PRESETS)},
+        {"type": "array", "items": {"anyOf": [names, {"type": "object", "propertyNames": names}]}},
+        {"$ref": schema.pop("$ref")},
+    ]
+
+
+class AugmentRecipe(Section):
+    """Random changes of training batches; each sample draws its own. Also a preset's name, or a list of transforms."""
+
+    flip: bool = Field(True, description="the 8 flips and quarter turns, exact without other geometry")
     rotate: Annotated[float, Field(ge=0, le=180)] = Field(0.0, description="largest rotation, degrees")
     scale: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="largest relative change of scale")
     shift: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="largest shift, share of the crop's side")
@@ -113,7 +164,32 @@ class AugmentRecipe(Section):
     grid: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="grid distortion, largest relative step change")
     brightness: Annotated[float, Field(ge=0)] = Field(0.0, description="largest offset per band, standard deviations")
     contrast: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="largest relative change of gain per band")
+    gamma: Annotated[float, Field(ge=0, le=2)] = Field(0.0, description="largest relative change of exponent per band")
     noise: Annotated[float, Field(ge=0)] = Field(0.0, description="largest noise per pixel, standard deviations")
+    blur: Annotated[float, Field(ge=0, le=10)] = Field(0.0, description="largest deviation of Gaussian blur, pixels")
+    dropout: Fraction = Field(0.0, description="probability that one band of a sample becomes 0, its mean")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return value if isinstance(value, (dict, cls)) else augment_fields(value)
+
+
+class BalanceRecipe(Section):
+    """From where crops are drawn, so that their pixels come near a composition of classes (`core.balance`)."""
+
+    target: dict[str, float] = Field(TARGET, description="class -> wanted share of the labelled pixels; they sum to 1")
+    level: Literal["tile", "crop", "pixel"] = Field(
+        "crop", description="choose whole tiles, crops, or crops and then pixels: what is too many is ignored"
+    )
+    min_effective: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.2, description="least effective sample size, as a share of the labelled pixels"
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> BalanceRecipe:
+        PixelBalance(**self.model_dump())
+        return self
 
 
 class TrainRecipe(Section):
@@ -135,7 +211,7 @@ class TrainRecipe(Section):
         "auto", description="auto: fp16 on CUDA, bf16 on CPUs that are made for it, else fp32"
     )
     max_minutes: Positive | None = Field(None, description="train no epoch that would end later than this")
-    workers: int = Field(0, ge=0, description="processes that read data")
+    workers: int = Field(2, ge=0, description="threads that read data ahead")
 
 
 class PredictRecipe(Section):
@@ -155,7 +231,12 @@ class Recipe(Section):
     model: ModelRecipe = ModelRecipe()
     loss: LossRecipe = LossRecipe()
     ramp: RampRecipe | None = Field(None, description="null: every part has its full weight from the start")
-    augment: AugmentRecipe = AugmentRecipe()
+    augment: AugmentRecipe = Field(
+        AugmentRecipe(),
+        description="random changes of training batches: a preset's name, a list of transforms, or every field",
+        json_schema_extra=_augment_schema,
+    )
+    balance: BalanceRecipe | None = Field(None, description="null: crops anywhere, as many from each tile")
     train: TrainRecipe = TrainRecipe()
     predict: PredictRecipe = PredictRecipe()
     seed: int = Field(42, ge=0, description="seed of every random number")
@@ -256,6 +337,11 @@ def _override(tree: dict[str, Any], item: str) -> None:
     except yaml.YAMLError as err:
         raise RecipeError(f"--set {item}: the value is not YAML ({' '.join(str(err).split())})") from err
     *parents, last = key.strip().split(".")
+    if parents == ["augment"] and isinstance(tree.get("augment"), (str, list)):
+        try:
+            tree["augment"] = augment_fields(tree["augment"])
+        except RecipeError as err:
+            raise RecipeError(f"--set {item}: augment: {err}") from err
     node = tree
     for part in parents:
         if node.get(part) is None:

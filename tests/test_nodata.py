@@ -15,6 +15,7 @@ from rasterio.transform import from_origin
 from scenes import BANDS, CRS, made_up, write_raster
 from shapely.geometry import box
 
+from glacier_fastai.core.balance import PixelBalance
 from glacier_fastai.core.confusion import confusion_matrix, scores
 from glacier_fastai.core.folds import train_valid
 from glacier_fastai.core.losses import CombinedLoss
@@ -121,16 +122,18 @@ def folds(w):
 
 
 def sampler(w):
-    dls = w.loaders()
-    set_seed(1)
-    batches = [t.numpy() for batch in dls.train for t in batch]
-    return w.store.class_counts(), dls.train_tiles, *batches
+    found = [w.store.class_counts()]
+    target = {"background": 0.3, "glacier": 0.3, "lake": 0.4}  # "c" has no debris
+    for balance in (None, PixelBalance(target, "crop"), PixelBalance(target, "pixel")):
+        dls = w.loaders(balance=balance)
+        found += [dls.train_tiles, *(t.numpy() for batch in dls.train for t in batch)]
+        if balance:
+            found += [dls.train.crops.sampling.probabilities, dls.train.crops.sampling.keep]
+    return found
 
 
 def augmentation(w):
-    tfm = AugmentTiles(rotate=45, scale=0.3, shift=0.2, elastic=3, grid=0.3, brightness=0.3, contrast=0.3, noise=0.1)
-    dls = w.loaders(augment=tfm)
-    set_seed(1)
+    dls = w.loaders(augment=AugmentTiles.preset("heavy"))
     return [t.numpy() for batch in dls.train for t in batch]
 
 

@@ -55,6 +55,11 @@ def test_the_two_main_recipes_say_what_the_design_says():
         ("loss.focal=-1", r"loss\.focal: input should be greater than or equal to 0"),
         ("loss.alpha=[1, 2]", "loss: alpha has 2 values: one per class"),
         ("ramp.start={bf1: 0.1}", r"ramp\.start\.bf1: that part of the loss has no weight"),
+        ("balance.target={background: 0.5, lake: 0.4}", "balance: target: shares must .* sum to 1, not to 0.9"),
+        ("balance.target={snow: 1.0}", "balance: target.snow: no such class; use background, glacier, debris, lake"),
+        ("balance.level=pixels", r"balance\.level: input should be 'tile'.*did you mean 'pixel'"),
+        ("balance.min_effective=0", r"balance\.min_effective: input should be greater than 0"),
+        ("balance.leve=tile", r"balance\.leve: unknown key.*did you mean 'level'"),
         ("train", "write it as section.field=value"),
         ("bands.more.x=1", "'bands' has no fields below it"),
         ("train.lr=[", "the value is not YAML"),
@@ -123,3 +128,81 @@ def test_yaml_holds_every_default():
     tree = yaml.safe_load(load_recipe("demo").to_yaml())
     assert tree["train"]["clip"] == 1.0
     assert tree["loss"]["gamma"] == 2.0
+
+
+LIST = "[flip, rotate: 90, scale: 0.3, shift: 0.2, elastic: 4, grid: 0.3, brightness: 0.3, contrast: 0.3]"
+
+
+def test_augment_may_be_a_name_a_list_or_a_mapping(tmp_path):
+    def augment(text):
+        recipe = load_recipe("demo", [f"augment={text}"])
+        recipe.save(tmp_path / "copy.yaml")
+        assert load_recipe(tmp_path / "copy.yaml") == recipe
+        return {name: value for name, value in recipe.augment.model_dump().items() if value}
+
+    light = {"flip": True, "rotate": 45, "scale": 0.2, "shift": 0.1, "brightness": 0.2, "contrast": 0.2}
+    assert augment("light") == light
+    strong = {"flip": True, "rotate": 90, "scale": 0.3, "shift": 0.2, "elastic": 4, "grid": 0.3}
+    strong |= {"brightness": 0.3, "contrast": 0.3}
+    assert augment(LIST) == strong
+    assert augment("heavy") == strong | {"gamma": 0.3, "noise": 0.1, "blur": 1.0, "dropout": 0.1}
+    assert augment("[rotate: 45, blur, noise]") == {"rotate": 45, "blur": 1.0, "noise": 0.1}
+    assert augment("[flip: false, rotate: 10]") == {"rotate": 10}
+    assert augment("[]") == {}
+    assert augment("{rotate: 10}") == {"flip": True, "rotate": 10}
+
+
+def test_the_recipes_augment_as_the_design_says():
+    assert load_recipe("hkh_pretrain").augment == load_recipe("demo", ["augment=light"]).augment
+    for name in ("competition_finetune", "competition_glcm"):
+        assert load_recipe(name).augment == load_recipe("demo", [f"augment={LIST}"]).augment
+
+
+def test_single_fields_of_a_named_augmentation_can_be_set():
+    augment = load_recipe("hkh_pretrain", ["augment.rotate=20", "augment.flip=false"]).augment
+    assert (augment.rotate, augment.flip, augment.scale) == (20, False, 0.2)
+    assert load_recipe("hkh_pretrain", ["augment=heavy", "augment.noise=0"]).augment.noise == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("hevy", r"augment: unknown name 'hevy': use light, heavy, a list such as .*; did you mean 'heavy'\?"),
+        (
+            "[flip, rotat: 45]",
+            r"augment: unknown transform 'rotat': use flip, rotate, scale,.*; did you mean 'rotate'\?",
+        ),
+        ("[flip, colour]", r"augment: unknown transform 'colour': use flip"),
+        ("[flip, 3]", r"augment: unknown transform 3: use flip"),
+        ("[flip, {}]", r"augment: unknown transform \{\}: use flip"),
+        ("[rotate: 45, flip, rotate]", r"augment: 'rotate' is named twice"),
+        ("[rotate: 200]", r"augment\.rotate: input should be less than or equal to 180, not 200"),
+        ("[rotate: ]", r"augment\.rotate: input should be a valid number, not null"),
+        ("{rotat: 45}", r"augment\.rotat: unknown key; allowed are flip,.*did you mean 'rotate'"),
+        ("{dropout: 2}", r"augment\.dropout: input should be less than or equal to 1"),
+        ("{gamma: -1}", r"augment\.gamma: input should be greater than or equal to 0"),
+        ("{blur: 99}", r"augment\.blur: input should be less than or equal to 10"),
+        ("3", r"augment: use light, heavy, a list such as \[flip, rotate: 45\], or \[\] for none, not 3"),
+        ("null", r"augment: use light, heavy.*or \[\] for none, not null"),
+    ],
+)
+def test_bad_augmentations_are_refused_in_one_line(value, message):
+    with pytest.raises(RecipeError, match=message) as err:
+        load_recipe("demo", [f"augment={value}"])
+    assert "\n" not in str(err.value)
+    assert "augment: augment" not in str(err.value)
+
+
+def test_a_bad_name_is_named_when_a_field_of_it_is_set():
+    with pytest.raises(RecipeError, match="augment: unknown name 'hevy'"):
+        load_recipe("demo", ["augment=hevy", "augment.noise=0"])
+
+
+def test_the_schema_knows_the_three_forms_of_augment():
+    field = Recipe.model_json_schema()["properties"]["augment"]
+    names, items, mapping = field["anyOf"]
+    assert names == {"enum": ["light", "heavy"]}
+    assert items["type"] == "array"
+    assert mapping == {"$ref": "#/$defs/AugmentRecipe"}
+    fields = Recipe.model_json_schema()["$defs"]["AugmentRecipe"]["properties"]
+    assert items["items"]["anyOf"][0]["enum"] == list(fields)

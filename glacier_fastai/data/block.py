@@ -13,7 +13,6 @@ from fastai.vision.all import (
     DataLoaders,
     DisplayedTransform,
     IndexSplitter,
-    ItemTransform,
     L,
     Transform,
     TransformBlock,
@@ -21,9 +20,11 @@ from fastai.vision.all import (
 )
 
 from ..bands import check_bands, texture_of
+from ..core.balance import PixelBalance
 from ..core.folds import ALWAYS, NEVER, assign_folds, train_valid
 from ..errors import DataError
 from .augment import AugmentTiles
+from .balanced import BalancedCrops, IgnoreSurplus, PixelBalancedDL
 from .raw import open_tiles
 from .sources.competition import find_competition
 from .texture import Texture, textured
@@ -37,7 +38,6 @@ __all__ = [
     "NormalizeBands",
     "ReadImage",
     "ReadMask",
-    "TileCrop",
     "folds_hash",
     "store_folds",
 ]
@@ -72,25 +72,6 @@ class ReadMask(Transform):
         return TensorGlacierMask(torch.from_numpy(self.store.masks[i].astype(np.int64)))
 
 
-class TileCrop(ItemTransform):
-    """A random square window of a training tile, the same for image and mask."""
-
-    split_idx, order = 0, 0
-
-    def __init__(
-        self,
-        size: int,  # side of the window, pixels
-    ):
-        self.size = size
-
-    def encodes(self, item):  # fastai skips an annotated ItemTransform.encodes
-        """Cut the window."""
-        x, *rest = item
-        top, left = (int(torch.randint(n - self.size + 1, ())) for n in x.shape[-2:])
-        window = (..., slice(top, top + self.size), slice(left, left + self.size))
-        return tuple(t[window] for t in (x, *rest))
-
-
 class NormalizeBands(DisplayedTransform):
     """Standardise each band by given statistics; pixels without data (NaN) become exactly 0 in every band."""
 
@@ -110,7 +91,7 @@ class NormalizeBands(DisplayedTransform):
     def encodes(self, x: TensorMultispectral):
         """Standardise."""
         plain = x.as_subclass(torch.Tensor)
-        return TensorMultispectral(((plain - self.mean) / self.std).nan_to_num_(0.0))
+        return TensorMultispectral((plain - self.mean).div_(self.std).nan_to_num_(0.0))
 
     def decodes(self, x: TensorMultispectral):
         """Give values as delivered, NaN where there is no data."""
@@ -187,12 +168,14 @@ class GlacierDataLoaders(DataLoaders):
         folds: int = 5,  # number of folds
         spatial: bool = True,  # no training tile touches a validation tile
         min_valid: float = 0.1,  # least share of pixels with data for a tile to be trained on
-        crops_per_tile: int = 1,  # random crops drawn from each training tile per epoch
+        crops_per_tile: int = 1,  # crops per epoch for each training tile
+        balance: PixelBalance | None = None,  # from where crops are drawn, default anywhere, as many from each tile
         augment: AugmentTiles | None = None,  # augmentation of training batches
         stats: tuple[Sequence[float], Sequence[float]] | None = None,  # mean and std, default of the training tiles
         glcm_window: int = 7,  # window of texture bands, pixels
         glcm_levels: int = 32,  # grey levels of texture bands, quantiles of the training tiles
-        num_workers: int = 0,  # processes that read
+        num_workers: int = 2,  # threads that read ahead
+        seed: int = 42,  # of crops and augmentation
         device: str | torch.device | None = None,  # where batches go, default fastai's
     ) -> GlacierDataLoaders:
         """Return loaders of random crops for training and of whole tiles for validation.
@@ -226,21 +209,26 @@ class GlacierDataLoaders(DataLoaders):
         if any(texture_of(b) and b not in store.bands for b in bands):
             store = textured(store, bands, Texture.of_tiles(store, bands, train, glcm_window, glcm_levels))
         stats = stats or store.statistics(bands, train)
-        items = [*np.tile(train, crops_per_tile).tolist(), *valid.tolist()]
-        n_train = len(items) - len(valid)
+        crops = BalancedCrops(store, train, crop, balance) if balance else None
+        pixels = [IgnoreSurplus(crops.sampling.keep)] if balance and balance.level == "pixel" else []
         block = DataBlock(
             blocks=(MultispectralBlock(store, bands, stats), GlacierMaskBlock(store)),
-            splitter=IndexSplitter(range(n_train, len(items))),
-            item_tfms=[TileCrop(crop)],
-            batch_tfms=[augment] if augment else [],
+            dl_type=PixelBalancedDL,
+            splitter=IndexSplitter(range(len(train), len(train) + len(valid))),
+            batch_tfms=[*([augment] if augment else []), *pixels],
         )
         dls = block.dataloaders(
-            items,
+            [*train.tolist(), *valid.tolist()],
             path=store.path,
-            bs=min(bs, n_train),
+            bs=bs,
+            store=store,
+            index=store.band_index(bands),
+            crop=crop,
+            crops_per_tile=crops_per_tile,
+            seed=seed,
             num_workers=num_workers,
             device=device,
-            dl_kwargs=[{}, {"bs": bs}],
+            dl_kwargs=[{"crops": crops}, {"crop": None}],
         )
         dls = cls(*dls.loaders, path=store.path, device=dls.device)
         dls.store, dls.bands, dls.stats = store, bands, stats

@@ -21,6 +21,7 @@ from ..errors import RecipeError, TrainingError
 __all__ = [
     "AverageWeightsCallback",
     "CombinedLossCallback",
+    "CompositionCallback",
     "ConfusionMatrixCallback",
     "CpuMixedPrecision",
     "GradientReset",
@@ -120,6 +121,26 @@ class CombinedLossCallback(Callback):
         """Take the columns away again."""
         self.learn.metrics = [m for m in self.learn.metrics if m not in self.own]
         self.run = True
+
+
+class CompositionCallback(Callback):
+    """Records the share of each class among the pixels that the loss saw in training, as `share_CLASS`."""
+
+    order = CombinedLossCallback.order
+
+    def before_fit(self):
+        """Add the columns to the Recorder."""
+        self.own = [ValueMetric(lambda k=k: self.share(k), f"share_{name}") for k, name in enumerate(CLASSES)]
+        self.learn.metrics = self.learn.metrics + self.own
+
+    def share(self, k: int) -> float:
+        """Return the share of a class in this epoch; NaN where nothing labelled was trained on."""
+        matrix = self.learn.confusion_matrix.matrix["train"]
+        return float("nan") if matrix is None else float(matrix[k].sum() / matrix.sum())
+
+    def after_fit(self):
+        """Take the columns away again."""
+        self.learn.metrics = [m for m in self.learn.metrics if m not in self.own]
 
 
 class ProgressiveRampCallback(Callback):

@@ -11,9 +11,10 @@ from fastai.callback.tracker import SaveModelCallback
 from torch import Tensor
 
 from ..bands import CLASSES
+from ..core.balance import Sampling
 from ..core.confusion import f1, iou, precision, recall
 
-__all__ = ["ConsoleCallback", "class_table", "say"]
+__all__ = ["ConsoleCallback", "balance_lines", "class_table", "say"]
 
 SHORT = {"background": "BG"}
 
@@ -37,6 +38,20 @@ def class_table(
     for name, *values in [*rows, ("Mean", *means)]:
         lines.append(f"{name:<10}" + "".join(f"{'-' if math.isnan(v) else format(v, '.4f'):>8}" for v in values))
     return "\n".join(lines)
+
+
+def balance_lines(
+    sampling: Sampling,  # of the crops that are drawn
+) -> list[str]:
+    """Return what balanced crops are expected to hold, and where they fall short, in words."""
+    known = {"target": sampling.target, "reachable by crops": sampling.reachable, "expected": sampling.expected}
+    lines = [f"{name} " + " / ".join(f"{v:.2%}" for v in values) for name, values in known.items()]
+    return [
+        f"of {' / '.join(CLASSES)}",
+        *lines,
+        f"effective sample size {sampling.effective:.0%} of the labelled pixels",
+        *sampling.notes,
+    ]
 
 
 class ConsoleCallback(Callback):

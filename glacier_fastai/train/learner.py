@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.progress import ProgressCallback
+from fastai.distributed import DistributedTrainer, rank_distrib
 from fastai.learner import CastToTensor, Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
@@ -16,9 +18,10 @@ from torch import nn
 from ..bands import CLASSES
 from ..core.dihedral import average_views
 from ..core.losses import CombinedLoss
+from ..data.balanced import PixelBalancedDL
 from ..data.block import GlacierDataLoaders
 from ..errors import TrainingError
-from .callbacks import CombinedLossCallback, ConfusionMatrixCallback, GradientReset
+from .callbacks import CombinedLossCallback, CompositionCallback, ConfusionMatrixCallback, GradientReset
 from .metrics import glacier_metrics
 from .models import glacier_splitter, glacier_unet
 
@@ -73,8 +76,20 @@ class _ViewsCallback(Callback):
         self.learn.pred = average_views(lambda x: self.model(x).float().softmax(1), self.x)
 
 
+class _OwnCropsTrainer(DistributedTrainer):
+    """fastai's trainer, which leaves alone the loaders that draw for their rank themselves."""
+
+    def _wrap_dl(self, dl):
+        return dl if isinstance(dl, PixelBalancedDL) else super()._wrap_dl(dl)
+
+
 class GlacierLearner(Learner):
     """A `Learner` that can train without validation tiles, and whose `tta` turns the maps back."""
+
+    def to_distributed(self, sync_bn=True, **kwargs):
+        """Train on several processes, as fastai does; `distrib_ctx` calls it."""
+        self.add_cb(_OwnCropsTrainer(sync_bn, **kwargs))
+        return self.remove_cbs(ProgressCallback) if rank_distrib() else self
 
     def _do_epoch(self):
         self._do_epoch_train()
@@ -135,7 +150,7 @@ def glacier_learner(
         wd=wd,
         splitter=lambda m: _with(splitter(m), loss.parameters()),
         metrics=metrics or ([*glacier_metrics(), *train[:2]] if validates else train),
-        cbs=[ConfusionMatrixCallback(), CombinedLossCallback(), GradientReset(), *(cbs or [])],
+        cbs=[ConfusionMatrixCallback(), CombinedLossCallback(), CompositionCallback(), GradientReset(), *(cbs or [])],
         path=path or Path(),
     )
     if not validates:

@@ -31,6 +31,7 @@ from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.learner import Recorder
 from fastai.torch_core import default_device, set_seed
 
+from ..core.balance import PixelBalance
 from ..core.confusion import scores
 from ..core.folds import NEVER
 from ..core.losses import CombinedLoss
@@ -41,8 +42,14 @@ from ..data.tiles import TileStore
 from ..errors import DataError, OutputError, RecipeError, TrainingError
 from ..recipe import Recipe
 from .bundle import ModelBundle
-from .callbacks import AverageWeightsCallback, CpuMixedPrecision, MaxMinutesCallback, ProgressiveRampCallback, plateau
-from .console import ConsoleCallback, class_table, say
+from .callbacks import (
+    AverageWeightsCallback,
+    CpuMixedPrecision,
+    MaxMinutesCallback,
+    ProgressiveRampCallback,
+    plateau,
+)
+from .console import ConsoleCallback, balance_lines, class_table, say
 from .evaluate import evaluate
 from .learner import AdamW, GlacierLearner, glacier_learner
 
@@ -126,10 +133,12 @@ def make_dls(
         spatial=recipe.data.spatial,
         min_valid=recipe.data.min_valid,
         crops_per_tile=recipe.data.crops_per_tile,
+        balance=None if recipe.balance is None else PixelBalance(**recipe.balance.model_dump()),
         augment=AugmentTiles(**recipe.augment.model_dump()),
         glcm_window=recipe.texture.window,
         glcm_levels=recipe.texture.levels,
         num_workers=recipe.train.workers,
+        seed=recipe.seed,
         device=default_device(),
     )
     if dls.train.bs == 1 and recipe.data.crop <= 32:
@@ -237,6 +246,9 @@ def _greet(recipe: Recipe, learn: GlacierLearner, store: TileStore, weights, ada
     say(f"device   {default_device()}, {effective_precision(recipe)}, {torch.get_num_threads()} threads")
     say(f"model    {recipe.model.arch} U-Net, attention {recipe.model.attention}, {parameters:,} parameters")
     say(f"batches  {len(dls.train)} per epoch of {dls.train.bs} crops of {recipe.data.crop} px")
+    if dls.train.crops is not None:
+        for line in balance_lines(dls.train.crops.sampling):
+            say(f"balance  {line}")
     say(f"weights  {weights or 'from scratch'}")
     for line in adapted:
         say(f"         {line}")

@@ -12,6 +12,8 @@ from fastai.learner import Recorder
 from scenes import make_store
 from torch import nn
 
+from glacier_fastai.bands import CLASSES
+from glacier_fastai.core.balance import PixelBalance
 from glacier_fastai.core.losses import CombinedLoss
 from glacier_fastai.data.block import GlacierDataLoaders
 from glacier_fastai.errors import RecipeError, TrainingError
@@ -61,6 +63,22 @@ def test_the_parts_of_the_loss_are_recorded_and_add_up(learn):
     for epoch in range(2):
         total = sum(w[p] * column(learn, f"{p}_loss")[epoch] for p in ("focal", "dice", "mcc", "boundary"))
         assert total == pytest.approx(column(learn, "valid_loss")[epoch], rel=1e-5)
+
+
+def test_the_composition_that_the_loss_saw_is_recorded(tmp_path):
+    balance = PixelBalance(level="pixel")
+    dls = GlacierDataLoaders.from_store(make_store(tmp_path / "s"), 0, 4, 16, folds=3, balance=balance)
+    learn = glacier_learner(dls, model=Small(), splitter=lambda m: [list(m.parameters())])
+    learn.remove_cbs(ProgressCallback)
+    learn.logger = lambda row: None
+    learn.fit(2, 1e-3)
+    for epoch in range(2):
+        dls.train.epoch = epoch
+        pixels = sum(y.as_subclass(torch.Tensor).flatten().bincount(minlength=256)[:4] for _, y in dls.train)
+        for k, name in enumerate(CLASSES):
+            assert column(learn, f"share_{name}")[epoch] == pytest.approx(float(pixels[k] / pixels.sum()))
+    before = [m.name for m in learn.metrics]
+    assert not any(name.startswith("share_") for name in before)
 
 
 def test_columns_go_with_the_fit_and_validate_still_works(learn):

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from scenes import make_store, tiny_recipe
 
+from glacier_fastai.bands import CLASSES
 from glacier_fastai.data.block import folds_hash
 from glacier_fastai.errors import BundleError, DataError, OutputError, RecipeError, TrainingError
 from glacier_fastai.recipe import load_recipe
@@ -86,6 +87,27 @@ def test_the_console_says_what_is_run_and_how_it_goes(tmp_path, capsys):
     assert re.search(r"Class +IoU +Prec +Recall +F1\nBG .*\nGlacier .*\nDebris .*\nLake .*\nMean ", text.err)
     assert "\r" not in text.err
     assert "best     epoch" in text.err
+
+
+def test_a_balanced_run_says_what_it_expects_and_records_what_came(tmp_path, capsys):
+    recipe = tiny_recipe("balance.level=pixel", "data.crop=16", "data.crops_per_tile=20")
+    run = finetune(recipe, 1, data=make_store(tmp_path / "s").path, out=tmp_path / "run")
+    text = capsys.readouterr().err
+    assert "balance  of background / glacier / debris / lake" in text
+    assert re.search(r"balance  target +10\.00% / 35\.00% / 40\.00% / 15\.00%", text)
+    assert re.search(r"balance  expected +10\.00% / 35\.00% / 40\.00% / 15\.00%", text)
+    assert re.search(r"balance  effective sample size \d+% of the labelled pixels", text)
+    history = pd.read_csv(run / "history.csv")
+    shares = history[[f"share_{name}" for name in CLASSES]].mean()
+    assert list(shares) == pytest.approx([0.10, 0.35, 0.40, 0.15], abs=0.06)
+
+
+def test_the_same_recipe_gives_the_same_run(tmp_path):
+    store = make_store(tmp_path / "s").path
+    recipes = [tiny_recipe("balance.level=crop", "data.crop=16", "augment=heavy", f"train.workers={n}") for n in (0, 3)]
+    runs = [finetune(r, 0, data=store, out=tmp_path / f"run{k}") for k, r in enumerate(recipes)]
+    a, b = (pd.read_csv(run / "history.csv").drop(columns="seconds") for run in runs)
+    pd.testing.assert_frame_equal(a, b)
 
 
 def test_pretrain_then_finetune_with_other_bands(tmp_path, capsys):

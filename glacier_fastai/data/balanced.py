@@ -1,0 +1,232 @@
+"""`PixelBalancedDL`: whole batches straight from the memory-mapped store, drawn so that their pixels are balanced."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fastai.vision.all import ItemTransform, TfmdDL, chunked, delegates, num_distrib, rank_distrib
+
+from ..bands import CLASSES, IGNORE
+from ..core.balance import PixelBalance, Sampling, cell_edges, crop_counts, solve
+from ..errors import DataError
+from .tiles import TileStore
+from .types import TensorGlacierMask, TensorMultispectral
+
+__all__ = ["BalancedCrops", "IgnoreSurplus", "PixelBalancedDL"]
+
+AHEAD = 2  # batches read before they are asked for, beyond those that threads are reading
+
+
+class BalancedCrops:
+    """The windows of training tiles and how often each is drawn; see `core.balance`."""
+
+    def __init__(
+        self,
+        store: TileStore,  # the tiles
+        tiles: Sequence[int],  # positions of those to train on
+        crop: int,  # side of a window, pixels
+        balance: PixelBalance,  # what is wanted
+    ):
+        self.edges = cell_edges(store.size, crop, balance.level)
+        if len(self.edges) == 2 and crop == store.size:
+            counts = store.class_counts()[list(tiles)].astype(np.float64)
+        else:
+            counts = np.concatenate([crop_counts(store.masks[i], crop, self.edges) for i in tiles])
+        sides = np.diff(self.edges)
+        try:
+            self.sampling: Sampling = solve(
+                counts.reshape(-1, len(CLASSES)),
+                np.tile(np.outer(sides, sides).ravel(), len(tiles)),
+                balance,
+                elsewhere=store.class_counts().any(0),
+            )
+        except DataError as err:
+            raise DataError(f"{store.path}: {err}") from err
+
+    def draw(self, rng: np.random.Generator, n: int, bs: int) -> np.ndarray:
+        """Return windows, int64 `(n * bs, 3)`: which of the tiles, first row, first column."""
+        cells = len(self.edges) - 1
+        tile, row, col = np.unravel_index(self.sampling.draw(rng, n, bs).ravel(), (2**31, cells, cells))
+        places = (rng.integers(self.edges[c], self.edges[c + 1]) for c in (row, col))
+        return np.stack([tile, *places], 1)
+
+
+class IgnoreSurplus(ItemTransform):
+    """Turns pixels of too frequent classes to ignore, so that what the loss sees meets the target; training only.
+
+    A share of each class is kept, in squares of `SIDE` pixels that are the same for all classes: where a rare class is
+    kept so are its neighbours, and the edges between them.
+    """
+
+    split_idx, order, SIDE = 0, 110, 16  # after augmentation
+
+    def __init__(
+        self,
+        keep: Sequence[float],  # share of the pixels of each class that is kept
+    ):
+        self.keep, self.generator = torch.tensor([*keep, *[0.0] * (256 - len(keep))]), None
+
+    def encodes(self, batch):  # fastai skips an annotated ItemTransform.encodes
+        """Thin out a batch."""
+        x, y = batch
+        plain = y.as_subclass(torch.Tensor)
+        (n, h, w), side = plain.shape, self.SIDE
+        rows, cols = -(-h // side), -(-w // side)
+        order = torch.randperm(n * rows * cols, generator=self.generator)  # so a batch keeps its share exactly
+        draw = (order + torch.rand(1, generator=self.generator)) / len(order)
+        draw = F.interpolate(draw.view(n, 1, rows, cols).to(plain.device), scale_factor=side)[:, 0, :h, :w]
+        kept = draw < self.keep.to(plain.device)[plain]
+        return x, TensorGlacierMask(torch.where(kept, plain, IGNORE))
+
+
+class PixelBalancedDL(TfmdDL):
+    """A `TfmdDL` over positions in a tile store that reads whole batches and draws crops by their pixels.
+
+    Shuffled, it draws windows: those of `crops`, or without it each tile in turn and a window anywhere in it. In order,
+    it gives whole tiles, each once. What is drawn depends on (seed, epoch, rank, batch) alone: not on the number of
+    threads, nor on any global random state, which it leaves as it is. `epoch` counts the passes that went beyond
+    their first batch, so looking at a batch changes nothing; it may be set, to repeat or resume. Under a distributed
+    launch each rank draws for itself.
+    """
+
+    own = ("store", "index", "crop", "crops", "crops_per_tile", "seed")
+
+    @delegates(TfmdDL.__init__)
+    def __init__(
+        self,
+        dataset,  # `Datasets` whose items are positions in the store
+        bs: int = 8,  # crops, or whole tiles, per batch
+        shuffle: bool = False,  # draw crops
+        num_workers: int = 0,  # threads that read ahead; 0: read when asked
+        *,
+        store: TileStore,  # where tiles are read
+        index: Sequence[int],  # positions of the bands wanted
+        crop: int | None = None,  # side of a crop, pixels, default the tile's
+        crops: BalancedCrops | None = None,  # of the dataset's items
+        crops_per_tile: int = 1,  # crops per epoch for each tile
+        seed: int = 42,  # with epoch, rank and batch it decides what is drawn
+        **kwargs,
+    ):
+        self.store, self.index, self.crop, self.crops = store, list(index), crop, crops
+        self.crops_per_tile, self.seed, self.epoch = crops_per_tile, seed, 0
+        self.threads = num_workers
+        super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
+        self.tiles = list(dataset.items)
+        self.direct = all(isinstance(i, int) for i in self.tiles)  # others, as images, go fastai's own way
+        self.drawn = shuffle and self.direct
+        if self.drawn:
+            self.n = crops_per_tile * len(dataset) // (num_distrib() or 1)  # 0: not launched
+            self.bs = min(bs, self.n)
+            if not self.n:
+                raise DataError(f"{store.path}: fewer crops per epoch than processes; raise data.crops_per_tile")
+        self.generator = torch.Generator()
+        self._seed(0)
+
+    def new(self, dataset=None, cls=None, **kwargs):
+        """Return a loader of the same kind; `crops` are kept with their dataset only."""
+        kept = {name: getattr(self, name) for name in self.own} | {"num_workers": self.threads}
+        if dataset is not None and dataset is not self.dataset:
+            kept["crops"] = None
+        return super().new(dataset, cls, **{**kept, **kwargs})
+
+    def get_idxs(self) -> list:
+        """Return positions in the dataset in order, or the windows of this epoch: (position, row, column)."""
+        if not self.drawn:
+            return super().get_idxs()
+        rank, world = rank_distrib(), num_distrib() or 1
+        rng = np.random.default_rng([self.seed, self.epoch, rank])
+        size = self.store.size - (self.crop or self.store.size) + 1
+        if self.crops is not None:
+            return self.crops.draw(rng, -(-self.n // self.bs), self.bs)[: self.n].tolist()
+        shared = np.random.default_rng([self.seed, self.epoch])  # every tile comes as often as any other
+        turns = [shared.permutation(len(self.dataset)) for _ in range(self.crops_per_tile)]
+        tile = np.concatenate(turns)[rank::world][: self.n]
+        return np.column_stack([tile, rng.integers(0, size, (len(tile), 2))]).tolist()
+
+    def __iter__(self) -> Iterator:
+        if not self.direct:
+            yield from super().__iter__()
+            return
+        self.before_iter()
+        epoch = self.epoch
+        with closing(self.read_ahead(chunked(self.get_idxs(), self.bs, self.drop_last))) as batches:
+            for k, batch in enumerate(batches):
+                self._seed(epoch, k)
+                yield self._finished(batch)
+                if self.drawn:
+                    self.epoch = epoch + 1
+        self.after_iter()
+
+    def _seed(self, *what: int) -> None:
+        """Make the transforms of the next batch depend on `what`; they are shared with the other loaders."""
+        state = np.random.SeedSequence([self.seed, rank_distrib()], spawn_key=what).generate_state(1, np.uint64)
+        self.generator.manual_seed(int(state[0]))
+        for tfm in self.after_batch.fs:
+            if hasattr(tfm, "generator"):
+                tfm.generator = self.generator
+
+    def read_ahead(self, chunks: Iterable[list]) -> Iterator[tuple]:
+        """Yield batches as they stand in the store, in order, while threads read the next ones."""
+        if not self.threads:
+            yield from map(self.read, chunks)
+            return
+        pool, waiting = ThreadPoolExecutor(self.threads, "read"), deque()
+        try:
+            for chunk in chunks:
+                waiting.append(pool.submit(self.read, chunk))
+                if len(waiting) > self.threads + AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def read(self, windows: list) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return images `(B, C, H, W)` and masks `(B, H, W)` of windows, values as stored, and where no data is.
+
+        The third is None where the images tell: in floats by NaN, in integers by 0 in all bands of the store.
+        """
+        places = [w if isinstance(w, (list, tuple)) else (w, 0, 0) for w in windows]
+        side = self.crop or self.store.size
+        side = side if isinstance(windows[0], (list, tuple)) else self.store.size
+        images, masks = np.asarray(self.store.images), np.asarray(self.store.masks)  # slices of a memmap are slow
+        index = self.index
+        pin = self.device is not None and self.device.type == "cuda"
+        kind = torch.from_numpy(np.empty(0, images.dtype)).dtype
+        x = torch.empty(len(places), len(index), side, side, dtype=kind, pin_memory=pin)
+        y = torch.empty(len(places), side, side, dtype=torch.uint8, pin_memory=pin)
+        out_x, out_y = x.numpy(), y.numpy()
+        every = index == list(range(images.shape[1]))
+        nodata = None if every or images.dtype.kind == "f" else np.empty(out_y.shape, bool)
+        for k, (item, row, col) in enumerate(places):
+            i, at = self.tiles[item], (slice(row, row + side), slice(col, col + side))
+            out_y[k] = masks[(i, *at)]
+            if every:
+                out_x[k] = images[(i, slice(None), *at)]
+                continue
+            for b, band in enumerate(index):
+                out_x[k, b] = images[(i, band, *at)]
+            if nodata is not None:
+                nodata[k] = ~out_x[k].any(0)
+                rows, cols = np.nonzero(nodata[k])
+                nodata[k, rows, cols] = ~images[i][:, row + rows, col + cols].any(0)  # other bands may have a value
+        return x, y, None if nodata is None else torch.from_numpy(nodata)
+
+    def _finished(self, batch: tuple) -> Any:
+        """Put a batch on the device, NaN where there is no data, and through the batch transforms."""
+        x, y, nodata = (t if t is None else t.to(self.device or "cpu", non_blocking=True) for t in batch)
+        integer = not x.is_floating_point()
+        x = x.float()
+        if integer:  # floats hold NaN already
+            nodata = x.amax(1) == 0 if nodata is None else nodata
+            x += torch.where(nodata, torch.nan, 0.0)[:, None]
+        x = TensorMultispectral(x)
+        b = self.after_batch((x, TensorGlacierMask(y.long())) if len(self.dataset.tls) > 1 else (x,))
+        return (b[0].contiguous(memory_format=torch.channels_last), *b[1:])

@@ -1,0 +1,413 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from glacier_fastai.core import warp as module
+from glacier_fastai.core.dihedral import VIEWS, view
+from glacier_fastai.core.warp import (
+    coordinates,
+    elastic_nodes,
+    gaussian_blur_,
+    has_data,
+    radiometry_,
+    random_coordinates,
+    random_dihedral,
+    view_matrices,
+    warp,
+)
+
+EYE = torch.eye(2)[None]
+STRONG = {"rotate": 90, "scale": 0.3, "shift": 0.2, "elastic": 4, "grid": 0.3}
+HEAVY = {"brightness": 0.3, "contrast": 0.3, "gamma": 0.3, "noise": 0.1, "blur": 1.0, "dropout": 0.5}
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(n=4, c=3, size=(24, 20), holes=0.1, seed=0):
+    g = seeded(seed)
+    x = torch.randn(n, c, *size, generator=g)
+    y = torch.randint(0, 4, (n, *size), generator=g)
+    hole = torch.rand(n, *size, generator=g) < holes
+    y[hole] = 255
+    return x * ~hole[:, None], y
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def path(request, monkeypatch):
+    """Both ways to the same result: compiled loops, and torch as on other devices."""
+    if request.param == "torch":
+        monkeypatch.setattr(module, "_compiled", lambda x: False)
+
+
+def slowly(x, y, at):
+    """What `warp` promises, pixel by pixel in float64."""
+    (n, _, h, w), at = x.shape, at.double()
+    data = (x != 0).any(1)
+    image, label = torch.zeros(x.shape, dtype=torch.float64), torch.full_like(y, 255)
+    for b in range(n):
+        for r in range(h):
+            for k in range(w):
+                col, row = (float(v) for v in at[b, :, r, k])
+                i, j = math.floor(row + 0.5), math.floor(col + 0.5)
+                if not (0 <= i < h and 0 <= j < w):
+                    continue
+                label[b, r, k] = y[b, i, j]
+                if not data[b, i, j]:
+                    continue
+                total = 0.0
+                for p in (math.floor(row), math.floor(row) + 1):
+                    for q in (math.floor(col), math.floor(col) + 1):
+                        weight = (1 - abs(row - p)) * (1 - abs(col - q))
+                        if 0 <= p < h and 0 <= q < w and data[b, p, q]:
+                            image[b, :, r, k] += weight * x[b, :, p, q].double()
+                            total += weight
+                image[b, :, r, k] /= total
+    return image, label
+
+
+@given(k=st.integers(0, 7), h=st.integers(1, 40), w=st.integers(1, 40), seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_a_map_of_a_view_alone_is_that_view_exactly(k, h, w, seed):
+    w = h if k & 4 else w
+    x, y = batch(2, 2, (h, w), seed=seed)
+    ox, oy = warp(x, y, coordinates((h, w), view_matrices(torch.tensor([k, k]))))
+    assert torch.equal(ox, view(x, k))
+    assert torch.equal(oy, view(y, k))
+
+
+@given(first=st.sampled_from(VIEWS), second=st.sampled_from(VIEWS), size=st.integers(1, 20))
+@settings(max_examples=64, deadline=None)
+def test_views_compose_as_their_matrices_do(first, second, size):
+    x, y = batch(1, 2, (size, size))
+    both = view_matrices(torch.tensor([first])) @ view_matrices(torch.tensor([second]))
+    ox, oy = warp(x, y, coordinates((size, size), both))
+    assert torch.equal(ox, view(view(x, first), second))
+    assert torch.equal(oy, view(view(y, first), second))
+
+
+@pytest.mark.parametrize("size", [(24, 20), (511, 37)])
+def test_the_identity_changes_nothing_at_all(size, path):
+    x, y = batch(size=size)
+    nodes = torch.zeros(4, 2, *elastic_nodes(size))
+    cells = torch.ones(4, 4), torch.ones(4, 4)
+    at = coordinates(size, EYE.expand(4, 2, 2), torch.zeros(4, 2), nodes=nodes)
+    ox, oy = warp(x, y, at)
+    assert torch.equal(ox, x)
+    assert torch.equal(oy, y)
+    torch.testing.assert_close(coordinates(size, EYE.expand(4, 2, 2), cells=cells), at, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("holes", [0, 0.1, 0.6])
+@pytest.mark.parametrize("size", [(24, 20), (17, 33)])
+def test_warp_is_what_it_promises_pixel_by_pixel(size, holes, path):
+    x, y = batch(size=size, holes=holes)
+    at = random_coordinates(4, size, flip=True, **STRONG, generator=seeded(1))
+    ox, oy = warp(x, y, at)
+    want_x, want_y = slowly(x, y, at)
+    assert 0.1 < (want_y == 255).float().mean() < 0.9
+    assert torch.equal(oy, want_y)
+    torch.testing.assert_close(ox.double(), want_x, atol=1e-5, rtol=0)
+
+
+def test_warp_is_bilinear_as_scipy_has_it(path):
+    x, y = batch(2, 2, holes=0)
+    at = random_coordinates(2, (24, 20), rotate=30, elastic=2, generator=seeded(2))
+    ox, oy = warp(x, y, at)
+    inner = ((at >= 0) & (at <= torch.tensor([19, 23]).view(2, 1, 1))).all(1)
+    for b in range(2):
+        rows_cols = at[b].flip(0).double().numpy()
+        for c in range(2):
+            want = ndimage.map_coordinates(x[b, c].double().numpy(), rows_cols, order=1)
+            np.testing.assert_allclose(ox[b, c][inner[b]], want[inner[b].numpy()], atol=1e-5)
+        inside = (at[b].round() >= 0).all(0) & (at[b, 0].round() <= 19) & (at[b, 1].round() <= 23)
+        want = ndimage.map_coordinates(y[b].numpy(), rows_cols, order=0, mode="nearest")
+        assert torch.equal(oy[b], torch.where(inside, torch.from_numpy(want), 255))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_both_ways_give_the_same(dtype, monkeypatch):
+    x, y = batch(8, 5, (70, 70))
+    x, y = x.mT, y.mT.to(dtype)  # not contiguous
+    at = random_coordinates(8, (70, 70), flip=True, **STRONG, generator=seeded(3))
+    results = []
+    for compiled in (True, False):
+        monkeypatch.setattr(module, "_compiled", lambda x, compiled=compiled: compiled)
+        ox, oy = warp(x, y, at)
+        results.append((ox, oy, radiometry_(ox.clone(), **HEAVY | {"noise": 0}, generator=seeded(4))))  # bits differ
+    for ours, other in zip(*results, strict=True):
+        assert ours.dtype == other.dtype
+        torch.testing.assert_close(ours, other, atol=2e-5, rtol=0)
+    assert torch.equal(has_data(results[0][2]), has_data(results[1][2]))
+
+
+def test_what_is_outside_is_zero_and_ignored(path):
+    x, y = torch.ones(1, 2, 10, 10), torch.ones(1, 10, 10, dtype=torch.int64)
+    ox, oy = warp(x, y, coordinates((10, 10), EYE, torch.tensor([[3.0, -2.0]])))
+    inside = torch.zeros(10, 10, dtype=torch.bool)
+    inside[2:, :7] = True
+    assert torch.equal(oy[0] == 255, ~inside)
+    assert torch.equal((ox[0] == 1).all(0), inside)
+    assert torch.equal((ox[0] == 0).all(0), ~inside)
+
+
+def test_rims_of_nodata_and_of_the_image_keep_whole_values(path):
+    x, y = torch.full((1, 2, 12, 12), 7.0), torch.ones(1, 12, 12, dtype=torch.int64)
+    x[:, :, 4:7, 5:8], y[:, 4:7, 5:8] = 0, 255
+    ox, oy = warp(x, y, coordinates((12, 12), EYE, torch.tensor([[0.3, -0.4]])))
+    assert ((ox == 0) | ((ox - 7).abs() < 1e-5)).all()  # neither 0 of nodata nor of outside was mixed in
+    assert torch.equal((ox == 0).all(1), oy == 255)
+    assert (oy == 255).sum() == 9  # to the nearest pixel, holes neither grow nor shrink
+
+
+def test_a_pixel_with_data_but_no_label_keeps_its_image(path):
+    x, y = batch(holes=0)
+    y[:, 5:15, 5:15] = 255
+    ox, oy = warp(x, y, coordinates((24, 20), EYE.expand(4, 2, 2), torch.full((4, 2), 0.2)))
+    assert (oy[:, 5:15, 5:15] == 255).all()
+    assert has_data(ox).all()
+
+
+def test_a_pixel_whose_neighbours_cancel_out_still_has_data(path):
+    x = torch.tensor([1.0, -1.0]).repeat(4)[None, None, None].expand(1, 1, 8, 8).contiguous()
+    ox, _ = warp(x, torch.zeros(1, 8, 8, dtype=torch.uint8), coordinates((8, 8), EYE, torch.tensor([[0.5, 0.0]])))
+    assert torch.equal(has_data(ox)[0, 0], torch.arange(8).expand(8, 8) < 7)
+    assert ox.abs()[..., :7].max() < 1e-6
+
+
+def test_labels_under_nodata_and_values_of_other_samples_change_nothing(path):
+    x, y = batch(2)
+    at = random_coordinates(2, (24, 20), **STRONG, generator=seeded(5))
+    ox, oy = warp(x, y, at)
+    x2 = x.clone()
+    x2[1] = 99
+    px, py = warp(x2, torch.where(y == 255, 3, y), at)
+    assert torch.equal(px[0], ox[0])
+    assert torch.equal(py[0][oy[0] != 255], oy[0][oy[0] != 255])
+
+
+def test_a_rotation_a_shift_and_a_scale_go_where_they_should():
+    angle = math.radians(30)
+    matrix = 2 * torch.tensor([[[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]])
+    at = coordinates((11, 21), matrix, torch.tensor([[3.0, -1.0]]))
+    assert at.shape == (1, 2, 11, 21)
+    np.testing.assert_allclose(at[0, :, 5, 10], [10 + 3, 5 - 1], atol=1e-5)  # the centre
+    np.testing.assert_allclose(at[0, :, 5, 12], [13 + 4 * math.cos(angle), 4 + 4 * math.sin(angle)], atol=1e-5)
+    np.testing.assert_allclose(at[0, :, 8, 10], [13 - 6 * math.sin(angle), 4 + 6 * math.cos(angle)], atol=1e-5)
+
+
+def test_a_distorted_grid_bends_at_its_lines_and_fills_the_image():
+    cells = torch.tensor([[1.0, 2, 1, 1]]), torch.tensor([[1.0, 1, 1, 1]])
+    at = coordinates((9, 21), EYE, cells=cells)[0]
+    want = np.interp(np.arange(21), [0, 5, 10, 15, 20], [0, 4, 12, 16, 20])
+    np.testing.assert_allclose(at[0], np.broadcast_to(want, (9, 21)), atol=1e-5)
+    np.testing.assert_allclose(at[1], np.broadcast_to(np.arange(9)[:, None], (9, 21)), atol=1e-5)
+
+
+def test_the_elastic_field_goes_through_its_nodes_smoothly_and_with_the_view():
+    size = (65, 80)
+    assert elastic_nodes(size) == (3, 4)
+    nodes = 4 * torch.randn(1, 2, 3, 4, generator=seeded())
+    still = coordinates(size, EYE)
+    moved = coordinates(size, EYE, nodes=nodes) - still
+    torch.testing.assert_close(moved[:, :, ::32, ::32], nodes[..., :3], atol=1e-4, rtol=0)
+    assert (moved.diff(dim=2).abs().max() < 1.5) and (moved.diff(dim=3).abs().max() < 1.5)
+    turned = view_matrices(torch.tensor([3]))
+    torch.testing.assert_close(coordinates(size, turned, nodes=nodes) - coordinates(size, turned), -moved)
+
+
+def test_draws_stay_within_what_was_asked_for():
+    n, size = 2000, (33, 65)
+    at = random_coordinates(n, size, rotate=30, scale=0.25, shift=0.1, generator=seeded())
+    right, down = at[:, :, 16, 33] - at[:, :, 16, 32], at[:, :, 17, 32] - at[:, :, 16, 32]
+    zoom = right.norm(dim=1)
+    assert 0.8 - 1e-4 <= zoom.min() < 0.81 and 1.24 < zoom.max() <= 1.25 + 1e-4
+    angle = torch.atan2(right[:, 1], right[:, 0]).rad2deg()
+    assert -30 - 1e-2 <= angle.min() < -29 and 29 < angle.max() <= 30 + 1e-2
+    torch.testing.assert_close((right * down).sum(1), torch.zeros(n), atol=1e-4, rtol=0)
+    centre = at[:, :, 16, 32] - torch.tensor([32.0, 16.0])
+    assert (centre.abs().amax(0) <= torch.tensor([6.5, 3.3]) + 1e-3).all()
+    assert (centre.abs().amax(0) > torch.tensor([6.3, 3.2])).all()
+
+
+def test_dihedral_moves_image_and_mask_together_and_reaches_all_views():
+    y = torch.arange(16).reshape(1, 4, 4).repeat(200, 1, 1)
+    ox, oy = random_dihedral(y[:, None].float(), y, seeded())
+    assert torch.equal(ox[:, 0], oy.float())
+    grid = np.arange(16).reshape(4, 4)
+    want = {tuple(np.rot90(g, k).ravel().tolist()) for g in (grid, grid.T) for k in range(4)}
+    assert {tuple(v.flatten().tolist()) for v in oy} == want
+
+
+def test_an_oblong_image_is_flipped_only():
+    y = torch.arange(6).reshape(1, 2, 3).repeat(100, 1, 1)
+    grid = np.arange(6).reshape(2, 3)
+    want = {tuple(g[::a, ::b].ravel().tolist()) for g in [grid] for a in (1, -1) for b in (1, -1)}
+    for ox, oy in (
+        random_dihedral(y[:, None].float(), y, seeded()),
+        warp(y[:, None] + 1.0, y, random_coordinates(100, (2, 3), flip=True, generator=seeded())),
+    ):
+        assert {tuple(v.flatten().tolist()) for v in oy} == want
+        assert torch.equal(ox[:, 0] - ox[0, 0].min(), oy.float())
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.4, 1.0, 3.0])
+def test_blur_of_whole_images_is_scipy_s(sigma, path):
+    x, _ = batch(2, 2, (30, 7), holes=0)
+    got = gaussian_blur_(x.clone(), torch.tensor([sigma, 0.7]))
+    for b, s in enumerate([sigma, 0.7]):
+        ones = ndimage.gaussian_filter(np.ones((30, 7)), s, mode="constant", truncate=3) if s else 1
+        for c in range(2):
+            plane = x[b, c].double().numpy()
+            want = ndimage.gaussian_filter(plane, s, mode="constant", truncate=3) / ones if s else plane
+            np.testing.assert_allclose(got[b, c], want, atol=1e-5)
+
+
+def test_blur_takes_neighbours_with_data_only(path):
+    x, _ = batch(3, 2, (15, 16), holes=0.4)
+    got, sigma = gaussian_blur_(x.clone(), torch.full((3,), 1.2)), 1.2
+    data = has_data(x)[:, 0]
+    for b in range(3):
+        share = ndimage.gaussian_filter(data[b].double().numpy(), sigma, mode="constant", truncate=3)
+        for c in range(2):
+            total = ndimage.gaussian_filter(x[b, c].double().numpy(), sigma, mode="constant", truncate=3)
+            np.testing.assert_allclose(got[b, c], np.where(data[b], total / share, 0), atol=1e-5)
+    flat = torch.where(data[:, None], 5.0, 0.0).expand(3, 2, -1, -1).clone()
+    torch.testing.assert_close(gaussian_blur_(flat.clone(), torch.full((3,), 2.0)), flat)
+
+
+@pytest.mark.parametrize("kind", [*HEAVY, "all"])
+@pytest.mark.parametrize("bands", [1, 4])
+def test_radiometry_leaves_nodata_at_zero_and_gives_data_to_none(kind, bands, path):
+    x, _ = batch(5, bands)
+    x[3] = 0  # a sample without any data
+    x[4] = x[4, :, :1, :1] * has_data(x)[4]  # and one without contrast
+    out = radiometry_(x.clone(), **(HEAVY if kind == "all" else {kind: HEAVY[kind]}), generator=seeded(1))
+    assert out.isfinite().all()
+    assert torch.equal((out == 0).all(1), (x == 0).all(1))
+
+
+def test_what_has_no_data_is_in_no_statistic(path):
+    x, _ = batch(2, 3, (20, 20), holes=0)
+    x += 10  # nodata, 0, is far out of the range
+    holed = x.clone()
+    holed[:, :, :, 10:] = 0
+    for kind in ("gamma", "brightness", "contrast"):
+        out = radiometry_(holed.clone(), **{kind: 0.3}, generator=seeded())
+        alone = radiometry_(holed[..., :10].clone(), **{kind: 0.3}, generator=seeded())
+        torch.testing.assert_close(out[..., :10], alone)
+
+
+def test_gamma_keeps_range_and_order_and_bends_by_a_power(path):
+    x, _ = batch(6, 3, (30, 30))
+    out, data = radiometry_(x.clone(), gamma=0.5, generator=seeded()), has_data(x)[:, 0]
+    exponents = []
+    for b in range(6):
+        for c in range(3):
+            old, new = x[b, c][data[b]], out[b, c][data[b]]
+            torch.testing.assert_close(new.aminmax(), old.aminmax(), atol=1e-5, rtol=0)
+            assert (new[old.argsort()].diff() >= -1e-5).all()
+            t, u = ((v - old.min()) / (old.max() - old.min()) for v in (old, new))
+            middle = (t > 0.2) & (t < 0.8)
+            exponent = u[middle].log() / t[middle].log()
+            assert exponent.std() < 1e-3
+            exponents.append(exponent.mean().item())
+    assert len({round(e, 5) for e in exponents}) == 18  # each band of each sample has its own
+    assert 1 / 1.5 <= min(exponents) < 0.85 and 1.15 < max(exponents) <= 1.5
+
+
+def test_brightness_and_contrast_are_an_offset_and_a_gain_per_band():
+    x, _ = batch(200, 2, (4, 4), holes=0)
+    out = radiometry_(x.clone(), brightness=0.3, generator=seeded())
+    offset = (out - x).flatten(2)
+    torch.testing.assert_close(offset, offset[..., :1].expand_as(offset), atol=1e-5, rtol=0)
+    assert -0.3 - 1e-5 <= offset.min() < -0.28 and 0.28 < offset.max() <= 0.3 + 1e-5
+    assert (offset[:, 0, 0] != offset[:, 1, 0]).all()
+    gain = (radiometry_(x.clone(), contrast=0.4, generator=seeded()) / x).flatten(2)
+    torch.testing.assert_close(gain, gain[..., :1].expand_as(gain), atol=1e-4, rtol=0)
+    assert 0.6 - 1e-4 <= gain.min() < 0.62 and 1.38 < gain.max() <= 1.4 + 1e-4
+
+
+def test_noise_is_gaussian_with_a_level_per_sample(path):
+    x, _ = batch(40, 2, (64, 64), holes=0)
+    noise = (radiometry_(x.clone(), noise=0.5, generator=seeded()) - x).flatten(1)
+    level = noise.std(1)
+    assert level.min() < 0.05 and 0.4 < level.max() < 0.52
+    z = noise / level[:, None]
+    assert z.mean().abs() < 0.01
+    assert abs((z.abs() < 1).float().mean() - math.erf(1 / math.sqrt(2))) < 0.01
+    assert abs((z.abs() < 2).float().mean() - math.erf(math.sqrt(2))) < 0.005
+    assert 2.9 < (z**4).mean() < 3.1
+    for apart in (4096, 1, 2, 3, 4):  # bands and neighbours have their own
+        assert abs(np.corrcoef(z[:, :-apart].flatten(), z[:, apart:].flatten())[0, 1]) < 0.01
+    assert not torch.equal(*(radiometry_(x.clone(), noise=0.5, generator=seeded(s)) for s in (1, 2)))
+
+
+def test_the_blur_s_deviation_is_each_sample_s_own():
+    x = torch.zeros(300, 1, 15, 15) + 1e-9
+    x[:, :, 7, 7] = 1
+    peak = radiometry_(x, blur=1.0, generator=seeded())[:, 0, 7, 7]
+    assert peak.max() > 0.99 and 0.15 < peak.min() < 0.17  # 1 / (2 pi), by a kernel that reaches 3 deviations
+
+
+def test_dropout_takes_one_band_of_its_share_of_samples():
+    x = torch.ones(4000, 3, 2, 2)
+    gone = (radiometry_(x, dropout=0.25, noise=0.1, brightness=0.1, generator=seeded()) == 0).all((2, 3))
+    assert gone.sum(1).max() == 1
+    assert abs(gone.any(1).float().mean() - 0.25) < 0.03
+    assert (gone.float().mean(0) - 0.25 / 3).abs().max() < 0.02
+    assert (radiometry_(torch.ones(50, 1, 2, 2), dropout=1.0, generator=seeded()) == 1).all()
+
+
+def test_a_pixel_left_with_nothing_still_has_data():
+    x = torch.zeros(50, 2, 2, 2)
+    x[:, 0] = 1  # the other band is at its mean
+    out = radiometry_(x, dropout=1.0, generator=seeded())
+    assert has_data(out).all()
+    assert out.unique().numel() == 3  # 0, 1 and next to nothing
+    assert 0 < out[out > 0].min() < 1e-6
+
+
+def everything(generator):
+    x, y = batch(3, 3, (40, 40))
+    ox, oy = warp(x, y, random_coordinates(3, (40, 40), flip=True, **STRONG, generator=generator))
+    return radiometry_(ox, **HEAVY, generator=generator), oy, *random_dihedral(x, y, generator)
+
+
+def test_the_generator_decides_and_torch_s_own_is_left_alone():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = everything(seeded(7))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    again, other = everything(seeded(7)), everything(seeded(8))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_without_a_generator_torch_s_own_decides():
+    torch.manual_seed(1)
+    first, second = everything(None), everything(None)
+    torch.manual_seed(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, everything(None), strict=True))
+    assert not torch.equal(first[0], second[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_precisions_work_too(dtype):
+    x, y = batch(2, 3, (32, 32))
+    at = random_coordinates(2, (32, 32), flip=True, **STRONG, generator=seeded())
+    want_x, want_y = warp(x, y, at)
+    ox, oy = warp(x.to(dtype), y, at)
+    assert ox.dtype == dtype
+    assert torch.equal(oy, want_y)
+    torch.testing.assert_close(ox.float(), want_x, atol=1e-2 if dtype == torch.float16 else 1e-5, rtol=0)
+    out = radiometry_(ox.clone(), **HEAVY, generator=seeded())
+    assert out.isfinite().all()
+    assert torch.equal(has_data(out), has_data(ox))
