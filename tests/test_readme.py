@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from glacier_fastai.cli import app
+from glacier_fastai.recipe import recipe_from
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,3 +43,12 @@ def test_every_name_in_the_readmes_notebook_is_public():
     names = set(re.findall(r"\b([A-Z]\w+|glacier_learner)\b", re.sub(r"#.*", "", code)))
     assert {"GlacierDataLoaders", "CombinedLoss", "ModelBundle"} <= names
     assert names <= set(scope)
+
+
+def test_every_piece_of_a_recipe_in_the_readme_is_valid():
+    pieces = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    pieces += re.findall(r"`(augment: \w+)`", README)
+    pieces += [f"augment: {text}" for text in re.findall(r"`(\[flip, .*?\])`", README)]
+    assert len(pieces) >= 3
+    for piece in pieces:
+        recipe_from({"bands": ["red"], **yaml.safe_load(piece)}, "README.md")

@@ -28,6 +28,8 @@ def test_the_two_main_recipes_say_what_the_design_says():
     assert (hkh.loss.focal, hkh.loss.dice, hkh.loss.mcc, hkh.loss.boundary) == (0.6, 0.4, 0, 0)
     assert (comp.loss.focal, comp.loss.dice, comp.loss.mcc, comp.loss.boundary) == (0.25, 0.25, 0.35, 0.15)
     assert (comp.ramp.start, comp.ramp.epochs) == ({"boundary": 0.05}, 30)
+    assert hkh.balance is None
+    assert comp.balance.target == {"background": 0.10, "glacier": 0.35, "debris": 0.40, "lake": 0.15}
     assert hkh.bands == comp.bands == ("blue", "green", "red", "swir1", "thermal")
 
 

@@ -35,7 +35,7 @@ class PixelBalance:
 
     target: Mapping[str, float] = field(default_factory=TARGET.copy)  # class -> share of the labelled pixels; sum 1
     level: str = "crop"  # one of `LEVELS`
-    min_effective: float = 0.2  # least effective sample size, as a share of the labelled pixels
+    min_effective: float = 0.6  # least effective sample size, as a share of the labelled pixels
 
     def __post_init__(self):
         for name in self.target:

@@ -53,7 +53,8 @@ class BalancedCrops:
     def draw(self, rng: np.random.Generator, n: int, bs: int) -> np.ndarray:
         """Return windows, int64 `(n * bs, 3)`: which of the tiles, first row, first column."""
         cells = len(self.edges) - 1
-        tile, row, col = np.unravel_index(self.sampling.draw(rng, n, bs).ravel(), (2**31, cells, cells))
+        shape = (len(self.sampling.probabilities) // cells**2, cells, cells)
+        tile, row, col = np.unravel_index(self.sampling.draw(rng, n, bs).ravel(), shape)
         places = (rng.integers(self.edges[c], self.edges[c + 1]) for c in (row, col))
         return np.stack([tile, *places], 1)
 
@@ -120,7 +121,7 @@ class PixelBalancedDL(TfmdDL):
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
         self.tiles = list(dataset.items)
         self.direct = all(isinstance(i, int) for i in self.tiles)  # others, as images, go fastai's own way
-        self.drawn = shuffle and self.direct
+        self.drawn = shuffle and self.direct and len(self.tiles) > 0
         if self.drawn:
             self.n = crops_per_tile * len(dataset) // (num_distrib() or 1)  # 0: not launched
             self.bs = min(bs, self.n)
@@ -193,9 +194,9 @@ class PixelBalancedDL(TfmdDL):
 
         The third is None where the images tell: in floats by NaN, in integers by 0 in all bands of the store.
         """
-        places = [w if isinstance(w, (list, tuple)) else (w, 0, 0) for w in windows]
-        side = self.crop or self.store.size
-        side = side if isinstance(windows[0], (list, tuple)) else self.store.size
+        whole = not isinstance(windows[0], (list, tuple))
+        places = [(w, 0, 0) for w in windows] if whole else windows
+        side = self.store.size if whole else self.crop or self.store.size
         images, masks = np.asarray(self.store.images), np.asarray(self.store.masks)  # slices of a memmap are slow
         index = self.index
         pin = self.device is not None and self.device.type == "cuda"

@@ -23,10 +23,10 @@ import pandas as pd
 METHODS = {
     "uniform": ["balance=null"],
     "seed plan": ["balance.level=tile"],
-    "tile": ["balance.level=tile"],
-    "crop": ["balance.level=crop"],
+    "tile": ["balance.level=tile", "balance.min_effective=0.2"],
+    "crop": ["balance.level=crop", "balance.min_effective=0.2"],
     "crop, mild": ["balance.level=crop", "balance.min_effective=0.6"],
-    "pixel": ["balance.level=pixel"],
+    "pixel": ["balance.level=pixel", "balance.min_effective=0.2"],
 }
 TARGET = {"background": 0.10, "glacier": 0.35, "debris": 0.40, "lake": 0.15}
 COMMON = ("ramp=null", "augment=[flip]", "train.ema=0.98", "train.plateau_patience=10", "train.workers=0")

@@ -1,3 +1,4 @@
+import pickle
 import random
 import threading
 
@@ -215,6 +216,13 @@ def test_other_tiles_and_images_can_be_given(big):
     np.testing.assert_allclose(image[0], x[1], atol=1e-5)
     x, y = dls.test_dl([3, 5], with_labels=True).one_batch()
     np.testing.assert_array_equal(y, big.masks[[3, 5]])
+
+
+def test_loaders_are_emptied_and_pickled_as_fastai_does_to_export(big):
+    dls = loaders(big, 0, balance=PixelBalance(level="pixel"))
+    assert [len(dl) for dl in dls.new_empty()] == [0, 0]
+    again = pickle.loads(pickle.dumps(dls.train))
+    assert equal([tuple(again.one_batch())], [tuple(dls.one_batch())])
 
 
 def test_an_abandoned_pass_leaves_no_thread(big):
