@@ -183,7 +183,7 @@ class BalanceRecipe(Section):
         "crop", description="choose whole tiles, crops, or crops and then pixels: what is too many is ignored"
     )
     min_effective: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.6, description="least effective sample size, as a share of the labelled pixels"
+        0.6, description="least effective sample size, as a share of that of even drawing"
     )
 
     @model_validator(mode="after")

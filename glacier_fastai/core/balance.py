@@ -26,7 +26,7 @@ LEVELS = ("tile", "crop", "pixel")
 
 TARGET = {"background": 0.10, "glacier": 0.35, "debris": 0.40, "lake": 0.15}
 CELLS = 8  # per side of a crop, along each axis
-STIFF, LOOSE = 1e8, 1e-6  # weights of the entropy: even drawing, and as if there were none
+STIFF, LOOSE = 1e3, 1e-6  # weights of the sample size, where drawing is even, and where it is as if there were none
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,18 @@ class PixelBalance:
 
     target: Mapping[str, float] = field(default_factory=TARGET.copy)  # class -> share of the labelled pixels; sum 1
     level: str = "crop"  # one of `LEVELS`
-    min_effective: float = 0.6  # least effective sample size, as a share of the labelled pixels
+    min_effective: float = 0.6  # least effective sample size, as a share of that of even drawing
 
     def __post_init__(self):
         for name in self.target:
             if name not in CLASSES:
                 near = did_you_mean(name, CLASSES)
                 raise RecipeError(f"target.{name}: no such class; use {', '.join(CLASSES)}{near}")
+            if not self.target[name] >= 0:
+                raise RecipeError(f"target.{name}: a share of {self.target[name]:g}; it must be at least 0")
         total = sum(self.target.values())
-        if min(self.target.values(), default=-1) < 0 or not abs(total - 1) < 1e-6:
-            raise RecipeError(f"target: shares must be at least 0 and sum to 1, not to {total:g}")
+        if not abs(total - 1) < 1e-6:
+            raise RecipeError(f"target: the shares of all classes wanted must sum to 1, not to {total:g}")
         if self.level not in LEVELS:
             raise RecipeError(f"level: {self.level!r} is none of {', '.join(LEVELS)}")
         if not 0 < self.min_effective <= 1:
@@ -60,10 +62,10 @@ class Sampling:
     target: np.ndarray  # what was asked for
     limit: np.ndarray  # the nearest to it that crops reach if a few of them are drawn for ever
     reachable: np.ndarray  # the nearest that crops reach with the effective sample size asked for
-    expected: np.ndarray  # of the pixels that the loss sees: `reachable`, or with `keep` what is left of it
+    expected: np.ndarray  # `reachable`, or with `keep` what is left of it; augmentation moves it a little
     keep: np.ndarray  # share of the pixels of each class that is kept, 1 except for level "pixel"
     supervised: float  # share of the crops' labelled pixels that is kept
-    effective: float  # effective sample size, as a share of the labelled pixels
+    effective: float  # effective sample size, as a share of that of even drawing
     notes: tuple[str, ...] = ()  # where it falls short, in words
 
     def draw(
@@ -119,13 +121,14 @@ def solve(
 ) -> Sampling:
     """Find probabilities that bring the expected composition as near to the target as the sample size allows.
 
-    Minimises, over the shares q of pixels that come from each candidate, ``KL(target || C'q) + t KL(q || q0)``: C holds
-    the candidates' compositions, q0 is even drawing. A divergence counts what a class lacks in proportion to what it
-    should have, so rare ones are not given up for a little more of the common ones. The problem is convex; its dual
-    has one unknown per class and is solved by Newton's method. The weight t is the smallest at which the effective
-    sample size ``exp(-KL(q || q0))`` (perplexity, Martino et al. 2017, doi:10.1016/j.sigpro.2016.08.025) keeps its
-    floor, so no other probabilities that keep it come nearer. Windows are drawn in proportion to the labelled pixels
-    they hold, times a factor that depends on their composition alone.
+    Minimises ``KL(target || A'p / n'p)`` over probabilities p, A being the pixels per class and n all labelled ones,
+    under a floor on the effective sample size ``exp(-KL(p || p0))`` (perplexity, Martino et al. 2017,
+    doi:10.1016/j.sigpro.2016.08.025); p0 draws windows in proportion to the labelled pixels they hold. A divergence
+    counts what a class lacks in proportion to what it should have, so rare ones are not given up for a little more of
+    the common ones. In ``p / n'p`` the problem is convex, and where it is solved
+    ``p = p0 exp((A u - n) / t) / Z`` with ``u = target / composition``: one unknown per class, found by Newton's method
+    while t falls to where the floor is met (where labels are extremely uneven the sample size may jump, and then stays
+    above its floor). A window's factor grows with its labelled pixels: one that holds few is not drawn often for them.
 
     Raises:
         DataError: No labelled pixel, or a class of the target that no tile has.
@@ -142,45 +145,49 @@ def solve(
             "give shares that sum to 1 for the classes there are, or set balance to null"
         )
     some = np.flatnonzero(total)
-    composition = counts[some] / total[some, None]
-    base = places[some] * total[some].astype(np.float64)
-    even = base * total[some]
-    even /= even.sum()
-
     wanted = (target > 0) & ~absent
     if not wanted.any():
         raise DataError("balance.target: the training tiles have none of its classes; change it, or set it to null")
-    nearest = partial(_newton, composition[:, wanted], even, target[wanted])
-    limit = chosen = nearest(STIFF)
-    enough, few = STIFF, None
-    for stiffness in np.geomspace(STIFF, LOOSE, 15)[1:]:
-        limit = nearest(stiffness, limit.dual)
+    pixels, labelled = counts[some] / total.max(), total[some] / total.max()
+    base = places[some] * labelled
+    base /= base.sum()
+
+    nearest = partial(_newton, pixels[:, wanted], labelled, base, target[wanted])
+    chosen = limit = nearest(np.inf)  # even drawing
+    enough, few = STIFF * (pixels[:, wanted] @ chosen.dual).max(), None
+    for stiffness in np.geomspace(enough, LOOSE, ceil(np.log10(enough / LOOSE))):
+        tried = nearest(stiffness, limit.dual)
+        if tried is None:  # as far as rounding allows
+            break
+        limit = tried
         if few is None and limit.effective >= balance.min_effective:
             enough, chosen = stiffness, limit
         elif few is None:
             few = stiffness
-    for _ in range(12 if few else 0):
+    for _ in range(16 if few else 0):
         middle = np.sqrt(enough * few)
         tried = nearest(middle, chosen.dual)
-        if tried.effective >= balance.min_effective:
+        if tried is not None and tried.effective >= balance.min_effective:
             enough, chosen = middle, tried
         else:
             few = middle
 
-    p = base * np.exp(chosen.score - chosen.score.max())
-    expected = reachable = chosen.q @ composition
+    def composed(p):
+        return p @ pixels / (p @ labelled)
+
+    expected = reachable = composed(chosen.p)
     keep = np.ones_like(target)
     if balance.level == "pixel":
         expected = np.where(wanted, target, 0) / target[wanted].sum()
         scarce = np.min(reachable[wanted] / expected[wanted])
         keep = np.divide(expected * scarce, reachable, out=keep, where=reachable > 0)
     probabilities = np.zeros(len(counts))
-    probabilities[some] = p / p.sum()
+    probabilities[some] = chosen.p
     result = Sampling(
         probabilities,
-        some[np.argsort(chosen.score, kind="stable")],
+        some[np.argsort(chosen.p / base, kind="stable")],
         target=target,
-        limit=limit.q @ composition,
+        limit=composed(limit.p),
         reachable=reachable,
         expected=expected,
         keep=keep,
@@ -191,37 +198,44 @@ def solve(
 
 
 class _Nearest(NamedTuple):
-    dual: np.ndarray  # (J,), how much nearer a little more of each wanted class brings
-    score: np.ndarray  # (N,), log of the factor by which each candidate is drawn more often than evenly
-    q: np.ndarray  # (N,), share of the pixels that come from each candidate
+    dual: np.ndarray  # (J,), target / composition of the wanted classes
+    p: np.ndarray  # (N,), probabilities
     effective: float
 
 
-def _newton(composition, even, target, stiffness, dual=None) -> _Nearest:
-    def at(u):
-        score = composition @ (u / stiffness)
-        top = score.max()
-        q = even * np.exp(score - top)
-        free = top + np.log(q.sum())
-        return stiffness * free - target @ np.log(u), score - free, q / q.sum()
+def _newton(pixels, labelled, base, target, stiffness, dual=None) -> _Nearest | None:
+    """Solve ``log(u composition / target) = 0`` for log u at a stiffness; None where it does not come to an end."""
 
-    dual = target / (even @ composition) if dual is None else dual
-    value, score, q = at(dual)
-    for _ in range(100):
-        reached = q @ composition
-        gradient = reached - target / dual
-        if np.abs(gradient).max() < 1e-10:
-            break
-        centred = composition - reached
-        curvature = np.diag(target / dual**2) + (centred.T * q) @ centred / stiffness
-        step = -np.linalg.solve(curvature, gradient)
-        length = min(1.0, 0.9 / max(1e-9, (-step / dual).max()))  # the dual stays positive
-        while (new := at(dual + length * step))[0] > value + 1e-4 * length * (gradient @ step) and length > 1e-8:
+    def at(u):
+        score = (pixels @ u - labelled) / stiffness
+        p = base * np.exp(score - score.max())
+        p /= p.sum()
+        reached = p @ pixels / (p @ labelled)
+        return p, reached, np.log(u) + np.log(np.maximum(reached, 1e-300)) - np.log(target)
+
+    if dual is None:  # at infinite stiffness drawing is even
+        return _Nearest(target / (base @ pixels / (base @ labelled)), base, 1.0)
+    p, reached, missed = at(dual)
+    for _ in range(60):
+        if np.abs(missed).max() < 1e-9:
+            return _Nearest(dual, p, float(np.exp(-(p @ np.log(np.where(p > 1e-200, p / base, 1))))))
+        weighted = (pixels - p @ pixels).T * p
+        change = (weighted @ pixels - np.outer(reached, weighted @ labelled)) / (p @ labelled * stiffness)
+        try:
+            step = -np.linalg.solve(np.eye(len(dual)) + change * dual / reached[:, None], missed)
+        except np.linalg.LinAlgError:
+            return None
+        length = min(1.0, 3 / np.abs(step).max())
+        for _ in range(20):
+            moved = np.clip(dual * np.exp(length * step), 1e-250, 1e250)
+            new = at(moved)
+            if np.linalg.norm(new[2]) < (1 - 1e-4 * length) * np.linalg.norm(missed):
+                break
             length /= 2
-        if length <= 1e-8:  # as far as rounding allows
-            break
-        dual, (value, score, q) = dual + length * step, new
-    return _Nearest(dual, score, q, float(np.exp(-(q @ score))))
+        else:
+            return None
+        dual, (p, reached, missed) = moved, new
+    return None
 
 
 def _notes(found: Sampling, balance: PixelBalance, absent: np.ndarray):
@@ -231,9 +245,9 @@ def _notes(found: Sampling, balance: PixelBalance, absent: np.ndarray):
         if found.reachable[k] < 0.5 * found.target[k] and not absent[k]:
             yield (
                 f"{name} pixels are too few or too scattered for a share of {found.target[k]:.3g}: crops reach "
-                f"{found.reachable[k]:.2g} while at least {balance.min_effective:.0%} of the data is used, and "
-                f"{found.limit[k]:.2g} at the very most"
+                f"{found.reachable[k]:.2g} with an effective sample size of {found.effective:.0%}, "
+                f"{found.limit[k]:.2g} if a few are drawn for ever"
                 + ("" if balance.level == "pixel" else "; level: pixel meets the target by ignoring pixels of the rest")
             )
-    if found.supervised < 0.05:
-        yield f"only {found.supervised:.1%} of the crops' labelled pixels are trained on, the rest is ignored"
+    if balance.level == "pixel":
+        yield f"{found.supervised:.2%} of the crops' labelled pixels are trained on, the rest is ignored"

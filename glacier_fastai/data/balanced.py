@@ -72,7 +72,7 @@ class IgnoreSurplus(ItemTransform):
         self,
         keep: Sequence[float],  # share of the pixels of each class that is kept
     ):
-        self.keep, self.generator = torch.tensor([*keep, *[0.0] * (256 - len(keep))]), None
+        self.keep, self.generator = torch.tensor([*keep, *[0.0] * (256 - len(keep))], dtype=torch.float32), None
 
     def encodes(self, batch):  # fastai skips an annotated ItemTransform.encodes
         """Thin out a batch."""
@@ -94,7 +94,8 @@ class PixelBalancedDL(TfmdDL):
     it gives whole tiles, each once. What is drawn depends on (seed, epoch, rank, batch) alone: not on the number of
     threads, nor on any global random state, which it leaves as it is. `epoch` counts the passes that went beyond
     their first batch, so looking at a batch changes nothing; it may be set, to repeat or resume. Under a distributed
-    launch each rank draws for itself.
+    launch each rank draws for itself. Whole tiles are never augmented. Transforms of items are not applied to
+    positions, only those of batches are.
     """
 
     own = ("store", "index", "crop", "crops", "crops_per_tile", "seed")
@@ -136,6 +137,12 @@ class PixelBalancedDL(TfmdDL):
         if dataset is not None and dataset is not self.dataset:
             kept["crops"] = None
         return super().new(dataset, cls, **{**kept, **kwargs})
+
+    def before_iter(self):
+        """Make ready; only crops that are drawn go through the transforms of training."""
+        super().before_iter()
+        if self.direct:
+            self.after_batch.split_idx = 0 if self.drawn else 1
 
     def get_idxs(self) -> list:
         """Return positions in the dataset in order, or the windows of this epoch: (position, row, column)."""
@@ -218,7 +225,9 @@ class PixelBalancedDL(TfmdDL):
                 nodata[k] = ~out_x[k].any(0)
                 rows, cols = np.nonzero(nodata[k])
                 nodata[k, rows, cols] = ~images[i][:, row + rows, col + cols].any(0)  # other bands may have a value
-        return x, y, None if nodata is None else torch.from_numpy(nodata)
+        if nodata is not None:
+            nodata = torch.from_numpy(nodata).pin_memory() if pin else torch.from_numpy(nodata)
+        return x, y, nodata
 
     def _finished(self, batch: tuple) -> Any:
         """Put a batch on the device, NaN where there is no data, and through the batch transforms."""

@@ -44,12 +44,16 @@ def balance_lines(
     sampling: Sampling,  # of the crops that are drawn
 ) -> list[str]:
     """Return what balanced crops are expected to hold, and where they fall short, in words."""
-    known = {"target": sampling.target, "reachable by crops": sampling.reachable, "expected": sampling.expected}
+    known = {
+        "target": sampling.target,
+        "reachable by crops": sampling.reachable,
+        "expected, before augmentation": sampling.expected,
+    }
     lines = [f"{name} " + " / ".join(f"{v:.2%}" for v in values) for name, values in known.items()]
     return [
         f"of {' / '.join(CLASSES)}",
         *lines,
-        f"effective sample size {sampling.effective:.0%} of the labelled pixels",
+        f"effective sample size {sampling.effective:.0%} of that of even drawing",
         *sampling.notes,
     ]
 

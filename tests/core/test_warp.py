@@ -334,6 +334,14 @@ def test_brightness_and_contrast_are_an_offset_and_a_gain_per_band():
     assert 0.6 - 1e-4 <= gain.min() < 0.62 and 1.38 < gain.max() <= 1.4 + 1e-4
 
 
+def test_gamma_keeps_what_contrast_and_brightness_do():
+    x, _ = batch(6, 3, (20, 20))
+    plain, with_gamma = (
+        radiometry_(x.clone(), contrast=0.4, brightness=0.3, gamma=g, generator=seeded()) for g in (0, 1e-7)
+    )
+    torch.testing.assert_close(with_gamma, plain, atol=1e-4, rtol=0)
+
+
 def test_noise_is_gaussian_with_a_level_per_sample(path):
     x, _ = batch(40, 2, (64, 64), holes=0)
     noise = (radiometry_(x.clone(), noise=0.5, generator=seeded()) - x).flatten(1)

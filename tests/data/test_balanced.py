@@ -105,6 +105,20 @@ def test_ranks_draw_for_themselves_and_share_the_epoch(big, monkeypatch):
     assert not any(torch.equal(a[0], b[0]) for a in found[0] for b in found[1])
 
 
+def test_no_rank_repeats_another_in_another_epoch(big, monkeypatch):
+    drawn, states = {}, []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        dls = loaders(big, crops_per_tile=4)
+        for epoch in range(3):
+            dls.train.epoch = epoch
+            drawn[rank, epoch] = str(dls.train.get_idxs())
+            dls.one_batch()
+            states.append(dls.train.generator.initial_seed())
+    assert len(set(drawn.values())) == len(set(states)) == 6  # nor what augmentation draws
+
+
 def test_without_balance_ranks_see_every_tile_once(big, monkeypatch):
     seen = []
     for rank in range(2):
@@ -141,6 +155,27 @@ def test_what_is_achieved_is_what_was_expected(big, level):
         np.testing.assert_allclose(found, WANT, atol=0.02)
     even = big.class_counts().sum(0) / big.class_counts().sum()
     assert (WANT * np.log(sampling.expected / even)).sum() > 0.1  # nearer to the target than without balance
+
+
+def test_every_place_of_one_class_is_as_likely_as_any_other(tmp_path):
+    values, classes, _ = made_up(40, 40)
+    with TileWriter(tmp_path / "s", BANDS, 40, "uint16", "test") as writer:
+        writer.add(values, np.zeros_like(classes), scene="s")
+    dls = loaders(tmp_path / "s", bs=8, crop=20, crops_per_tile=21_000, balance=PixelBalance({"background": 1.0}))
+    assert len(set(np.diff(dls.train.crops.edges))) == 2  # cells of 2 and of 3 places
+    for axis in (1, 2):
+        places = np.bincount(np.array(dls.train.get_idxs())[:, axis], minlength=21)
+        np.testing.assert_allclose(places, 1000, atol=150)
+
+
+def test_a_class_that_only_validation_tiles_have_is_left_out(tmp_path):
+    with TileWriter(tmp_path / "s", BANDS, 32, "uint16", "test") as writer:
+        for k, split in enumerate(["train", "valid", "train"]):
+            values, classes, valid = made_up(32, 32, seed=k)
+            classes[classes == 3] = 3 if split == "valid" else 0
+            writer.add(values, classes, valid=valid, scene=f"s{k}", split=split)
+    (note, *_) = loaders(tmp_path / "s", 0).train.crops.sampling.notes
+    assert note == "no training tile has lake; the other classes share its part"
 
 
 def test_crops_come_nearer_to_the_target_than_tiles(big):
@@ -194,6 +229,15 @@ def test_a_value_of_0_is_no_nodata_while_another_band_has_a_value(tmp_path, dtyp
         for k, i in enumerate(dls.train_tiles):
             np.testing.assert_allclose(x[k], np.nan_to_num((dls.store.read(i, index) - mean) / std), atol=1e-4)
         assert (x[0][:, ~torch.from_numpy(valid)] == 0).all()
+
+
+def test_whole_tiles_are_as_the_store_has_them(big):
+    balance, augment = PixelBalance(level="pixel"), AugmentTiles.preset("heavy")
+    dls = loaders(big, balance=balance, augment=augment)
+    passes(dls)
+    whole = dls.train.new(shuffle=False, drop_last=False)
+    np.testing.assert_array_equal(torch.cat([y for _, y in whole]), big.masks[dls.train_tiles])
+    assert float((passes(dls)[0][1] == 255).float().mean()) > 0.5
 
 
 def test_validation_covers_every_tile_once_in_order(big):
@@ -316,3 +360,4 @@ def test_surplus_becomes_ignore_in_squares_and_nothing_else_changes():
         assert all(v.all() or not v.any() for v in of_class)
     assert all((s == 1).any() for s in square if (s == 0).any())  # where background stays, glacier stays
     assert tfm((x, TensorGlacierMask(y)), split_idx=1)[1].eq(y).all()
+    assert IgnoreSurplus.order > AugmentTiles.order  # what augmentation moves out of sight is not counted

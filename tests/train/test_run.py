@@ -11,7 +11,7 @@ from glacier_fastai.errors import BundleError, DataError, OutputError, RecipeErr
 from glacier_fastai.recipe import load_recipe
 from glacier_fastai.train.bundle import ModelBundle
 from glacier_fastai.train.evaluate import evaluate
-from glacier_fastai.train.run import crossval, effective_precision, finetune, pretrain, train
+from glacier_fastai.train.run import crossval, effective_precision, finetune, make_dls, pretrain, train
 
 
 def test_the_run_folder_holds_what_the_design_says(trained):
@@ -95,11 +95,21 @@ def test_a_balanced_run_says_what_it_expects_and_records_what_came(tmp_path, cap
     text = capsys.readouterr().err
     assert "balance  of background / glacier / debris / lake" in text
     assert re.search(r"balance  target +10\.00% / 35\.00% / 40\.00% / 15\.00%", text)
-    assert re.search(r"balance  expected +10\.00% / 35\.00% / 40\.00% / 15\.00%", text)
-    assert re.search(r"balance  effective sample size \d+% of the labelled pixels", text)
+    assert re.search(r"balance  expected, before augmentation +10\.00% / 35\.00% / 40\.00% / 15\.00%", text)
+    assert re.search(r"balance  effective sample size \d+% of that of even drawing", text)
     history = pd.read_csv(run / "history.csv")
     shares = history[[f"share_{name}" for name in CLASSES]].mean()
     assert list(shares) == pytest.approx([0.10, 0.35, 0.40, 0.15], abs=0.06)
+
+
+def test_the_loaders_have_what_the_recipe_says(tmp_path):
+    target = "balance.target={background: 0.4, glacier: 0.3, debris: 0.3}"
+    recipe = tiny_recipe(target, "balance.min_effective=0.9", "seed=7", "train.workers=3")
+    train = make_dls(recipe, make_store(tmp_path / "s"), 0).train
+    assert (train.seed, train.threads) == (7, 3)
+    assert train.crops.sampling.target.tolist() == [0.4, 0.3, 0.3, 0]
+    assert train.crops.sampling.effective >= 0.9 - 1e-6
+    assert make_dls(tiny_recipe(), make_store(tmp_path / "t"), 0).train.crops is None
 
 
 def test_the_same_recipe_gives_the_same_run(tmp_path):
