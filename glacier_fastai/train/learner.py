@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
+from fastai.data.core import L
 from fastai.distributed import DistributedTrainer, rank_distrib
 from fastai.learner import CastToTensor, Learner
 from fastai.optimizer import OptimWrapper
@@ -126,7 +127,7 @@ def glacier_learner(
     lr: float = 1e-4,  # default learning rate
     wd: float = 1e-4,  # weight decay
     metrics=None,  # default `glacier_metrics()`
-    cbs=None,  # further callbacks
+    cbs=None,  # further callback or callbacks
     seed: int | None = None,  # seed of the weights and of what follows, default none
     path: str | Path | None = None,  # where `learn.save` writes, default the working directory
 ) -> GlacierLearner:
@@ -150,7 +151,7 @@ def glacier_learner(
         wd=wd,
         splitter=lambda m: _with(splitter(m), loss.parameters()),
         metrics=metrics or ([*glacier_metrics(), *train[:2]] if validates else train),
-        cbs=[ConfusionMatrixCallback(), CombinedLossCallback(), CompositionCallback(), GradientReset(), *(cbs or [])],
+        cbs=[ConfusionMatrixCallback(), CombinedLossCallback(), CompositionCallback(), GradientReset(), *L(cbs)],
         path=path or Path(),
     )
     if not validates:

@@ -1,9 +1,11 @@
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import lr_find  # noqa: F401  patches Learner
 from fastai.callback.tracker import ReduceLROnPlateau
+from fastai.callback.training import ShortEpochCallback
 from scenes import make_store
 
 from glacier_fastai.core.dihedral import VIEWS, undo_view, view
@@ -34,6 +36,22 @@ def test_it_learns_a_simple_landscape(learn):
     assert row["train_mcc"] > 0.9
     first = dict(zip(names, learn.recorder.values[0], strict=False))
     assert row["train_loss"] < 0.5 * first["train_loss"]
+
+
+def test_a_single_callback_may_be_given_and_short_epochs_differ(dls):
+    class Note(Callback):
+        seen = []
+
+        def before_batch(self):
+            if self.training:
+                self.seen.append(self.xb[0].clone())
+
+    learn = glacier_learner(dls, "resnet18", cbs=ShortEpochCallback(0.5))  # cancels at the second batch
+    learn.logger = lambda row: None
+    learn.remove_cbs(ProgressCallback)
+    learn.fit(3, 1e-3, cbs=Note())
+    assert len(Note.seen) == 3 * 2
+    assert not torch.equal(Note.seen[0], Note.seen[2])
 
 
 def test_the_face_of_the_design_runs_as_written(dls, tmp_path):
