@@ -1,11 +1,12 @@
-"""Augmentation of training batches on their device, see `core.warp`."""
+"""Augmentation of training batches on their device, see `core.warp` and `core.radiometry`."""
 
 from __future__ import annotations
 
 import torch
 from fastai.vision.all import ItemTransform
 
-from ..core.warp import radiometry_, random_coordinates, random_dihedral, warp
+from ..core.radiometry import radiometry_
+from ..core.warp import random_coordinates, random_dihedral, warp
 from ..recipe import augment_fields
 from .types import TensorGlacierMask, TensorMultispectral
 

@@ -23,7 +23,8 @@ import pytest
 import torch
 from benchmarks.timing import interleaved
 
-from glacier_fastai.core.warp import radiometry_, random_coordinates, random_dihedral, warp
+from glacier_fastai.core.radiometry import radiometry_
+from glacier_fastai.core.warp import random_coordinates, random_dihedral, warp
 from glacier_fastai.data.augment import AugmentTiles
 
 N, BANDS, SIZE = 8, 5, 256
