@@ -15,6 +15,7 @@ from fastai.vision.all import ItemTransform, TfmdDL, chunked, delegates, num_dis
 
 from ..bands import CLASSES, IGNORE
 from ..core.balance import PixelBalance, Sampling, cell_edges, crop_counts, solve
+from ..core.jit import jit
 from ..errors import DataError
 from .tiles import TileStore
 from .types import TensorGlacierMask, TensorMultispectral
@@ -122,6 +123,8 @@ class PixelBalancedDL(TfmdDL):
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
         self.tiles = list(dataset.items)
         self.direct = all(isinstance(i, int) for i in self.tiles)  # others, as images, go fastai's own way
+        if self.direct and (wrong := [i for i in self.tiles if not 0 <= i < len(store)]):
+            raise DataError(f"{store.path}: no tile {wrong[0]}; positions are 0 to {len(store) - 1}")
         self.drawn = shuffle and self.direct and len(self.tiles) > 0
         if self.drawn:
             self.n = crops_per_tile * len(dataset) // (num_distrib() or 1)  # 0: not launched
@@ -204,30 +207,21 @@ class PixelBalancedDL(TfmdDL):
         whole = not isinstance(windows[0], (list, tuple))
         places = [(w, 0, 0) for w in windows] if whole else windows
         side = self.store.size if whole else self.crop or self.store.size
-        images, masks = np.asarray(self.store.images), np.asarray(self.store.masks)  # slices of a memmap are slow
-        index = self.index
+        images, masks, index = np.asarray(self.store.images), np.asarray(self.store.masks), self.index
         pin = self.device is not None and self.device.type == "cuda"
         kind = torch.from_numpy(np.empty(0, images.dtype)).dtype
         x = torch.empty(len(places), len(index), side, side, dtype=kind, pin_memory=pin)
         y = torch.empty(len(places), side, side, dtype=torch.uint8, pin_memory=pin)
-        out_x, out_y = x.numpy(), y.numpy()
-        every = index == list(range(images.shape[1]))
-        nodata = None if every or images.dtype.kind == "f" else np.empty(out_y.shape, bool)
-        for k, (item, row, col) in enumerate(places):
-            i, at = self.tiles[item], (slice(row, row + side), slice(col, col + side))
-            out_y[k] = masks[(i, *at)]
-            if every:
-                out_x[k] = images[(i, slice(None), *at)]
-                continue
-            for b, band in enumerate(index):
-                out_x[k, b] = images[(i, band, *at)]
-            if nodata is not None:
-                nodata[k] = ~out_x[k].any(0)
-                rows, cols = np.nonzero(nodata[k])
-                nodata[k, rows, cols] = ~images[i][:, row + rows, col + cols].any(0)  # other bands may have a value
-        if nodata is not None:
-            nodata = torch.from_numpy(nodata).pin_memory() if pin else torch.from_numpy(nodata)
-        return x, y, nodata
+        where = np.array([(self.tiles[item], row, col) for item, row, col in places])
+        bits = np.dtype(f"u{images.dtype.itemsize}")  # numba knows no float16
+        jit(_gather)(images.view(bits), masks, where, np.array(index), x.numpy().view(bits), y.numpy())
+        if images.dtype.kind == "f" or index == list(range(images.shape[1])):
+            return x, y, None
+        nodata = ~x.numpy().any(1)
+        for k, (i, row, col) in enumerate(where):
+            rows, cols = np.nonzero(nodata[k])
+            nodata[k, rows, cols] = ~images[i][:, row + rows, col + cols].any(0)  # other bands may have a value
+        return x, y, torch.from_numpy(nodata).pin_memory() if pin else torch.from_numpy(nodata)
 
     def _finished(self, batch: tuple) -> Any:
         """Put a batch on the device, NaN where there is no data, and through the batch transforms."""
@@ -240,3 +234,19 @@ class PixelBalancedDL(TfmdDL):
         x = TensorMultispectral(x)
         b = self.after_batch((x, TensorGlacierMask(y.long())) if len(self.dataset.tls) > 1 else (x,))
         return (b[0].contiguous(memory_format=torch.channels_last), *b[1:])
+
+
+def _gather(images, masks, where, index, x, y):
+    """Copy windows, without Python's lock: threads would lose more time over it than they copy in."""
+    side = y.shape[1]
+    for k in range(len(where)):
+        i, row, col = where[k]
+        for b in range(len(index)):
+            for r in range(side):
+                source, line = images[i, index[b], row + r, col : col + side], x[k, b, r]
+                for c in range(side):
+                    line[c] = source[c]
+        for r in range(side):
+            source, line = masks[i, row + r, col : col + side], y[k, r]
+            for c in range(side):
+                line[c] = source[c]

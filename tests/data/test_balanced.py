@@ -262,6 +262,12 @@ def test_other_tiles_and_images_can_be_given(big):
     np.testing.assert_array_equal(y, big.masks[[3, 5]])
 
 
+@pytest.mark.parametrize("position", [-1, 12])
+def test_positions_beyond_the_store_are_refused(big, position):
+    with pytest.raises(DataError, match=f"store: no tile {position}; positions are 0 to 11"):
+        loaders(big, 0).test_dl([0, position])
+
+
 def test_loaders_are_emptied_and_pickled_as_fastai_does_to_export(big):
     dls = loaders(big, 0, balance=PixelBalance(level="pixel"))
     assert [len(dl) for dl in dls.new_empty()] == [0, 0]
