@@ -180,10 +180,11 @@ class BalanceRecipe(Section):
 
     target: dict[str, float] = Field(TARGET, description="class -> wanted share of the labelled pixels; they sum to 1")
     level: Literal["tile", "crop", "pixel"] = Field(
-        "crop", description="choose whole tiles, crops, or crops and then pixels: what is too many is ignored"
+        PixelBalance.level,
+        description="choose whole tiles, crops, or crops and then pixels: what is too many is ignored",
     )
     min_effective: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.6, description="least effective sample size, as a share of that of even drawing"
+        PixelBalance.min_effective, description="least effective sample size, as a share of that of even drawing"
     )
 
     @model_validator(mode="after")

@@ -42,13 +42,7 @@ from ..data.tiles import TileStore
 from ..errors import DataError, OutputError, RecipeError, TrainingError
 from ..recipe import Recipe
 from .bundle import ModelBundle
-from .callbacks import (
-    AverageWeightsCallback,
-    CpuMixedPrecision,
-    MaxMinutesCallback,
-    ProgressiveRampCallback,
-    plateau,
-)
+from .callbacks import AverageWeightsCallback, CpuMixedPrecision, MaxMinutesCallback, ProgressiveRampCallback, plateau
 from .console import ConsoleCallback, balance_lines, class_table, say
 from .evaluate import evaluate
 from .learner import AdamW, GlacierLearner, glacier_learner

@@ -13,12 +13,15 @@ import argparse
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
+
+from glacier_fastai.core.balance import TARGET, Sampling
 
 METHODS = {
     "uniform": ["balance=null"],
@@ -28,7 +31,6 @@ METHODS = {
     "crop, mild": ["balance.level=crop", "balance.min_effective=0.6"],
     "pixel": ["balance.level=pixel", "balance.min_effective=0.2"],
 }
-TARGET = {"background": 0.10, "glacier": 0.35, "debris": 0.40, "lake": 0.15}
 COMMON = ("ramp=null", "augment=[flip]", "train.ema=0.98", "train.plateau_patience=10", "train.workers=0")
 SETTINGS = {
     "synthetic": (
@@ -63,8 +65,6 @@ SETTINGS = {
 
 def seed_plan(counts, places, balance, elsewhere=None):
     """The seed plan's weights: one over the L1 deviation of a tile's composition from the target, plus 0.01."""
-    from glacier_fastai.core.balance import Sampling
-
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     p = 1 / (np.abs(shares - list(TARGET.values())).sum(1) + 0.01)
     p /= p.sum()
@@ -85,8 +85,8 @@ def run(kind: str, store: str, out: str, method: str, seed: int, fold: int) -> d
     recipe = load_recipe(name, [*settings, *METHODS[method], f"seed={seed}"])
     folder = Path(out) / f"{kind}-{method.replace(', ', '-').replace(' ', '-')}-{fold}-{seed}"
     if not folder.exists():
-        solver = seed_plan if method == "seed plan" else None
-        with patch("glacier_fastai.data.balanced.solve", solver) if solver else patch.dict({}):
+        planned = patch("glacier_fastai.data.balanced.solve", seed_plan)
+        with planned if method == "seed plan" else nullcontext():
             finetune(recipe, fold, data=store, out=folder)
     scores = json.loads((folder / "metrics.json").read_text())
     history = pd.read_csv(folder / "history.csv")
