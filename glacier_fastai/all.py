@@ -16,10 +16,14 @@ from .data.types import *
 from .errors import *
 from .predict.scene import *
 from .recipe import *
+from .train.build import *
 from .train.bundle import *
 from .train.callbacks import *
+from .train.checkpoint import *
 from .train.evaluate import *
 from .train.learner import *
 from .train.metrics import *
 from .train.models import *
 from .train.run import *
+from .train.steps import *
+from .train.stop import *

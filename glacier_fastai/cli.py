@@ -6,6 +6,7 @@ Only typer is imported here: everything heavier is imported inside its command, 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import warnings
@@ -16,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import DataError, GlacierError
+from .errors import DataError, GlacierError, RunStopped, TrainingError
 
 __all__ = ["app", "main"]
 
@@ -45,7 +46,14 @@ Data = Annotated[
         "is made on first use and kept beside it (.glacier_fastai).",
     ),
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="Run folder to make; must not exist.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder to make; must not exist, but with --resume.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the run in the run folder, as if it had never been stopped; if there is none, start it.",
+    ),
+]
 Weights = Annotated[
     Path | None,
     typer.Option("--weights", help="Bundle (best.safetensors) to start from; bands are matched by name."),
@@ -81,18 +89,21 @@ def main() -> None:
         sys.argv.remove("--debug")
     else:  # torch 2.15 warns at import of what torchvision and smp do with it
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+    rank = int(os.environ.get("RANK", 0))
+    who = f"glacier-fastai, process {rank}" if rank else "glacier-fastai"
     try:
         app()
     except GlacierError as err:
         if debug:
             raise
         line = str(err).rpartition("\n\t")[2]  # fastai puts the name of the callback in front
-        print(f"glacier-fastai: {line}", file=sys.stderr)
-        sys.exit(2)
+        if not (rank and isinstance(err, RunStopped)):  # all processes stop alike
+            print(f"{who}: {line}", file=sys.stderr)
+        sys.exit(err.exit_code)
     except OSError as err:  # a full or read-only disk
         if debug:
             raise
-        print(f"glacier-fastai: {err.filename or 'input or output'}: {err.strerror or err}", file=sys.stderr)
+        print(f"{who}: {err.filename or 'input or output'}: {err.strerror or err}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -304,6 +315,7 @@ def pretrain(
     recipe: RecipeName = "hkh_pretrain",
     data: Data = None,
     out: Out = None,
+    resume: Resume = False,
     overrides: Set = [],  # noqa: B006
 ) -> None:
     """Train from scratch, validating on fold 0. Prints the path of the bundle."""
@@ -311,7 +323,7 @@ def pretrain(
     from .recipe import load_recipe
     from .train.run import pretrain as run
 
-    print(run(load_recipe(recipe, overrides), data, out, started=began) / "best.safetensors")
+    _result(run(load_recipe(recipe, overrides), data, out, started=began, resume=resume) / "best.safetensors")
 
 
 @app.command()
@@ -323,6 +335,7 @@ def finetune(
     weights: Weights = None,
     data: Data = None,
     out: Out = None,
+    resume: Resume = False,
     overrides: Set = [],  # noqa: B006
 ) -> None:
     """Train one fold, from scratch or from a bundle. Prints the path of the bundle.
@@ -334,8 +347,13 @@ def finetune(
     from .train.run import finetune as run
 
     chosen = load_recipe(recipe, overrides)
-    run_dir = run(chosen, _fold(fold), weights, data, out, started=began)
-    print(run_dir / "best.safetensors")
+    _result(run(chosen, _fold(fold), weights, data, out, started=began, resume=resume) / "best.safetensors")
+
+
+def _result(path: Path) -> None:
+    """Print a result; of the processes of a launch the first does."""
+    if not int(os.environ.get("RANK", 0)):
+        print(path)
 
 
 def _fold(text: str) -> int | None:
@@ -353,13 +371,36 @@ def crossval(
     weights: Weights = None,
     data: Data = None,
     out: Out = None,
+    resume: Resume = False,
     overrides: Set = [],  # noqa: B006
 ) -> None:
-    """Train every fold in turn, each with all of train.max_minutes. Prints the path of the table of scores."""
+    """Train every fold in turn, train.max_minutes for all together. Prints the path of the table of scores."""
+    began = time.monotonic()
     from .recipe import load_recipe
     from .train.run import crossval as run
 
-    print(run(load_recipe(recipe, overrides), weights, data, out) / "crossval.csv")
+    _result(run(load_recipe(recipe, overrides), weights, data, out, started=began, resume=resume) / "crossval.csv")
+
+
+TRAINING = ("pretrain", "finetune", "crossval")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def launch(
+    context: typer.Context,
+    processes: Annotated[int, typer.Option(min=1, help="Processes on this machine, one a GPU.")],
+    machines: Annotated[int, typer.Option(min=1, help="Machines; the same command is run on each.")] = 1,
+    rendezvous: Annotated[str, typer.Option(help="HOST:PORT of one of the machines, where all of them meet.")] = "",
+) -> None:
+    """Train in several processes, on one machine or many, with torchrun. After `--` comes a training command.
+
+    Example: `glacier-fastai launch --processes 2 -- pretrain --data glacier_data`
+    """
+    if not context.args or context.args[0] not in TRAINING:
+        raise TrainingError(f"launch: after -- give a command that trains: {', '.join(TRAINING)}, with its options")
+    from .train.launch import launch as run
+
+    run(context.args, processes, machines, rendezvous)
 
 
 @app.command()

@@ -7,10 +7,12 @@ from difflib import get_close_matches
 
 __all__ = [
     "BundleError",
+    "CheckpointError",
     "DataError",
     "GlacierError",
     "OutputError",
     "RecipeError",
+    "RunStopped",
     "TrainingError",
     "did_you_mean",
 ]
@@ -18,6 +20,8 @@ __all__ = [
 
 class GlacierError(Exception):
     """Root of every error that glacier_fastai raises on purpose; the command line shows it as one line."""
+
+    exit_code = 2
 
 
 class DataError(GlacierError, ValueError):
@@ -32,12 +36,22 @@ class BundleError(GlacierError, ValueError):
     """A model bundle that is foreign, damaged, or does not fit the data."""
 
 
+class CheckpointError(GlacierError, ValueError):
+    """A checkpoint that is foreign, damaged, or of another run than the one that is to go on."""
+
+
 class OutputError(GlacierError, OSError):
     """An output that exists already or cannot be written."""
 
 
 class TrainingError(GlacierError, RuntimeError):
     """A training run that cannot start or go on."""
+
+
+class RunStopped(GlacierError):
+    """A training run that was stopped in time, and saved so that it can go on."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

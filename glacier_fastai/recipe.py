@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .bands import CLASSES, check_bands
 from .core.balance import TARGET, PixelBalance
 from .errors import DataError, RecipeError, did_you_mean
+from .files import whole_file
 
 __all__ = ["Recipe", "load_recipe", "recipe_dir", "recipe_names"]
 
@@ -39,6 +40,9 @@ class DataRecipe(Section):
     folds: int = Field(5, ge=2, description="number of folds")
     spatial: bool = Field(True, description="no training tile touches a validation tile")
     min_valid: Fraction = Field(0.1, description="least share of pixels with data for a tile to be used")
+    statistics: Literal["data", "weights"] = Field(
+        "data", description="mean and deviation that bands are normalised with: of the training tiles, or of --weights"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> DataRecipe:
@@ -197,10 +201,14 @@ class TrainRecipe(Section):
     """How to train."""
 
     epochs: int = Field(60, ge=1, description="epochs")
-    batch_size: int = Field(8, ge=1, description="crops per batch")
+    batch_size: int = Field(8, ge=1, description="crops per batch, of all processes together")
     accumulate: int = Field(1, ge=1, description="batches per optimiser step")
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest norm of the gradient, 0 = no clipping")
     lr: Positive = Field(5e-4, description="learning rate of AdamW")
+    encoder_lr_factor: Positive = Field(1.0, description="learning rate of the encoder, as a multiple of lr")
+    freeze_epochs: int = Field(
+        0, ge=0, description="first epochs that leave the encoder as it came, norm layers included"
+    )
     weight_decay: Weight = Field(1e-4, description="weight decay of AdamW")
     plateau_patience: int = Field(5, ge=0, description="epochs without a better MCC before lr is cut, as in PyTorch")
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="lr is multiplied by it")
@@ -211,8 +219,23 @@ class TrainRecipe(Section):
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
         "auto", description="auto: fp16 on CUDA, bf16 on CPUs that are made for it, else fp32"
     )
-    max_minutes: Positive | None = Field(None, description="train no epoch that would end later than this")
+    compile: bool = Field(False, description="compile the model (torch.compile): minutes at first, then faster steps")
+    sync_bn: bool = Field(False, description="norm layers share their statistics between the GPUs of a launch")
+    bad_batches: int = Field(
+        10, ge=1, description="batches in a row without finite loss and gradients that end the run; such are skipped"
+    )
+    max_minutes: Positive | None = Field(None, description="save and stop after so many minutes; --resume goes on")
     workers: int = Field(2, ge=0, description="threads that read data ahead")
+
+
+class RecordRecipe(Section):
+    """What a run keeps while it goes. Nothing here changes what is trained."""
+
+    save_every: int = Field(1, ge=1, description="epochs between checkpoints (last.ckpt)")
+    save_minutes: Positive | None = Field(10.0, description="save within long epochs, too, after so many minutes")
+    keep: int = Field(1, ge=1, description="checkpoints to keep; all but last.ckpt are named epochNNNN.ckpt")
+    panels_every: int = Field(10, ge=0, description="epochs between TensorBoard's pictures of tiles, 0 = none")
+    wandb: str | None = Field(None, description="project on Weights & Biases to report to, too")
 
 
 class PredictRecipe(Section):
@@ -239,6 +262,7 @@ class Recipe(Section):
     )
     balance: BalanceRecipe | None = Field(None, description="null: crops anywhere, as many from each tile")
     train: TrainRecipe = TrainRecipe()
+    record: RecordRecipe = RecordRecipe()
     predict: PredictRecipe = PredictRecipe()
     seed: int = Field(42, ge=0, description="seed of every random number")
 
@@ -256,10 +280,8 @@ class Recipe(Section):
 
     def save(self, path: str | Path) -> None:
         """Write the recipe, every default included, as YAML (temporary name, then rename)."""
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(self.to_yaml(), encoding="utf-8")
-        partial.replace(path)
+        with whole_file(path) as file:
+            file.write(self.to_yaml().encode())
 
     def to_yaml(self) -> str:
         """Return the recipe, every default included, as YAML."""

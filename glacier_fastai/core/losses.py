@@ -21,7 +21,7 @@ All is computed in float32 (float64 if the logits are), also inside autocast.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -50,6 +50,7 @@ class _Batch:
         target: Tensor,  # (B, H, W), any integer type
         ignore: int,  # label of pixels that count for nothing
         reduction: str,  # "mean": one value for the batch; "none": one per image
+        total: Callable[[Tensor], Tensor] | None = None,  # sums a tensor over processes, with gradients
     ):
         # fastai's tensor types cost a Python call per operation and refuse to meet other types
         logits, target = logits.as_subclass(Tensor), target.as_subclass(Tensor)
@@ -64,10 +65,13 @@ class _Batch:
             raise RecipeError(f"unknown reduction {reduction!r}: use 'mean' or 'none'")
         self.logits = logits if logits.dtype == torch.float64 else logits.float()
         self.target, self.ignore, self.reduction, self.classes = target, ignore, reduction, logits.shape[1]
+        self.total = total
 
     def pool(self, per_image: Tensor) -> Tensor:
-        """Sum ``(B, ...)`` over the batch, or keep the images apart. Sums over ranks would be made here."""
-        return per_image if self.reduction == "none" else per_image.sum(0)
+        """Sum ``(B, ...)`` over the batch, of all processes if there are several; or keep the images apart."""
+        if self.reduction == "none":
+            return per_image
+        return per_image.sum(0) if self.total is None else self.total(per_image.sum(0))
 
     @cached_property
     def p(self) -> Tensor:
@@ -134,9 +138,9 @@ class _Statistics(torch.autograd.Function):
 
 
 @contextmanager
-def _batch(logits: Tensor, target: Tensor, ignore: int, reduction: str) -> Iterator[_Batch]:
+def _batch(logits: Tensor, target: Tensor, ignore: int, reduction: str, total=None) -> Iterator[_Batch]:
     with torch.autocast(logits.device.type, enabled=False):
-        yield _Batch(logits, target, ignore, reduction)
+        yield _Batch(logits, target, ignore, reduction, total)
 
 
 def _onehot(target: Tensor, valid: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
@@ -349,6 +353,8 @@ class CombinedLoss(nn.Module):
         ramp: Part -> factor, 1 unless somebody sets it.
         parts: Part -> its last value, unweighted and detached, a 0-dim tensor on the device of the logits.
         reduction: "mean" for one value, "none" for one value per image, as fastai sets in `get_preds(with_loss=True)`.
+        total: None, or what sums a tensor over the processes of a launch, with gradients (`train.distributed`): the
+            statistics are then those of the batches of all processes, and so is the loss.
 
     Raises:
         RecipeError: A weight is negative or all are 0, or `alpha` does not fit the classes.
@@ -387,7 +393,7 @@ class CombinedLoss(nn.Module):
         self.weights: dict[str, float] = {name: float(weight) for name, weight in weights.items()}
         self.ramp: dict[str, float] = dict.fromkeys(weights, 1.0)
         self.parts: dict[str, Tensor] = {}
-        self.reduction = "mean"
+        self.reduction, self.total = "mean", None
         self.ignore, self.n_classes = ignore, n_classes
         self.register_buffer("alpha", torch.tensor([float(a) for a in alpha]), persistent=False)
         self.gamma, self.smooth, self.mcc_exponent = gamma, smooth, mcc_exponent
@@ -413,7 +419,7 @@ class CombinedLoss(nn.Module):
         target: Tensor,  # (B, H, W), any integer type
     ) -> Tensor:
         """Return the loss, 0-dim; ``(B,)`` where `reduction` is "none". Waits for no device."""
-        with _batch(logits, target, self.ignore, self.reduction) as b:
+        with _batch(logits, target, self.ignore, self.reduction, self.total) as b:
             if b.classes != self.n_classes:
                 raise RecipeError(f"the model gives {b.classes} classes and the loss is made for {self.n_classes}")
             if self.alpha.device != b.logits.device:

@@ -6,12 +6,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastai.vision.all import ItemTransform, TfmdDL, chunked, delegates, num_distrib, rank_distrib
+from fastai.vision.all import ItemTransform, TfmdDL, chunked, delegates, num_distrib, rank_distrib, to_detach
 
 from ..bands import CLASSES, IGNORE
 from ..core.balance import PixelBalance, Sampling, cell_edges, crop_counts, solve
@@ -97,6 +98,11 @@ class PixelBalancedDL(TfmdDL):
     their first batch, so looking at a batch changes nothing; it may be set, to repeat or resume. Under a distributed
     launch each rank draws for itself. Whole tiles are never augmented. Transforms of items are not applied to
     positions, only those of batches are.
+
+    Attributes:
+        epoch: Number of the next pass.
+        start: Batches that the next pass leaves out at its beginning, to go on where an earlier one was stopped.
+        share: Of whole tiles, which of how many shares of the batches is given: a launch sets (rank, processes).
     """
 
     own = ("store", "index", "crop", "crops", "crops_per_tile", "seed")
@@ -119,6 +125,7 @@ class PixelBalancedDL(TfmdDL):
     ):
         self.store, self.index, self.crop, self.crops = store, list(index), crop, crops
         self.crops_per_tile, self.seed, self.epoch = crops_per_tile, seed, 0
+        self.start, self.share = 0, (0, 1)
         self.threads = num_workers
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
         self.tiles = list(dataset.items)
@@ -166,14 +173,35 @@ class PixelBalancedDL(TfmdDL):
             yield from super().__iter__()
             return
         self.before_iter()
-        epoch = self.epoch
-        with closing(self.read_ahead(chunked(self.get_idxs(), self.bs, self.drop_last))) as batches:
-            for k, batch in enumerate(batches):
+        epoch, start, self.start = self.epoch, self.start, 0
+        chunks = self._chunks(start)
+        if self.drawn and start:
+            self.epoch = epoch + 1
+        with closing(self.read_ahead(chunks)) as batches:
+            for k, batch in enumerate(batches, start):
                 self._seed(epoch, k)
                 yield self._finished(batch)
                 if self.drawn:
                     self.epoch = epoch + 1
         self.after_iter()
+
+    def _chunks(self, start: int) -> Iterator[list]:
+        self.windows = self.get_idxs()
+        rank, shares = (0, 1) if self.drawn else self.share
+        return islice(chunked(self.windows, self.bs, self.drop_last), rank + start * shares, None, shares)
+
+    def tile_names(self, k: int) -> list[str]:
+        """Return the ids of the tiles, each once, that batch `k` of the crops of this pass was cut from."""
+        items = dict.fromkeys(item for item, _, _ in self.windows[k * self.bs : (k + 1) * self.bs])
+        return self.store.table["id"].iloc[[self.tiles[i] for i in items]].tolist()
+
+    def __len__(self) -> int:
+        rank, shares = (0, 1) if self.drawn or not self.direct else self.share
+        return len(range(rank, super().__len__(), shares))
+
+    def to_detach(self, b, cpu=True, gather=True):
+        """Detach what a batch gave; nothing is gathered, for processes see different numbers of batches."""
+        return to_detach(b, cpu, gather=False)
 
     def _seed(self, *what: int) -> None:
         """Make the transforms of the next batch depend on `what`; they are shared with the other loaders."""

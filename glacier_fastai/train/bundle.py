@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 
 from ..bands import CLASSES, check_bands, texture_of
 from ..core.dihedral import average_views
 from ..data.texture import Texture
 from ..errors import BundleError
+from ..files import whole_file
+from .distributed import unwrapped
 from .models import GlacierUnet, adapt_first_conv, adapt_head, glacier_unet
 
 __all__ = ["ModelBundle"]
@@ -47,7 +49,7 @@ class ModelBundle:
     @classmethod
     def from_learner(cls, learn, **kwargs) -> ModelBundle:
         """Return the bundle of a learner's present weights; `kwargs` are fields such as `recipe` and `metrics`."""
-        model = learn.model
+        model = unwrapped(learn.model)
         return cls(
             weights={k: v.detach().cpu().clone() for k, v in model.state_dict().items()},
             arch=model.arch,
@@ -79,6 +81,16 @@ class ModelBundle:
             raise BundleError(
                 f"{where}: the bundle was trained on values {ours}, these are {theirs}; fine-tune it on such data first"
             )
+
+    def statistics(
+        self,
+        bands: tuple[str, ...],  # bands wanted, in this order
+    ) -> tuple[list[float], list[float]]:
+        """Return mean and standard deviation of bands, as the bundle was trained with; raises `BundleError`."""
+        if missing := [b for b in bands if b not in self.bands]:
+            raise BundleError(f"the bundle has no statistics of band {', '.join(missing)}; set data.statistics=data")
+        at = [self.bands.index(b) for b in bands]
+        return [self.mean[i] for i in at], [self.std[i] for i in at]
 
     def model(self) -> GlacierUnet:
         """Return the model in float32, in evaluation mode."""
@@ -115,7 +127,6 @@ class ModelBundle:
         half: bool = True,  # convolutions in float16, which halves the file
     ) -> None:
         """Write the bundle (temporary name, then rename). Norm statistics and biases always stay float32."""
-        path = Path(path)
         tensors = {k: _halved(v) if half else v for k, v in self.weights.items()}
         about = {
             "arch": self.arch,
@@ -131,9 +142,8 @@ class ModelBundle:
             "trained_on": self.trained_on,
         }
         metadata = {"format": FORMAT, "version": str(VERSION), **{k: json.dumps(v) for k, v in about.items()}}
-        partial = path.with_name(f".{path.name}.partial")
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata)
-        os.replace(partial, path)
+        with whole_file(path) as file:
+            file.write(serialize({k: v.contiguous() for k, v in tensors.items()}, metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> ModelBundle:

@@ -1,14 +1,17 @@
-"""Callbacks of training; one callback, one idea. Each order is given as a relation to fastai's own."""
+"""Callbacks of training; one callback, one idea. Each order is given as a relation to fastai's own.
+
+What a callback must remember for a run that is resumed, it gives as `state_dict` (equal in all processes) and, of
+sums that begin anew with each epoch, as `epoch_state` (of each process); see `checkpoint`.
+"""
 
 from __future__ import annotations
 
-import time
+from typing import Any
 
 import torch
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau
-from fastai.data.core import L
+from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.learner import Recorder
 from fastai.metrics import ValueMetric
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -17,15 +20,14 @@ from ..bands import CLASSES
 from ..core.confusion import confusion_matrix
 from ..core.losses import CombinedLoss
 from ..errors import RecipeError, TrainingError
+from .distributed import sum_over_ranks
+from .metrics import ConfusionMetric
 
 __all__ = [
     "AverageWeightsCallback",
     "CombinedLossCallback",
     "CompositionCallback",
     "ConfusionMatrixCallback",
-    "CpuMixedPrecision",
-    "GradientReset",
-    "MaxMinutesCallback",
     "ProgressiveRampCallback",
     "plateau",
 ]
@@ -34,7 +36,8 @@ __all__ = [
 class ConfusionMatrixCallback(Callback):
     """Counts the confusion matrix of each epoch, once per batch and on the device, for training and validation.
 
-    `matrix["train"]` and `matrix["valid"]` are int64 `(K, K)`, rows truth; ignored pixels are not counted.
+    `matrix["train"]` and `matrix["valid"]` are int64 `(K, K)`, rows truth; ignored pixels are not counted. At the end
+    of each phase they are summed over the processes.
     """
 
     order, remove_on_fetch = Recorder.order - 2, False
@@ -72,6 +75,28 @@ class ConfusionMatrixCallback(Callback):
         phase = "train" if self.training else "valid"
         counts = confusion_matrix(self.pred.detach().argmax(1), self.y, self.classes)
         self.matrix[phase] = self.matrix[phase].to(counts.device, non_blocking=True).add_(counts)
+
+    def _total(self, phase: str) -> None:
+        self.matrix[phase] = sum_over_ranks(self.matrix[phase])
+        for metric in self.learn.metrics:
+            if isinstance(metric, ConfusionMetric):
+                metric.accumulate(self.learn)  # this process may have had no batch that would do it
+
+    def after_train(self):
+        """Sum the training matrix."""
+        self._total("train")
+
+    def after_validate(self):
+        """Sum the validation matrix."""
+        self._total("valid")
+
+    def epoch_state(self) -> Any:
+        """Return what was counted of this epoch's training."""
+        return self.matrix["train"].cpu()
+
+    def load_epoch_state(self, state: Any) -> None:
+        """Go on counting from there."""
+        self.matrix["train"] = state
 
 
 class CombinedLossCallback(Callback):
@@ -116,6 +141,29 @@ class CombinedLossCallback(Callback):
         self.images[phase] += n
         for part, value in self.loss_func.parts.items():
             self.sums[phase][part] = self.sums[phase].get(part, 0) + value * n
+
+    def _total(self, phase: str) -> None:
+        names = [part for part, weight in self.loss_func.weights.items() if weight > 0]  # also without a batch
+        sums = [float(self.sums[phase].get(part, 0)) for part in names]
+        *sums, images = sum_over_ranks(torch.tensor([*sums, self.images[phase]], dtype=torch.float64)).tolist()
+        self.sums[phase], self.images[phase] = dict(zip(names, sums, strict=True)) if images else {}, images
+
+    def after_train(self):
+        """Sum over the processes."""
+        self._total("train")
+
+    def after_validate(self):
+        """Sum over the processes."""
+        self._total("valid")
+
+    def epoch_state(self) -> Any:
+        """Return the sums of this epoch's training."""
+        return {k: v.cpu() for k, v in self.sums["train"].items()}, self.images["train"]
+
+    def load_epoch_state(self, state: Any) -> None:
+        """Go on summing from there."""
+        sums, self.images["train"] = state
+        self.sums["train"] = {k: v.to(self.dls.device) for k, v in sums.items()}
 
     def after_fit(self):
         """Take the columns away again."""
@@ -182,6 +230,14 @@ class ProgressiveRampCallback(Callback):
         if self.by == "batch" and self.training:
             self._set(self.epoch + self.iter / self.n_iter)
 
+    def epoch_state(self) -> Any:
+        """Return the factors as they are."""
+        return {part: self.loss_func.ramp[part] for part in self.start}
+
+    def load_epoch_state(self, state: Any) -> None:
+        """Set them again; there may be no further batch that would do it."""
+        self.loss_func.ramp.update(state)
+
     def after_fit(self):
         """Take the columns away again; a fit without a ramp has every part at full weight."""
         self.learn.metrics = [m for m in self.learn.metrics if m not in self.own]
@@ -240,57 +296,15 @@ class AverageWeightsCallback(Callback):
         if self.swapped:
             self._swap()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average, or while that is in place the weights themselves."""
+        return {"other": self.average.module.state_dict(), "swapped": self.swapped, "steps": self.steps}
 
-class CpuMixedPrecision(MixedPrecision):
-    """bfloat16 autocast on the CPU, where fastai's own callback silently trains in float32."""
-
-    def __init__(self):
-        super().__init__("bf16")
-
-    def before_fit(self):
-        """Make ready; bfloat16 needs no scaling of gradients."""
-        self.autocast, self.scales = torch.autocast("cpu", torch.bfloat16), L()
-        self.learn.scaler = torch.amp.GradScaler("cpu", enabled=False)
-
-
-class GradientReset(Callback):
-    """Drops what accumulation left in the gradients, which fastai would carry into the next fit."""
-
-    order = MixedPrecision.order
-
-    def after_fit(self):
-        """Zero the gradients."""
-        if self.opt is not None:
-            self.opt.zero_grad()
-
-
-class MaxMinutesCallback(Callback):
-    """Stops training after an epoch if another one like it would end past the limit."""
-
-    order = EarlyStoppingCallback.order + 1
-
-    def __init__(
-        self,
-        minutes: float,  # limit, minutes
-        started: float | None = None,  # `time.monotonic()` from which they count, default the start of fit
-        say=print,  # called with the line that tells of the stop
-    ):
-        self.minutes, self.started, self.say = minutes, started, say
-
-    def before_fit(self):
-        """Start the clock."""
-        self.started = time.monotonic() if self.started is None else self.started
-
-    def before_epoch(self):
-        """Note when the epoch began."""
-        self.epoch_began = time.monotonic()
-
-    def after_epoch(self):
-        """Stop if the next epoch would be too late."""
-        now = time.monotonic()
-        if now + (now - self.epoch_began) > self.started + 60 * self.minutes and self.epoch + 1 < self.n_epoch:
-            self.say(f"stopped after epoch {self.epoch + 1}: max_minutes {self.minutes:g} leaves no time for another")
-            raise CancelFitException
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on averaging from there."""
+        self.average.module.load_state_dict(state["other"])
+        self.swapped, self.steps = state["swapped"], state["steps"]
+        self.average.n_averaged.fill_(self.steps)
 
 
 def plateau(

@@ -8,6 +8,7 @@ import time
 
 from fastai.callback.core import Callback
 from fastai.callback.tracker import SaveModelCallback
+from fastai.torch_core import rank_distrib
 from torch import Tensor
 
 from ..bands import CLASSES
@@ -20,8 +21,9 @@ SHORT = {"background": "BG"}
 
 
 def say(*words: object) -> None:
-    """Print a message to stderr at once."""
-    print(*words, file=sys.stderr, flush=True)
+    """Print a message to stderr at once; of the processes of a launch only the first speaks."""
+    if not rank_distrib():
+        print(*words, file=sys.stderr, flush=True)
 
 
 def class_table(
@@ -73,7 +75,7 @@ class ConsoleCallback(Callback):
     def before_fit(self):
         """Silence fastai's own table, and open a bar in a terminal."""
         self.kept, self.learn.logger = self.learn.logger, lambda row: None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not rank_distrib():
             from rich.console import Console
             from rich.progress import Progress
 

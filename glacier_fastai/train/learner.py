@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import L
-from fastai.distributed import DistributedTrainer, rank_distrib
+from fastai.distributed import rank_distrib
 from fastai.learner import CastToTensor, Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
@@ -19,12 +19,13 @@ from torch import nn
 from ..bands import CLASSES
 from ..core.dihedral import average_views
 from ..core.losses import CombinedLoss
-from ..data.balanced import PixelBalancedDL
 from ..data.block import GlacierDataLoaders
 from ..errors import TrainingError
-from .callbacks import CombinedLossCallback, CompositionCallback, ConfusionMatrixCallback, GradientReset
+from .callbacks import CombinedLossCallback, CompositionCallback, ConfusionMatrixCallback
+from .distributed import GlacierTrainer
 from .metrics import glacier_metrics
 from .models import glacier_splitter, glacier_unet
+from .steps import GradientReset
 
 __all__ = ["AdamW", "GlacierLearner", "glacier_learner"]
 
@@ -77,20 +78,30 @@ class _ViewsCallback(Callback):
         self.learn.pred = average_views(lambda x: self.model(x).float().softmax(1), self.x)
 
 
-class _OwnCropsTrainer(DistributedTrainer):
-    """fastai's trainer, which leaves alone the loaders that draw for their rank themselves."""
-
-    def _wrap_dl(self, dl):
-        return dl if isinstance(dl, PixelBalancedDL) else super()._wrap_dl(dl)
-
-
 class GlacierLearner(Learner):
-    """A `Learner` that can train without validation tiles, and whose `tta` turns the maps back."""
+    """A `Learner` that can go on within a fit, train without validation tiles, and whose `tta` turns the maps back.
+
+    `first_epoch` is the epoch in which the next fit begins: unlike fastai's `start_epoch`, those before it are not run
+    through, and callbacks see nothing of them.
+    """
+
+    first_epoch = 0
 
     def to_distributed(self, sync_bn=True, **kwargs):
-        """Train on several processes, as fastai does; `distrib_ctx` calls it."""
-        self.add_cb(_OwnCropsTrainer(sync_bn, **kwargs))
+        """Train on several processes, see `GlacierTrainer`; `distrib_ctx` calls it."""
+        self.add_cb(GlacierTrainer(sync_bn, **kwargs))
         return self.remove_cbs(ProgressCallback) if rank_distrib() else self
+
+    def _do_fit(self):
+        for epoch in range(self.first_epoch, self.n_epoch):
+            self.epoch = epoch
+            self._with_events(self._do_epoch, "epoch", CancelEpochException)
+
+    def all_batches(self):
+        """Go through the batches of a loader, from the one at which it starts."""
+        self.n_iter = len(self.dl)
+        for o in enumerate(self.dl, getattr(self.dl, "start", 0)):
+            self.one_batch(*o)
 
     def _do_epoch(self):
         self._do_epoch_train()

@@ -30,19 +30,20 @@ class ConfusionMetric(Metric):
         name: str,  # name in the Recorder
         phase: str = "valid",  # "train" or "valid"
     ):
-        self.score, self._name, self.phase, self.matrix = score, name, phase, None
+        self.score, self._name, self.phase, self.source = score, name, phase, None
 
     def reset(self):
         """Do nothing: the callback empties its matrices."""
 
     def accumulate(self, learn):
-        """Take hold of the matrix, which the callback has already updated."""
-        self.matrix = learn.confusion_matrix.matrix[self.phase]
+        """Take hold of the callback, which has already counted the batch."""
+        self.source = learn.confusion_matrix
 
     @property
     def value(self):
         """The score, a float; NaN before the first batch."""
-        return float("nan") if self.matrix is None else float(self.score(self.matrix))
+        matrix = None if self.source is None else self.source.matrix[self.phase]
+        return float("nan") if matrix is None else float(self.score(matrix))
 
     @property
     def name(self):

@@ -1,56 +1,30 @@
-import math
-import time
-
 import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.tracker import ReduceLROnPlateau
-from fastai.callback.training import GradientAccumulation
 from fastai.learner import Recorder
+from learners import Small, column, small_learner
 from scenes import make_store
 from torch import nn
 
 from glacier_fastai.bands import CLASSES
 from glacier_fastai.core.balance import PixelBalance
-from glacier_fastai.core.losses import CombinedLoss
 from glacier_fastai.data.block import GlacierDataLoaders
 from glacier_fastai.errors import RecipeError, TrainingError
 from glacier_fastai.train.callbacks import (
     AverageWeightsCallback,
     CombinedLossCallback,
-    CpuMixedPrecision,
-    MaxMinutesCallback,
     ProgressiveRampCallback,
     plateau,
 )
 from glacier_fastai.train.learner import glacier_learner
 
 
-class Small(nn.Module):
-    """Convolution, norm, convolution."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(3)
-        self.net = nn.Sequential(nn.Conv2d(5, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
-
-    def forward(self, x):
-        return self.net(x)
-
-
 @pytest.fixture
 def learn(tmp_path):
-    dls = GlacierDataLoaders.from_store(make_store(tmp_path / "s"), 0, bs=2, folds=3)
-    out = glacier_learner(dls, model=Small(), splitter=lambda m: [list(m.parameters())], loss=CombinedLoss.phase_b())
-    out.remove_cbs(ProgressCallback)
-    out.logger = lambda row: None
-    return out
-
-
-def column(learn, name):
-    return [v[learn.recorder.metric_names.index(name) - 1] for v in learn.recorder.values]
+    return small_learner(tmp_path / "s")
 
 
 def test_the_parts_of_the_loss_are_recorded_and_add_up(learn):
@@ -214,45 +188,6 @@ def test_the_average_is_what_is_validated_and_training_goes_on_without_it(learn)
     learn.fit(3, 1e-2, cbs=[AverageWeightsCallback(0.9), Watch()])
     assert torch.equal(learn.model.net[0].weight, validated[-1])
     assert not any(torch.equal(t, v) for t, v in zip(trained[1:], validated, strict=False))
-
-
-def test_max_minutes_stops_after_an_epoch_and_says_so(learn):
-    class Slow(Callback):
-        def after_train(self):
-            time.sleep(0.2)
-
-    said = []
-    cb = MaxMinutesCallback(0.9 / 60, say=said.append)
-    began = time.monotonic()
-    learn.fit(50, 1e-3, cbs=[cb, Slow()])
-    assert time.monotonic() - began < 1.5
-    assert 1 <= len(learn.recorder.values) < 50
-    assert said == [f"stopped after epoch {len(learn.recorder.values)}: max_minutes 0.015 leaves no time for another"]
-
-
-def test_accumulated_gradients_do_not_leak_into_the_next_fit(learn):
-    learn.fit(1, 1e-3, cbs=GradientAccumulation(3))
-    assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters())
-
-
-def test_bfloat16_on_the_cpu_is_real_and_the_loss_stays_float32(learn):
-    seen = {}
-
-    class Watch(Callback):
-        order = CpuMixedPrecision.order - 1
-
-        def after_pred(self):
-            seen["pred"] = self.pred.dtype
-
-        def after_loss(self):
-            seen["loss"] = self.loss.dtype
-
-    learn.add_cbs([CpuMixedPrecision(), Watch()])
-    learn.fit(1, 1e-3)
-    assert seen == {"pred": torch.bfloat16, "loss": torch.float32}
-    assert learn.model.net[0].weight.dtype == torch.float32
-    assert not torch.is_autocast_enabled("cpu")
-    assert math.isfinite(column(learn, "valid_loss")[0])
 
 
 def test_the_callback_for_parts_keeps_out_of_other_losses(tmp_path):

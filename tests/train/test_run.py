@@ -11,13 +11,17 @@ from glacier_fastai.errors import BundleError, DataError, OutputError, RecipeErr
 from glacier_fastai.recipe import load_recipe
 from glacier_fastai.train.bundle import ModelBundle
 from glacier_fastai.train.evaluate import evaluate
-from glacier_fastai.train.run import crossval, effective_precision, finetune, make_dls, pretrain, train
+from glacier_fastai.train.run import crossval, finetune, pretrain, train
 
 
 def test_the_run_folder_holds_what_the_design_says(trained):
     run, store = trained
-    files = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
-    assert files == {
+    files = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
+    events = {f for f in files if f.startswith("tensorboard/events.out.tfevents")}
+    assert len(events) == 1
+    assert files - events == {
+        "last.ckpt",
+        "events.jsonl",
         "recipe.yaml",
         "environment.json",
         "folds.csv",
@@ -53,7 +57,7 @@ def test_the_history_has_a_row_per_epoch_with_every_column(trained):
         "focal_loss",
         "train_boundary_loss",
     }
-    assert wanted | {"ramp_boundary", "lr", "seconds"} <= set(table)
+    assert wanted | {"ramp_boundary", "lr"} <= set(table)
     assert not table.isna().any().any()
 
 
@@ -102,22 +106,12 @@ def test_a_balanced_run_says_what_it_expects_and_records_what_came(tmp_path, cap
     assert list(shares) == pytest.approx([0.10, 0.35, 0.40, 0.15], abs=0.06)
 
 
-def test_the_loaders_have_what_the_recipe_says(tmp_path):
-    target = "balance.target={background: 0.4, glacier: 0.3, debris: 0.3}"
-    recipe = tiny_recipe(target, "balance.min_effective=0.9", "seed=7", "train.workers=3")
-    train = make_dls(recipe, make_store(tmp_path / "s"), 0).train
-    assert (train.seed, train.threads) == (7, 3)
-    assert train.crops.sampling.target.tolist() == [0.4, 0.3, 0.3, 0]
-    assert train.crops.sampling.effective >= 0.9 - 1e-6
-    assert make_dls(tiny_recipe(), make_store(tmp_path / "t"), 0).train.crops is None
-
-
 def test_the_same_recipe_gives_the_same_run(tmp_path):
     store = make_store(tmp_path / "s").path
     recipes = [tiny_recipe("balance.level=crop", "data.crop=16", "augment=heavy", f"train.workers={n}") for n in (0, 3)]
     runs = [finetune(r, 0, data=store, out=tmp_path / f"run{k}") for k, r in enumerate(recipes)]
-    a, b = (pd.read_csv(run / "history.csv").drop(columns="seconds") for run in runs)
-    pd.testing.assert_frame_equal(a, b)
+    a, b = ((run / "history.csv").read_bytes() for run in runs)
+    assert a == b
 
 
 def test_pretrain_then_finetune_with_other_bands(tmp_path, capsys):
@@ -158,14 +152,6 @@ def test_the_same_recipe_gives_the_same_weights(tmp_path):
     recipe = tiny_recipe("train.epochs=2", "data.crop=16", "train.ema=0.5", "augment.rotate=20")
     a, b = (ModelBundle.load(train(recipe, data, tmp_path / n) / "best.safetensors") for n in "ab")
     assert all((a.weights[k] == b.weights[k]).all() for k in a.weights)
-
-
-def test_max_minutes_keeps_the_best_so_far_and_finishes(tmp_path, capsys):
-    recipe = tiny_recipe("train.epochs=500", "train.max_minutes=0.02")
-    run = finetune(recipe, 0, data=make_store(tmp_path / "s").path, out=tmp_path / "run")
-    assert 1 <= len(pd.read_csv(run / "history.csv")) < 500
-    assert "max_minutes 0.02 leaves no time" in capsys.readouterr().err
-    assert (run / "metrics.json").exists()
 
 
 def test_early_stopping_accumulation_and_no_clipping(tmp_path, capsys):
@@ -227,12 +213,3 @@ def test_another_architecture_than_the_bundles_is_refused(trained, tmp_path):
         data=trained[1].path,
         weights=trained[0] / "best.safetensors",
     )
-
-
-def test_precision_follows_the_recipe_and_the_device(monkeypatch):
-    import torch
-
-    assert effective_precision(tiny_recipe("train.precision=bf16")) == "bf16"
-    for able, want in (({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({}, "fp32")):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able, raising=False)
-        assert effective_precision(tiny_recipe("train.precision=auto")) == want

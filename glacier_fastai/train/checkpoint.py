@@ -1,0 +1,254 @@
+"""Exact resume: all that a run depends on, in one file that is whole or absent.
+
+A checkpoint stands after a number of batches of an epoch; validation, which changes nothing, is done again. It is
+written to a temporary name, synced, and renamed, so the one before it stays until the new one is complete. It is loaded
+with `weights_only=True`: no code in it is run.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.callback.core import Callback
+from fastai.callback.tracker import TrackerCallback
+from fastai.torch_core import rank_distrib
+from torch import nn
+
+from .. import __version__
+from ..errors import CheckpointError
+from ..files import whole_file
+from .distributed import everyone, first, largest, unwrapped
+
+__all__ = ["CheckpointCallback", "differences", "load_checkpoint", "save_checkpoint"]
+
+FORMAT = "glacier_fastai checkpoint"
+VERSION = 1
+
+
+def save_checkpoint(
+    path: Path,  # file to write
+    state: dict[str, Any],  # tensors, numbers, strings, and lists, tuples and dicts of them
+) -> None:
+    """Write a checkpoint, or leave the one that is there as it was.
+
+    Raises:
+        OutputError: It cannot be written, as when the disk is full.
+    """
+    about = {"format": FORMAT, "version": VERSION, "code": __version__, "torch": str(torch.__version__)}
+    with whole_file(path) as file:
+        torch.save({**about, **state}, file)
+
+
+def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a checkpoint; no code in it is run.
+
+    Raises:
+        CheckpointError: No checkpoint, cut short, or of another version.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as err:
+        raise CheckpointError(
+            f"{path}: no checkpoint, or cut short; take another one, or remove it to start anew"
+        ) from err
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: a file of torch, but no checkpoint of glacier_fastai")
+    if (state["version"], state["code"]) != (VERSION, __version__):
+        raise CheckpointError(
+            f"{path}: made by glacier_fastai {state['code']} (format {state['version']}), this is {__version__} "
+            f"(format {VERSION}); go on with that one, or start a new run with --weights"
+        )
+    return state
+
+
+def differences(
+    there: dict[str, Any],  # of the checkpoint
+    here: dict[str, Any],  # of the run that wants to go on
+) -> list[str]:
+    """Return what differs, as `path: A there, B here`."""
+    found = []
+    for key in dict.fromkeys([*there, *here]):
+        a, b = there.get(key), here.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += [f"{key}.{line}" for line in differences(a, b)]
+        elif a != b:
+            found.append(f"{key}: {a} there, {b} here")
+    return found
+
+
+def _random_state() -> dict[str, Any]:
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+class CheckpointCallback(Callback):
+    """Saves a run after its epochs and every so many minutes, and goes on from what was saved.
+
+    A run that goes on is the run that was never stopped, on the CPU bit for bit. Callbacks take part with `state_dict`
+    and `epoch_state`, see `callbacks`; of fastai's own the Recorder and the trackers are known.
+    """
+
+    order = 100  # after all that an epoch changes
+
+    def __init__(
+        self,
+        path: Path,  # file to write
+        identity: dict[str, Any],  # what must not differ when the run goes on
+        resume: dict[str, Any] | None = None,  # checkpoint to go on from
+        every: int = 1,  # epochs between checkpoints
+        keep: int = 1,  # checkpoints kept after epochs: `path`, and those before it as epochNNNN.ckpt
+        minutes: float | None = None,  # save within an epoch, too, after so many minutes
+    ):
+        self.path, self.identity, self.resume = path, identity, resume
+        self.every, self.keep, self.minutes = every, keep, minutes
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """What has weights: the model, and a loss that learns."""
+        loss = self.loss_func
+        return {"model": unwrapped(self.model), **({"loss": loss} if isinstance(loss, nn.Module) else {})}
+
+    def _stateful(self, method: str) -> list[Callback]:
+        return [cb for cb in self.learn.cbs if hasattr(type(cb), method)]  # fastai hands on what an object lacks
+
+    def before_fit(self):
+        """Take up the state of the checkpoint; its epoch's part follows in `before_train`."""
+        self.at, self.saved_at, self.ended, self.saved = (0, 0), None, False, time.monotonic()
+        self.pending = self.resume
+        if self.resume is None:
+            return
+        state, recorder = self.resume, self.recorder
+        self.at = self.saved_at = state["at"]
+        self.learn.first_epoch, self.learn.train_iter = state["at"][0], state["train_iter"]
+        for name, network in self.networks.items():
+            network.load_state_dict(state[name])
+        self.opt.load_state_dict(state["optimizer"])
+        if state["scaler"]:
+            self.learn.scaler.load_state_dict(state["scaler"])
+        for cb in self._stateful("state_dict"):
+            cb.load_state_dict(state["callbacks"][cb.name])
+        for cb in self._trackers():
+            vars(cb).update(state["trackers"][cb.name])
+        recorder.values = [list(row) for row in state["recorder"]["values"]]
+        recorder.lrs, recorder.losses = state["recorder"]["lrs"], list(state["recorder"]["losses"])
+        recorder.iters = state["recorder"]["iters"]
+        recorder.smooth_loss.val, recorder.smooth_loss.count = state["recorder"]["smooth_loss"]
+
+    def _trackers(self) -> list[Callback]:
+        return [cb for cb in self.learn.cbs if isinstance(cb, TrackerCallback)]
+
+    def before_train(self):
+        """Go on in the middle of the epoch, where the checkpoint stands there."""
+        if self.pending is not None:
+            state, self.pending = self.pending, None
+            mine = state["ranks"][rank_distrib()]
+            self.dls.train.epoch, self.dls.train.start = state["loader"], state["at"][1]
+            self.learn.pct_train = state["pct_train"] if state["at"][1] else self.learn.pct_train
+            for cb in self._stateful("epoch_state") if state["at"][1] else []:
+                cb.load_epoch_state(mine["epoch"][cb.name])
+            for p, gradient in zip(self._parameters(), state["gradients"], strict=True) if state["gradients"] else []:
+                p.grad = None if gradient is None else gradient.to(p.device)
+            self.trained = mine
+            _set_random_state(mine["random"])
+        self.at, self.loader = (self.epoch, self.dls.train.start), self.dls.train.epoch
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for network in self.networks.values() for p in network.parameters()]
+
+    def after_batch(self):
+        """Note how far it has come, and save if it is time."""
+        if not self.training:
+            return
+        self.at = (self.epoch, self.iter + 1)
+        if self.iter + 1 == self.n_iter:
+            self.trained = self._epoch_state()  # what follows sums it over processes, and may draw random numbers
+        if self.minutes and largest(int(time.monotonic() - self.saved > 60 * self.minutes)):
+            self.save()
+
+    def after_epoch(self):
+        """Save."""
+        self.at = (self.epoch + 1, 0)
+        if self.at[0] % self.every == 0 or self.at[0] == self.n_epoch:
+            self.save()
+
+    def after_cancel_fit(self):
+        """Save where a stop was asked for; what else ends a fit has ended training."""
+        stop = getattr(self.learn, "stop", None)
+        self.ended = not (isinstance(stop, Callback) and stop.reason)
+        if self.ended:
+            self.at = (self.epoch + 1, 0)
+        if self.ended or self.saved_at != self.at:
+            self.save()
+
+    def after_fit(self):
+        """Leave the learner as it was."""
+        self.learn.first_epoch = 0
+
+    def _epoch_state(self) -> dict[str, Any]:
+        inside = self._stateful("epoch_state") if self.at[1] else []
+        return {"random": _random_state(), "epoch": {cb.name: cb.epoch_state() for cb in inside}}
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the run depends on; every process must call it."""
+        inside, recorder, scaler = self.at[1] > 0, self.recorder, getattr(self.learn, "scaler", None)
+        mine = self.trained if inside and not self.training else self._epoch_state()
+        gradients = [p.grad for p in self._parameters()]
+        return {
+            "identity": self.identity,
+            "at": self.at,
+            "ended": self.ended,
+            "loader": self.loader if inside else self.dls.train.epoch,
+            "train_iter": self.learn.train_iter,
+            "pct_train": self.learn.pct_train,
+            **{name: network.state_dict() for name, network in self.networks.items()},
+            "optimizer": self.opt.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else {},
+            "gradients": gradients if any(g is not None for g in gradients) else [],
+            "callbacks": {cb.name: cb.state_dict() for cb in self._stateful("state_dict")},
+            "trackers": {
+                cb.name: {k: v for k, v in vars(cb).items() if k in ("best", "wait")} for cb in self._trackers()
+            },
+            "recorder": {
+                "values": [list(row) for row in recorder.values],
+                "lrs": list(recorder.lrs),
+                "losses": torch.stack(list(recorder.losses)) if len(recorder.losses) else torch.zeros(0),
+                "iters": list(recorder.iters),
+                "smooth_loss": (recorder.smooth_loss.val, recorder.smooth_loss.count),
+            },
+            "ranks": everyone(mine),
+        }
+
+    def save(self) -> None:
+        """Write the checkpoint; every process must call it."""
+        state = self.state()
+        first(lambda: self._write(state))
+        self.saved, self.saved_at = time.monotonic(), self.at
+
+    def _write(self, state: dict[str, Any]) -> None:
+        save_checkpoint(self.path, state)
+        if self.keep > 1 and self.at[1] == 0:
+            kept = self.path.with_name(f"epoch{self.at[0]:04d}.ckpt")
+            kept.unlink(missing_ok=True)
+            os.link(self.path, kept)
+            for old in sorted(self.path.parent.glob("epoch[0-9]*.ckpt"))[: -self.keep]:
+                old.unlink()

@@ -1,0 +1,57 @@
+"""Starting a training command in several processes, with torchrun."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import get_args_parser
+from torch.distributed.run import run as torchrun
+
+from ..errors import RunStopped, TrainingError
+
+__all__ = ["launch"]
+
+
+def launch(
+    words: Sequence[str],  # training command and its options
+    processes: int,  # on this machine
+    machines: int = 1,  # that run the same command
+    rendezvous: str = "",  # HOST:PORT where they meet
+) -> None:
+    """Run a training command in several processes, and end when all have ended.
+
+    Raises:
+        TrainingError: More processes than GPUs, or without a GPU than cores; no meeting point; or a process failed.
+        RunStopped: The run was stopped in time.
+    """
+    gpus, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
+    if processes > (gpus or cores):
+        raise TrainingError(
+            f"--processes {processes}: this machine has {f'{gpus} GPU' if gpus else f'no GPU and {cores} cores'}; "
+            f"use {gpus or cores} at most"
+        )
+    if machines > 1 and not rendezvous:
+        raise TrainingError(f"--machines {machines}: give --rendezvous HOST:PORT, the same on each")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", rendezvous] if rendezvous else ["--standalone"]
+    count = ["--nnodes", str(machines), "--nproc-per-node", str(processes)]
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the line below says the same
+    try:
+        torchrun(get_args_parser().parse_args([*meeting, *count, "-m", "glacier_fastai", *words]))
+    except SignalException as err:
+        raise RunStopped(f"stopped by {err.sigval.name}; go on with the same command and --resume") from err
+    except ChildFailedError as err:
+        rank, failure = err.get_first_failure()
+        if failure.exitcode == RunStopped.exit_code:
+            sys.exit(failure.exitcode)  # the process has said how to go on
+        how = f"was killed by signal {-failure.exitcode}" if failure.exitcode < 0 else f"failed ({failure.exitcode})"
+        raise TrainingError(
+            f"process {rank} of {machines * processes} {how}, so all have been ended; what it says of it stands above; "
+            "once that is mended, go on with the same command and --resume"
+        ) from err
