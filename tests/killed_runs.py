@@ -39,7 +39,7 @@ RECIPE = (
     "record.save_minutes=1e-6",  # after each batch
     "record.panels_every=2",
 )
-ENCODER = "timm-mobilenetv3_small_minimal_100"  # smaller than a recipe may ask for, as checkpoints are written often
+ENCODER = "tu-tf_mobilenetv3_small_minimal_100"  # smaller than a recipe may ask for, as checkpoints are written often
 PHASES = ("other", "batch", "save", "validation")
 
 

@@ -35,3 +35,20 @@ def small_learner(path, bs=2, fold=0, loss=None, cbs=None, **kwargs):
 def column(learn, name):
     """Return a column of the Recorder, a value for each epoch."""
     return [v[learn.recorder.metric_names.index(name) - 1] for v in learn.recorder.values]
+
+
+def assert_same(a, b, where="state"):
+    """Assert that nested states are equal, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, where
+        assert torch.equal(a, b) or torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for k in a:
+            assert_same(a[k], b[k], f"{where}.{k}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for k, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{k}]")
+    else:
+        assert a == b or (a != a and b != b), f"{where}: {a} {b}"

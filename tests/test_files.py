@@ -51,11 +51,11 @@ def test_what_fails_within_leaves_the_old_file_and_nothing_else(tmp_path):
 @pytest.mark.parametrize("job", [lambda f: f.write(bytes(10_000)), lambda f: torch.save(torch.zeros(5_000), f)])
 def test_a_full_disk_is_one_line_and_costs_nothing(tmp_path, little_room, job):
     path = tmp_path / "a.bin"
-    with pytest.raises(
-        OutputError, match=r"a\.bin: cannot be written \(File too large\); there is none before it"
-    ) as e:
-        with whole_file(path) as file:
-            job(file)
+    with (
+        pytest.raises(OutputError, match=r"a\.bin: cannot be written \(File too large\); there is none before it") as e,
+        whole_file(path) as file,
+    ):
+        job(file)
     assert "\n" not in str(e.value)
     assert names(tmp_path) == []
     path.write_bytes(b"old")

@@ -36,7 +36,7 @@ class StopCallback(Callback):
     def before_fit(self):
         """Start the clock and listen."""
         self.started = time.monotonic() if self.started is None else self.started
-        self.received, self.reason = 0, ""
+        self.received, self.reason, self.trained = 0, "", False
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
             self.handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
@@ -49,6 +49,7 @@ class StopCallback(Callback):
 
     def _check(self) -> None:
         late = self.minutes is not None and time.monotonic() > self.started + 60 * self.minutes
+        late = late and self.trained  # or a run that is resumed again and again would never come out of a validation
         code = largest(self.received or (TIME_UP if late else 0))
         if code:
             self.reason = f"train.max_minutes={self.minutes:g}" if code == TIME_UP else signal.Signals(code).name
@@ -56,6 +57,7 @@ class StopCallback(Callback):
 
     def after_batch(self):
         """Stop in time."""
+        self.trained = self.trained or self.training
         if self.training or processes() == 1:  # processes may validate different numbers of batches
             self._check()
 
