@@ -1,51 +1,211 @@
-import json
+"""Training in several processes, for real: two gloo processes on the CPU."""
+
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import pandas as pd
+import pytest
+import torch
 from scenes import make_store
 
-SCRIPT = """
-import hashlib, json, sys
-from pathlib import Path
-from fastai.callback.core import Callback
-from fastai.distributed import rank_distrib
-from glacier_fastai.core.balance import PixelBalance
-from glacier_fastai.data.block import GlacierDataLoaders
-from glacier_fastai.train.learner import glacier_learner
+from glacier_fastai.errors import RunStopped, TrainingError
+from glacier_fastai.train import distributed, launch
+from glacier_fastai.train.checkpoint import load_checkpoint
 
-class Note(Callback):
-    order = 200
-    seen, kinds = [], set()
-    def after_batch(self):
-        self.kinds.add(type(self.learn.dl).__name__)
-        if self.training:
-            self.seen.append(hashlib.sha256(self.yb[0].numpy().tobytes()).hexdigest())
-
-dls = GlacierDataLoaders.from_store(sys.argv[1], 0, 2, 16, folds=3, crops_per_tile=2, balance=PixelBalance())
-learn = glacier_learner(dls, "resnet18", None, seed=0, cbs=[Note()])
-with learn.no_bar(), learn.no_logging(), learn.distrib_ctx(sync_bn=False, cpu=True):
-    learn.fit(2, 1e-3)
-weights = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in learn.model.parameters())).hexdigest()
-found = {"seen": Note.seen, "kinds": sorted(Note.kinds), "mcc": learn.confusion_matrix.matrix["valid"].tolist()}
-Path(sys.argv[2], f"{rank_distrib()}.json").write_text(json.dumps({**found, "weights": weights}))
-"""
+TESTS = Path(__file__).resolve().parents[1]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), "CUDA_VISIBLE_DEVICES": ""}
+TORCHRUN = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def test_fastai_leaves_the_loaders_of_two_processes_alone(tmp_path):
-    store = make_store(tmp_path / "store")
-    (tmp_path / "train.py").write_text(SCRIPT)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "train.py")]
-    subprocess.run(
-        [sys.executable, "-W", "ignore", *launch, str(store.path), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""},
-        check=True,
-        capture_output=True,
-        timeout=300,
+def run(*words, **env):
+    return subprocess.run(
+        [str(w) for w in words], env={**ENV, **env}, capture_output=True, text=True, timeout=300, check=False
     )
-    a, b = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    assert a["kinds"] == b["kinds"] == ["PixelBalancedDL"]
-    assert len(a["seen"]) == len(b["seen"]) == 2 * (8 * 2 // 2 // 2)  # epochs x crops by ranks by batch
-    assert len({*a["seen"], *b["seen"]}) == len(a["seen"]) + len(b["seen"])
-    assert a["mcc"] == b["mcc"]  # each validates every tile
-    assert a["weights"] == b["weights"]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """What one process found and what each of two found, see `two_processes.py`."""
+    base = tmp_path_factory.mktemp("compared")
+    store, script = make_store(base / "store"), TESTS / "two_processes.py"
+    for name, python in (("one", [sys.executable, "-W", "ignore"]), ("two", TORCHRUN)):
+        (base / name).mkdir()
+        done = run(*python, script, store.path, base / name)
+        assert done.returncode == 0, done.stderr[-3000:]
+    read = lambda path: torch.load(path, weights_only=True)  # noqa: E731
+    return read(base / "one" / "0.pt"), read(base / "two" / "0.pt"), read(base / "two" / "1.pt")
+
+
+def relative(a, b):
+    """Largest difference of two lists of tensors, as a share of the largest value."""
+    largest = max(float(x.abs().max()) for x in a)
+    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True)) / max(largest, 1e-30)
+
+
+@pytest.mark.parametrize("case", ["combined", "learned", "spoilt", "frozen"])
+def test_two_processes_train_as_one_on_the_same_global_batches(compared, case):
+    one, *two = (found[case] for found in compared)
+    for other in two:
+        assert len(one["losses"]) == len(other["losses"])
+        loss = max(abs(a - b) for a, b in zip(one["losses"], other["losses"], strict=True))
+        gradients = max(relative(a, b) for a, b in zip(one["gradients"], other["gradients"], strict=True))
+        weights = relative(list(one["weights"].values()), list(other["weights"].values()))
+        print(
+            f"\n{case}: differences of loss {loss:.1e}, gradients {gradients:.1e}, weights {weights:.1e} of the largest"
+        )
+        assert loss < 1e-5
+        assert gradients < 1e-5
+        assert weights < 1e-5
+        assert len(one["valid"]) == len(other["valid"]) == 2
+        assert all(torch.equal(a, b) for a, b in zip(one["valid"], other["valid"], strict=True))
+        assert one["skipped"] == other["skipped"] == (2 if case == "spoilt" else 0)
+        for a, b in zip(one["rows"], other["rows"], strict=True):
+            assert a.keys() == b.keys()
+            same = [k for k in a if k != "valid_loss" and not re.fullmatch(r"(?!train_)\w+_loss", k)]
+            for k in same:  # a loss of validation is a mean over batches, whose size is that of a process
+                assert b[k] == pytest.approx(a[k], abs=1e-5, nan_ok=True), k
+
+
+def test_processes_agree_with_norm_layers_too(compared):
+    _, a, b = (found["norms"] for found in compared)
+    trained = [k for k in a["weights"] if "running" not in k]
+    assert all(torch.equal(a["weights"][k], b["weights"][k]) for k in trained)
+    assert torch.equal(a["valid"][0], b["valid"][0])
+    assert a["rows"] == b["rows"] or str(a["rows"]) == str(b["rows"])
+
+
+# the command
+
+SMALL = ["data.tile_size=32", "data.crop=32", "data.folds=3", "data.crops_per_tile=6", "train.batch_size=4"]
+SMALL += ["train.epochs=3", "train.precision=fp32", "train.ema=0.9", "train.accumulate=2"]
+
+
+def command(store, out, *more):
+    words = ["finetune", "--recipe", "demo", "--data", store.path, "--out", out, *more]
+    return [*words, *(w for item in SMALL for w in ("--set", item))]
+
+
+LAUNCH = [sys.executable, "-u", "-m", "glacier_fastai", "launch", "--processes", "2", "--"]
+
+
+def children(rank):
+    """Ids of the processes that have this rank."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            environ, words = path.read_bytes().split(b"\0"), (path.parent / "cmdline").read_bytes()
+        except OSError:  # it has ended, or is another user's
+            continue
+        if f"RANK={rank}".encode() in environ and b"finetune" in words:
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """A store, and a run on it in two processes that was never stopped, with what it said."""
+    base = tmp_path_factory.mktemp("launched")
+    store = make_store(base / "store")
+    done = run(*LAUNCH, *command(store, base / "run"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return store, base / "run", done
+
+
+def test_a_launch_writes_and_says_all_once(launched):
+    _, out, done = launched
+    assert done.stdout == f"{out / 'best.safetensors'}\n"
+    assert done.stderr.count("epoch 1/3") == 1
+    assert "2 processes" in done.stderr
+    assert "batches  12 per epoch of 4 crops of 32 px" in done.stderr
+    assert len(pd.read_csv(out / "history.csv")) == 3
+    assert len(list((out / "tensorboard").iterdir())) == 1
+    assert len(load_checkpoint(out / "last.ckpt")["ranks"]) == 2
+
+
+@pytest.mark.parametrize("how", ["kill a process", "Ctrl-C"])
+def test_a_launch_ends_as_a_whole_and_goes_on(launched, tmp_path, how):
+    store, whole, _ = launched
+    out, log = tmp_path / "run", tmp_path / "log"
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            [*LAUNCH, *map(str, command(store, out))], stdout=file, stderr=file, env=ENV, start_new_session=True
+        )
+    deadline = time.monotonic() + 120
+    while not (out / "last.ckpt").exists():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+    if how == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    else:
+        [os.kill(pid, signal.SIGKILL) for pid in children(1)]
+    code, lines = process.wait(timeout=120), log.read_text().splitlines()
+    print("\n" + "\n".join(lines[-3:]))
+    if how == "Ctrl-C":
+        assert code == 75
+        assert lines[-1] == "glacier-fastai: stopped by SIGINT; go on with the same command and --resume"
+    else:
+        assert code == 2
+        assert lines[-1].startswith("glacier-fastai: process 1 of 2 was killed by signal 9, so all have been ended")
+        assert "glacier-fastai: another process of the launch has ended, so this one cannot go on" in lines
+    assert "Traceback" not in log.read_text()
+    done = run(*LAUNCH, *command(store, out, "--resume"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resumed  after" in done.stderr
+    for name in ("history.csv", "metrics.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_another_number_of_processes_is_refused(launched):
+    store, out, _ = launched
+    done = run(sys.executable, "-m", "glacier_fastai", *command(store, out, "--resume"))
+    assert done.returncode == 2
+    assert "of another run (processes: 2 there, 1 here)" in done.stderr
+
+
+def test_accelerate_launch_does_the_same(launched, tmp_path):
+    store, whole, _ = launched
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    accelerate += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "glacier_fastai"]
+    done = run(*accelerate, *command(store, tmp_path / "run"), ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "history.csv").read_bytes() == (whole / "history.csv").read_bytes()
+
+
+def test_a_launch_that_cannot_be_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    with pytest.raises(TrainingError, match="--processes 3: this machine has no GPU and 2 cores; use 2 at most"):
+        launch.launch(["pretrain"], 3)
+    with pytest.raises(TrainingError, match="--machines 2: give --rendezvous HOST:PORT, the same on each"):
+        launch.launch(["pretrain"], 2, 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(TrainingError, match="--processes 2: this machine has 1 GPU; use 1 at most"):
+        launch.launch(["pretrain"], 2)
+
+
+def test_a_refusal_in_a_launch_is_told(launched, tmp_path):
+    done = run(*LAUNCH, *command(launched[0], tmp_path / "run", "--set", "train.lr=-1"))
+    assert done.returncode == 2
+    assert "glacier-fastai: " in done.stderr and "train.lr: " in done.stderr
+    assert "Traceback" not in done.stderr
+    sync = run(*LAUNCH, *command(launched[0], tmp_path / "run", "--set", "train.sync_bn=true"))
+    assert sync.returncode == 2
+    assert "sync_bn: norm statistics are shared between GPUs only; set it to false" in sync.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_alone_everything_is_as_it_is():
+    x = torch.arange(3)
+    assert distributed.processes() == 1
+    assert distributed.sum_over_ranks(x) is x
+    assert distributed.largest(4) == 4
+    assert distributed.everyone([1]) == [[1]]
+    assert distributed.first(lambda: 7) == 7
+    distributed.join()
+    assert not torch.distributed.is_initialized()
+    assert RunStopped.exit_code != TrainingError.exit_code
