@@ -59,6 +59,7 @@ COMMANDS = [
     ["pretrain"],
     ["finetune"],
     ["crossval"],
+    ["launch"],
     ["evaluate"],
     ["predict"],
     ["recipes"],
@@ -176,6 +177,10 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, refused):
     refused("finetune", "--recipe", "demo", "--fold", "three", match="--fold three: use a number, or all")
     refused("finetune", "--recipe", "demo", *SET, "--data", store, "--fold", "7", match="folds 0 to 2")
     refused("pretrain", "--recipe", "demo", match="no data: give a tile store or a raw folder with --data")
+    refused(
+        "launch", "--processes", "2", "--", "predict", "x", match="after -- give a command that trains: pretrain, f"
+    )
+    refused("launch", "--processes", "2", match="after -- give a command that trains")
     refused("evaluate", scene, "--data", store, match="not a model bundle")
     refused("predict", tmp_path / "b.safetensors", scene, "--out", tmp_path, match="no such file")
     (tmp_path / "file").write_text("")

@@ -367,3 +367,46 @@ def test_surplus_becomes_ignore_in_squares_and_nothing_else_changes():
     assert all((s == 1).any() for s in square if (s == 0).any())  # where background stays, glacier stays
     assert tfm((x, TensorGlacierMask(y)), split_idx=1)[1].eq(y).all()
     assert IgnoreSurplus.order > AugmentTiles.order  # what augmentation moves out of sight is not counted
+
+
+# going on, and sharing
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_pass_can_begin_at_a_batch(big, threads):
+    dls = loaders(big, num_workers=threads, augment=AugmentTiles(rotate=20))
+    whole = passes(dls, 2)
+    n = len(dls.train)
+    dls.train.epoch, dls.train.start = 0, 2
+    assert equal(passes(dls), whole[2:n])
+    assert (dls.train.epoch, dls.train.start) == (1, 0)
+    assert equal(passes(dls), whole[n:])
+    dls.train.epoch, dls.train.start = 0, n  # all that is left is nothing
+    assert passes(dls) == []
+    assert dls.train.epoch == 1
+
+
+def test_batches_name_their_tiles(big):
+    train = loaders(big).train
+    names = big.table["id"].tolist()
+    list(train)
+    for k in range(len(train)):
+        wanted = {names[train.tiles[item]] for item, _, _ in train.windows[k * 4 : k * 4 + 4]}
+        named = train.tile_names(k)
+        assert set(named) == wanted
+        assert len(named) == len(wanted)
+
+
+@pytest.mark.parametrize("shares", [2, 3, 7])
+def test_shares_of_whole_tiles_are_all_batches_once(big, shares):
+    valid = loaders(big, 0, bs=3, folds=2, spatial=False).valid
+    whole = [x.as_subclass(torch.Tensor) for x, _ in valid]
+    dealt = []
+    for rank in range(shares):
+        valid.share = (rank, shares)
+        mine = [x.as_subclass(torch.Tensor) for x, _ in valid]
+        assert len(mine) == len(valid)
+        dealt.append(mine)
+    assert sum(map(len, dealt)) == len(whole)
+    for k, x in enumerate(whole):
+        assert torch.equal(dealt[k % shares][k // shares], x)

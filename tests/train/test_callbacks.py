@@ -20,6 +20,7 @@ from glacier_fastai.train.callbacks import (
     plateau,
 )
 from glacier_fastai.train.learner import glacier_learner
+from glacier_fastai.train.metrics import ConfusionMetric
 
 
 @pytest.fixture
@@ -200,3 +201,16 @@ def test_the_callback_for_parts_keeps_out_of_other_losses(tmp_path):
     learn.fit(1, 1e-3)
     assert not any("focal" in n for n in learn.recorder.metric_names)
     assert learn.combined_loss.order == CombinedLossCallback.order
+
+
+def test_scores_are_known_to_a_process_that_validates_no_batch(learn):
+    class Deal(Callback):
+        order = 0
+
+        def before_validate(self):
+            self.dl.share = (6, 7)  # of two batches
+
+    learn.fit(1, 1e-3, cbs=Deal())
+    learn.dls.valid.share = (0, 1)
+    assert all(m.source is learn.confusion_matrix for m in learn.metrics if isinstance(m, ConfusionMetric))
+    assert not learn.confusion_matrix.matrix["valid"].any()

@@ -1,0 +1,143 @@
+import json
+import math
+import sys
+from importlib.metadata import version
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from fastai.callback.core import Callback
+from learners import small_learner
+from scenes import make_store, tiny_recipe
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from glacier_fastai.bands import CLASSES
+from glacier_fastai.errors import RecipeError
+from glacier_fastai.train.record import EventLog, EventsCallback, HistoryCallback, TensorBoardRecord, environment
+from glacier_fastai.train.run import train
+from glacier_fastai.train.steps import GradientGuard
+
+
+def events(run):
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+def test_tensorboard_has_every_column_the_classes_and_the_pictures(trained):
+    run, _ = trained
+    record = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0}).Reload()
+    tags = set(record.Tags()["scalars"])
+    print(
+        "\n"
+        + "\n".join(
+            f"{kind}: {', '.join(map(str, sorted(t)))}" for kind, t in record.Tags().items() if t and t is not True
+        )
+    )
+    wanted = {"loss/train", "loss/valid", "mcc/train", "mcc/valid", "ice_mcc/valid", "lr", "ramp/boundary"}
+    wanted |= {f"{part}_loss/{phase}" for part in ("focal", "dice", "mcc", "boundary") for phase in ("train", "valid")}
+    wanted |= {f"share/{c}" for c in CLASSES}
+    wanted |= {f"{kind}/{c}" for kind in ("iou", "precision", "recall", "f1") for c in CLASSES}
+    assert wanted <= tags
+    history = pd.read_csv(run / "history.csv")
+    for tag, column in (
+        ("mcc/valid", "mcc"),
+        ("loss/train", "train_loss"),
+        ("lr", "lr"),
+        ("ramp/boundary", "ramp_boundary"),
+    ):
+        values = record.Scalars(tag)
+        assert [v.step for v in values] == [1, 2]
+        assert [v.value for v in values] == pytest.approx(history[column].tolist(), rel=1e-5)
+    assert [e.step for e in record.Images("tiles")] == [2]
+    assert "Debris" in record.Tensors("classes/text_summary")[0].tensor_proto.string_val[0].decode()
+
+
+def test_epochs_that_come_again_replace_those_of_before(tmp_path):
+    learn = small_learner(tmp_path / "s")
+    learn.fit(4, 1e-3, cbs=TensorBoardRecord(tmp_path / "tb", 0))
+    learn.first_epoch = 2
+    learn.fit(4, 1e-3, cbs=TensorBoardRecord(tmp_path / "tb", 0))
+    record = EventAccumulator(str(tmp_path / "tb")).Reload()
+    assert [v.step for v in record.Scalars("mcc/valid")] == [1, 2, 3, 4]
+
+
+def test_the_history_has_no_row_twice_after_it_was_resumed(tmp_path):
+    learn, path = small_learner(tmp_path / "s"), tmp_path / "history.csv"
+    whole = HistoryCallback(path)
+    learn.fit(3, 1e-3, cbs=whole)
+    rows = whole.state_dict()["rows"][:2]
+    again = HistoryCallback(path)
+    again.load_state_dict({"rows": rows})
+    learn.first_epoch = 2
+    learn.fit(3, 1e-3, cbs=again)
+    assert pd.read_csv(path)["epoch"].tolist() == [1, 2, 3]
+
+
+def test_events_say_what_happened_when(trained):
+    run, _ = trained
+    start, *epochs = events(run)
+    assert start["event"] == "start"
+    assert start["environment"]["packages"]["torch"] == version("torch")
+    assert [e["epoch"] for e in epochs] == [1, 2]
+    assert all(e["seconds"] > 0 and math.isfinite(e["mcc"]) for e in epochs)
+    assert all(len(e["time"]) == len("2026-11-26T10:00:00Z") for e in epochs)
+
+
+def test_a_line_that_a_kill_cut_off_is_dropped(tmp_path):
+    path = tmp_path / "events.jsonl"
+    EventLog(path)("start")
+    path.write_bytes(path.read_bytes() + b'{"time": "2026')
+    EventLog(path)("resume", epoch=2)
+    assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["start", "resume"]
+    path.write_bytes(b'{"time"')
+    EventLog(path)("start")
+    assert len(path.read_text().splitlines()) == 1
+
+
+def test_skipped_batches_are_events(tmp_path):
+    class Spoil(Callback):
+        order = 0
+
+        def before_batch(self):
+            if self.training and self.iter == 1:
+                self.learn.xb = (self.xb[0] * float("nan"),)
+
+    learn = small_learner(tmp_path / "s")
+    learn.fit(1, 1e-3, cbs=[Spoil(), GradientGuard(), EventsCallback(EventLog(tmp_path / "events.jsonl"))])
+    skipped, epoch = events(tmp_path)
+    assert (skipped["event"], skipped["epoch"], skipped["batch"]) == ("skipped", 1, 2)
+    assert skipped["tiles"]
+    assert epoch["event"] == "epoch"
+
+
+def test_the_environment_tells_the_state_of_the_source_tree():
+    about = environment()
+    assert about["git"] is None or (len(about["git"]["commit"]) == 40 and about["git"]["changed"] in (True, False))
+    assert about["processes"] == 1
+    json.dumps(about)
+
+
+def test_wandb_is_given_the_run_under_a_lasting_id(tmp_path, monkeypatch):
+    calls = []
+
+    class WandbCallback(Callback):
+        def __init__(self, log_preds):
+            assert not log_preds
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **kwargs: calls.append(kwargs)))
+    monkeypatch.setitem(sys.modules, "fastai.callback.wandb", SimpleNamespace(WandbCallback=WandbCallback))
+    store, recipe = make_store(tmp_path / "s").path, tiny_recipe("train.epochs=1", "record.wandb=glaciers")
+    for folder in ("a", "b"):
+        train(recipe, store, tmp_path / folder / "run")
+    assert calls[0]["id"] == calls[1]["id"]
+    assert calls[0]["project"] == "glaciers"
+    assert calls[0]["resume"] == "allow"
+    assert calls[0]["config"]["record"]["wandb"] == "glaciers"
+
+
+def test_wandb_that_is_not_installed_is_one_line(trained, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(
+        RecipeError, match=r"record\.wandb: install it with pip install 'glacier-fastai\[wandb\]', or set"
+    ):
+        train(tiny_recipe("record.wandb=glaciers"), trained[1].path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
