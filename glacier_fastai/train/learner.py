@@ -92,6 +92,10 @@ class GlacierLearner(Learner):
         self.add_cb(GlacierTrainer(sync_bn, **kwargs))
         return self.remove_cbs(ProgressCallback) if rank_distrib() else self
 
+    def gather_args(self):
+        """Return nothing more for W&B to keep: fastai 2.8.12 fails at plain values, and a run hands over its recipe."""
+        return {}
+
     def _do_fit(self):
         for epoch in range(self.first_epoch, self.n_epoch):
             self.epoch = epoch

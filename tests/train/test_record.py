@@ -1,14 +1,15 @@
 import json
 import math
+import os
+import subprocess
 import sys
 from importlib.metadata import version
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from fastai.callback.core import Callback
 from learners import small_learner
-from scenes import make_store, tiny_recipe
+from scenes import tiny_recipe
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from glacier_fastai.bands import CLASSES
@@ -116,22 +117,22 @@ def test_the_environment_tells_the_state_of_the_source_tree():
     json.dumps(about)
 
 
-def test_wandb_is_given_the_run_under_a_lasting_id(tmp_path, monkeypatch):
-    calls = []
-
-    class WandbCallback(Callback):
-        def __init__(self, log_preds):
-            assert not log_preds
-
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **kwargs: calls.append(kwargs)))
-    monkeypatch.setitem(sys.modules, "fastai.callback.wandb", SimpleNamespace(WandbCallback=WandbCallback))
-    store, recipe = make_store(tmp_path / "s").path, tiny_recipe("train.epochs=1", "record.wandb=glaciers")
-    for folder in ("a", "b"):
-        train(recipe, store, tmp_path / folder / "run")
-    assert calls[0]["id"] == calls[1]["id"]
-    assert calls[0]["project"] == "glaciers"
-    assert calls[0]["resume"] == "allow"
-    assert calls[0]["config"]["record"]["wandb"] == "glaciers"
+def test_wandb_is_told_of_the_run_and_changes_nothing(trained, tmp_path):
+    """An offline run of the real package, in a process of its own: it starts services that stay."""
+    tiny_recipe("record.wandb=glaciers").save(tmp_path / "r.yaml")
+    words = ["finetune", "--recipe", tmp_path / "r.yaml", "--data", trained[1].path, "--out", tmp_path / "run"]
+    done = subprocess.run(
+        [sys.executable, "-m", "glacier_fastai", *map(str, words)],
+        env={**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    told = next(folder.glob("*.wandb")).read_bytes()
+    assert all(word in told for word in (b"glaciers", b"train_loss", b"ice_mcc", b"plateau_patience"))
+    assert (tmp_path / "run" / "history.csv").read_bytes() == (trained[0] / "history.csv").read_bytes()
 
 
 def test_wandb_that_is_not_installed_is_one_line(trained, tmp_path, monkeypatch):
