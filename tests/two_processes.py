@@ -63,7 +63,11 @@ class Note(Callback):
     order = 99
 
     def __init__(self):
-        self.losses, self.gradients, self.valid = [], [], []
+        self.losses, self.gradients, self.valid, self.seen = [], [], [], []
+
+    def before_batch(self):
+        if self.training:
+            self.seen.append(float(self.x.double().sum()))
 
     def before_step(self):
         self.losses.append(float(self.learn.loss))
@@ -86,7 +90,7 @@ def trained(store, model, loss, epochs, *cbs):
     names = learn.recorder.metric_names[1:]
     rows = [dict(zip(names, row, strict=False)) for row in learn.recorder.values]
     weights = {k: v.clone() for k, v in unwrapped(learn.model).state_dict().items()}
-    return {**{k: v for k, v in vars(note).items() if k in ("losses", "gradients", "valid")}, "rows": rows} | {
+    return {**{k: v for k, v in vars(note).items() if k in ("losses", "gradients", "valid", "seen")}, "rows": rows} | {
         "weights": weights,
         "skipped": learn.gradient_guard.skipped,
     }

@@ -43,7 +43,7 @@ def save_checkpoint(
     """
     about = {"format": FORMAT, "version": VERSION, "code": __version__, "torch": str(torch.__version__)}
     checksums = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)  # torch.load looks at none, and they take a third of the time
+    torch.serialization.set_crc32_options(False)  # torch.load looks at none, and they cost a sixth of the time
     try:
         with whole_file(path) as file:
             torch.save({**about, **state}, file)
