@@ -75,7 +75,7 @@ class ConsoleCallback(Callback):
     def before_fit(self):
         """Silence fastai's own table, and open a bar in a terminal."""
         self.kept, self.learn.logger = self.learn.logger, lambda row: None
-        if sys.stderr.isatty() and not rank_distrib():
+        if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import Progress
 

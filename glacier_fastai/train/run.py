@@ -383,7 +383,8 @@ def _write(path: Path, text: str) -> None:
 def _figure(figure, path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=110)
     plt.close(figure)
 
 

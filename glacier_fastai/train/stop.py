@@ -48,8 +48,8 @@ class StopCallback(Callback):
         say(f"{signal.Signals(number).name}: stopping after this batch{again}")
 
     def _check(self) -> None:
-        late = self.minutes is not None and time.monotonic() > self.started + 60 * self.minutes
-        late = late and self.trained  # or a run that is resumed again and again would never come out of a validation
+        # time counts once a batch was trained, or a run resumed again and again would never come out of a validation
+        late = self.trained and self.minutes is not None and time.monotonic() > self.started + 60 * self.minutes
         code = largest(self.received or (TIME_UP if late else 0))
         if code:
             self.reason = f"train.max_minutes={self.minutes:g}" if code == TIME_UP else signal.Signals(code).name
