@@ -14,7 +14,10 @@ from .data.sources.synthetic import *
 from .data.tiles import *
 from .data.types import *
 from .errors import *
+from .predict.calibrate import *
+from .predict.ensemble import *
 from .predict.scene import *
+from .predict.scenes import *
 from .recipe import *
 from .train.build import *
 from .train.bundle import *
@@ -24,6 +27,7 @@ from .train.evaluate import *
 from .train.learner import *
 from .train.metrics import *
 from .train.models import *
+from .train.oof import *
 from .train.run import *
 from .train.steps import *
 from .train.stop import *

@@ -19,6 +19,7 @@ __all__ = [
     "COMPOSITES",
     "ICE",
     "IGNORE",
+    "INDICES",
     "SENSORS",
     "TEXTURES",
     "canonical_band",
@@ -46,6 +47,14 @@ BANDS: dict[str, str] = {
     "slope": "slope, degrees",
 }
 """Every band a recipe may name, beside the texture bands ``glcm_KIND(X)`` of a band X, KIND one of `TEXTURES`."""
+
+INDICES: dict[str, tuple[str, str]] = {
+    "ndvi": ("nir", "red"),
+    "ndsi": ("green", "swir1"),
+    "ndsi_flipped": ("swir1", "green"),
+    "ndwi": ("nir", "swir1"),
+}
+"""Band -> bands a and b that it is computed of, (a - b) / (a + b)."""
 
 TEXTURES: tuple[str, ...] = ("contrast", "energy", "asm", "homogeneity", "dissimilarity")
 """Kinds of texture band, see `core.glcm`."""

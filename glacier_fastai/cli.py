@@ -374,15 +374,53 @@ def crossval(
     resume: Resume = False,
     overrides: Set = [],  # noqa: B006
 ) -> None:
-    """Train every fold in turn, train.max_minutes for all together. Prints the path of the table of scores."""
+    """Train every fold in turn, train.max_minutes for all together. Prints the paths of the scores and the ensemble.
+
+    Keeps what each model says of the tiles it never saw (OUT/oof), and calibrates the ensemble of all of them with it
+    (OUT/ensemble.yaml, reliability.png).
+    """
     began = time.monotonic()
     from .recipe import load_recipe
     from .train.run import crossval as run
 
-    _result(run(load_recipe(recipe, overrides), weights, data, out, started=began, resume=resume) / "crossval.csv")
+    made = run(load_recipe(recipe, overrides), weights, data, out, started=began, resume=resume)
+    if not int(os.environ.get("RANK", 0)):
+        print(made / "crossval.csv")
+        _calibrate([made], made / "ensemble.yaml", False, True)
 
 
-TRAINING = ("pretrain", "finetune", "crossval")
+@app.command()
+def calibrate(
+    crossvals: Annotated[list[Path], typer.Argument(help="Folders of `crossval`: of several seeds or architectures.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="File to write, NAME.yaml; it names the models, wherever they lie.")
+    ],
+    bias: Annotated[bool, typer.Option("--bias", help="Fit a bias per class beside the temperature.")] = False,
+) -> None:
+    """Make one calibrated ensemble of the models of several cross-validations. Prints the path of its file.
+
+    Temperature, decision offsets and area intervals are fitted to the mean prediction of each tile by the models that
+    never saw it. What is printed of their effect is measured on each fold with what was fitted to the others.
+    """
+    _calibrate(crossvals, out, bias, False)
+
+
+def _calibrate(crossvals: list[Path], out: Path, bias: bool, overwrite: bool) -> None:
+    from .predict.calibrate import calibrate as run
+
+    found = run(crossvals, out, bias, overwrite)
+    print(f"out of fold: {found['tiles']} tiles; fitted to the other folds, before -> after", file=sys.stderr)
+    for name in ("nll", "ece"):
+        print(f"{name.upper():<32}{found[name][0]:.4f} -> {found[name][1]:.4f}", file=sys.stderr)
+    for name in ("plain", "offsets", "plain postprocessed", "offsets postprocessed"):
+        print(f"MCC, {name:<27}{found[name]['mcc']:.4f}, ice {found[name]['ice_mcc']:.4f}", file=sys.stderr)
+    area = found["area"]
+    covered = "too few for intervals" if area["coverage"] is None else f"intervals of 0.9 hold {area['coverage']:.3f}"
+    print(f"areas: {area['glaciers']} mapped glaciers, {covered}", file=sys.stderr)
+    print(out)
+
+
+LAUNCHED = ("pretrain", "finetune", "crossval", "predict")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -392,12 +430,12 @@ def launch(
     machines: Annotated[int, typer.Option(min=1, help="Machines; the same command is run on each.")] = 1,
     rendezvous: Annotated[str, typer.Option(help="HOST:PORT of one of the machines, where all of them meet.")] = "",
 ) -> None:
-    """Train in several processes, on one machine or many, with torchrun. After `--` comes a training command.
+    """Train, or predict, in several processes, on one machine or many, with torchrun. After `--` comes the command.
 
     Example: `glacier-fastai launch --processes 2 -- pretrain --data glacier_data`
     """
-    if not context.args or context.args[0] not in TRAINING:
-        raise TrainingError(f"launch: after -- give a command that trains: {', '.join(TRAINING)}, with its options")
+    if not context.args or context.args[0] not in LAUNCHED:
+        raise TrainingError(f"launch: after -- give a command, {', '.join(LAUNCHED)}, with its options")
     from .train.launch import launch as run
 
     run(context.args, processes, machines, rendezvous)
@@ -442,24 +480,96 @@ def evaluate(
 
 @app.command()
 def predict(
-    bundle: Annotated[Path, typer.Argument(help="Model bundle, NAME.safetensors.")],
-    scenes: Annotated[list[Path], typer.Argument(help="GeoTIFFs with the bundle's bands.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL... SCENE...",
+            help="First the model: a bundle (.safetensors), several, or an ensemble.yaml. Then scenes: GeoTIFFs with "
+            "the model's bands, patterns in quotes, or a manifest (.txt with a path per line, .csv with a column "
+            "scene).",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the maps.")],
     bands: Bands = "",
     sensor: Sensor = "",
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="Write the probability that the class shown is right.")
+    ] = False,
+    probabilities: Annotated[
+        str, typer.Option(help="Write the probabilities of all classes: uint8 (steps of 1/254) or float32.")
+    ] = "",
+    outlines: Annotated[
+        bool, typer.Option("--outlines", help="Write polygons of glaciers and classes with areas (GeoPackage).")
+    ] = False,
+    geoparquet: Annotated[bool, typer.Option("--geoparquet", help="Write them as GeoParquet, too.")] = False,
+    simplify: Annotated[
+        float, typer.Option(min=0, help="Simplify the outlines: tolerance in pixels. Areas are measured before.")
+    ] = 0.0,
+    stats: Annotated[
+        str, typer.Option(help="Normalise bands as in training (bundle), or by the scene's own statistics (scene).")
+    ] = "bundle",
+    window: Annotated[int, typer.Option(min=32, help="Side of the windows that the model sees, pixels.")] = 512,
+    batch_size: Annotated[
+        int, typer.Option(min=0, help="Windows at once; 0 finds out on a GPU, and is 1 on a CPU.")
+    ] = 0,
+    part: Annotated[str, typer.Option(help="i/n: do only every n-th scene, from the i-th on, here.")] = "",
+    on_error: Annotated[str, typer.Option(help="After a scene that fails: continue, or stop.")] = "continue",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace maps of other models or settings.")] = False,
+    overrides: Set = [],  # noqa: B006
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON record per scene instead of paths.")] = False,
 ) -> None:
     """Map whole scenes: writes OUT/SCENE_classes.tif on each scene's grid, and prints its path.
 
-    Codes are 0 background, 1 glacier, 2 debris, 3 lake, 255 no data.
+    Codes are 0 background, 1 glacier, 2 debris, 3 lake, 255 no data. Scenes that were done before with the same models
+    and settings are passed by. Under `launch`, torchrun or accelerate, every process does its share of the scenes.
+    `--set predict.views=true` and its like change how the model is used.
 
-    Example: `glacier-fastai predict runs/finetune-fold0/best.safetensors scene.tif --out maps`
+    Example: `glacier-fastai predict runs/crossval/ensemble.yaml "scenes/*.tif" --out maps --outlines`
     """
-    from .predict.scene import predict_scene
-    from .train.bundle import ModelBundle
+    from .errors import PredictionError
+    from .predict.ensemble import Ensemble
+    from .predict.scene import Wanted
+    from .predict.scenes import find_scenes, part_of, predict_scenes, summary
+    from .train.console import say
+    from .train.distributed import own_gpu
 
-    model = ModelBundle.load(bundle)
-    for scene in scenes:
-        print(predict_scene(model, scene, out, bands=_split(bands), sensor=sensor or None))
+    models = [p for p in paths if Path(p).suffix in (".safetensors", ".yaml", ".yml")]
+    names = [p for p in paths if p not in models]
+    for name, value, allowed in (
+        ("--stats", stats, ("bundle", "scene")),
+        ("--probabilities", probabilities, ("", "uint8", "float32")),
+        ("--on-error", on_error, ("continue", "stop")),
+    ):
+        if value not in allowed:
+            raise DataError(f"{name} {value}: use {' or '.join(a for a in allowed if a)}")
+    if not models or not names:
+        missing = "no model: name a bundle (.safetensors) or an ensemble.yaml" if not models else "no scene to map"
+        raise DataError(f"{missing}; the order is MODEL... SCENE...")
+    scenes = part_of(find_scenes(names), part)
+    ensemble = Ensemble.load(models, overrides)
+    own_gpu()
+    wanted = Wanted(probabilities or None, confidence, outlines, geoparquet, simplify, stats, window)
+    table = predict_scenes(
+        ensemble,
+        scenes,
+        out,
+        wanted,
+        stop=on_error == "stop" or len(scenes) == 1,
+        report=say if len(scenes) > 1 else lambda line: None,
+        bands=_split(bands),
+        sensor=sensor or None,
+        batch_size=batch_size or None,
+        overwrite=overwrite,
+    )
+    if as_json:
+        print(table.to_json(orient="records", indent=1))
+    elif len(table):
+        for files in table["files"].dropna():
+            print(*files.values(), sep="\n")
+    if len(table) > 1:
+        say(summary(table))
+    if failed := int((table.get("state") == "failed").sum()) if len(table) else 0:
+        raise PredictionError(f"{failed} of {len(table)} scenes failed, see above; the others are done")
 
 
 @app.command()

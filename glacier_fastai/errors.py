@@ -11,6 +11,7 @@ __all__ = [
     "DataError",
     "GlacierError",
     "OutputError",
+    "PredictionError",
     "RecipeError",
     "RunStopped",
     "TrainingError",
@@ -42,6 +43,10 @@ class CheckpointError(GlacierError, ValueError):
 
 class OutputError(GlacierError, OSError):
     """An output that exists already or cannot be written."""
+
+
+class PredictionError(GlacierError, RuntimeError):
+    """A prediction that cannot be finished, or some of many that failed."""
 
 
 class TrainingError(GlacierError, RuntimeError):

@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .bands import CLASSES, check_bands
 from .core.balance import TARGET, PixelBalance
+from .core.dihedral import VIEWS
 from .errors import DataError, RecipeError, did_you_mean
 from .files import whole_file
 
-__all__ = ["Recipe", "load_recipe", "recipe_dir", "recipe_names"]
+__all__ = ["PredictRecipe", "Recipe", "load_recipe", "recipe_dir", "recipe_names"]
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -238,10 +239,47 @@ class RecordRecipe(Section):
     wandb: str | None = Field(None, description="project on Weights & Biases to report to, too")
 
 
+class PostprocessRecipe(Section):
+    """What is done to a class map (`core.morphology`). Classes that are not named are left as they are."""
+
+    min_size: dict[str, int] = Field(
+        {"glacier": 100, "debris": 100, "lake": 100},
+        description="class -> its components of fewer pixels go to the class around them",
+    )
+    fill_holes: dict[str, int] = Field(
+        {"glacier": 50, "debris": 50}, description="class -> background of fewer pixels that it encloses goes to it"
+    )
+    smooth: int = Field(0, ge=0, le=10, description="first, the most frequent class so many pixels around; 0 = off")
+
+    @field_validator("min_size", "fill_holes")
+    @classmethod
+    def _of_classes(cls, value: dict[str, int]) -> dict[str, int]:
+        for name, pixels in value.items():
+            if name not in CLASSES[1:]:
+                raise ValueError(f"unknown class {name!r}: use {', '.join(CLASSES[1:])}{did_you_mean(name, CLASSES)}")
+            if not 0 <= pixels <= 1000:
+                raise ValueError(f"{name}: {pixels} pixels; use 0 (off) to 1000")
+        return value
+
+    def by_code(self) -> dict[str, Any]:
+        """Return the arguments of `core.morphology.postprocess`: sizes by class code."""
+        sizes = {k: [getattr(self, k).get(c, 0) for c in CLASSES] for k in ("min_size", "fill_holes")}
+        return {**sizes, "smooth": self.smooth}
+
+
 class PredictRecipe(Section):
-    """How the trained model is used, by `evaluate` and `predict`."""
+    """How the trained model is used, by `evaluate`, `predict` and `submit`."""
 
     views: bool = Field(False, description="average the probabilities of the 8 flips and quarter turns: 8 times slower")
+    scales: tuple[Annotated[float, Field(ge=0.25, le=4)], ...] = Field(
+        (1.0,), strict=False, min_length=1, description="and those of the image resized by each of these factors"
+    )
+    postprocess: PostprocessRecipe | None = Field(None, description="{}: with its defaults; null: the map as it is")
+
+    @property
+    def passes(self) -> list[tuple[int, float]]:
+        """View and scale of each time that a model sees an image."""
+        return [(k, scale) for scale in self.scales for k in (VIEWS if self.views else VIEWS[:1])]
 
 
 class Recipe(Section):
@@ -348,7 +386,20 @@ def recipe_from(
     try:
         return Recipe.model_validate(tree)
     except ValidationError as err:
-        raise RecipeError(f"{where}: {'; '.join(_explain(e) for e in err.errors())}") from err
+        raise RecipeError(f"{where}: {explain(err)}") from err
+
+
+def predict_with(
+    settings: PredictRecipe,
+    overrides: Sequence[str],  # "predict.views=true", as given to --set
+) -> PredictRecipe:
+    """Return the settings with some changed; raises `RecipeError` like `load_recipe`, also for any other section."""
+    tree: dict[str, Any] = {"bands": ["red"], "predict": settings.model_dump(mode="json")}
+    for item in overrides:
+        if not item.strip().startswith("predict."):
+            raise RecipeError(f"--set {item}: a trained model's section predict alone can be changed")
+        _override(tree, item)
+    return recipe_from(tree, "--set").predict
 
 
 def _override(tree: dict[str, Any], item: str) -> None:
@@ -375,10 +426,18 @@ def _override(tree: dict[str, Any], item: str) -> None:
     node[last] = value
 
 
-def _explain(error: dict[str, Any]) -> str:
+def explain(
+    err: ValidationError,
+    model: type[BaseModel] = Recipe,  # what was validated
+) -> str:
+    """Return what is wrong in one line: each field's path, what is allowed and the nearest right name."""
+    return "; ".join(_explain(e, model) for e in err.errors())
+
+
+def _explain(error: dict[str, Any], model: type[BaseModel]) -> str:
     path = ".".join(str(p) for p in error["loc"] if p != "[key]") or "recipe"
     if error["type"] == "extra_forbidden":
-        known = _fields(error["loc"][:-1])
+        known = _fields(error["loc"][:-1], model)
         return f"{path}: unknown key; allowed are {', '.join(known)}{did_you_mean(str(error['loc'][-1]), known)}"
     if error["type"] == "missing":
         return f"{path}: missing"
@@ -394,10 +453,10 @@ def _explain(error: dict[str, Any]) -> str:
     return f"{path}: {message}, not {json.dumps(error['input'], default=str)}{near}"
 
 
-def _fields(loc: Sequence[str | int]) -> list[str]:
-    model: Any = Recipe
+def _fields(loc: Sequence[str | int], model: Any) -> list[str]:
     for part in loc:
-        annotation = model.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+        if isinstance(part, str):  # a number counts the items of a list
+            annotation = model.model_fields[part].annotation
+            options = [annotation, *getattr(annotation, "__args__", ())]
+            model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
     return list(model.model_fields)

@@ -23,7 +23,7 @@ from glacier_fastai.data.augment import AugmentTiles
 from glacier_fastai.data.block import GlacierDataLoaders, store_folds
 from glacier_fastai.data.sources.scene import SceneRaster, prepare_scenes
 from glacier_fastai.data.texture import Texture, textured
-from glacier_fastai.predict.scene import predict_scene
+from glacier_fastai.predict.scene import Wanted, predict_scene
 from glacier_fastai.train.bundle import ModelBundle
 from glacier_fastai.train.evaluate import evaluate
 from glacier_fastai.train.learner import glacier_learner
@@ -169,7 +169,9 @@ def evaluation(w):
 
 
 def prediction(w):
-    with rasterio.open(predict_scene(w.bundle(), w.scene, w.folder / "maps", window=48)) as file:
+    with rasterio.open(
+        predict_scene(w.bundle(), w.scene, w.folder / "maps", Wanted(window=48))["files"]["classes"]
+    ) as file:
         classes = file.read(1)
     rows, cols = np.mgrid[: SIZE[0], : SIZE[1]]
     np.testing.assert_array_equal(classes == 255, holes(rows, cols))

@@ -1,64 +1,204 @@
-"""From a bundle and a scene to a map."""
+"""From models and a scene to a map, and what else people want of it."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Sequence
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from fastai.torch_core import default_device
+from filelock import FileLock, Timeout
 
-from ..bands import IGNORE
-from ..errors import DataError
+from .. import __version__
+from ..bands import CLASSES, IGNORE
+from ..errors import DataError, OutputError
+from ..files import whole_file
 from ..train.bundle import ModelBundle
-from .sink import ClassMapSink
-from .sliding import sliding_probabilities
-from .source import SceneSource
+from .ensemble import Ensemble, Predictor
+from .outlines import Outlines
+from .postprocess import postprocessed
+from .sink import ClassMap, ConfidenceMap, ProbabilityMap, Sink, Strip
+from .sliding import ahead, sliding_probabilities
+from .source import SceneSource, Source
 
-__all__ = ["predict_scene"]
+__all__ = ["Wanted", "map_strips", "predict_scene"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is made of a scene beside the map of classes."""
+
+    probabilities: Literal["uint8", "float32"] | None = None  # type of `SCENE_probabilities.tif`
+    confidence: bool = False  # `SCENE_confidence.tif`
+    outlines: bool = False  # `SCENE_outlines.gpkg`
+    geoparquet: bool = False  # `SCENE_outlines_glaciers.parquet` and `..._classes.parquet`
+    simplify: float = 0.0  # of the outlines: tolerance in pixels
+    statistics: Literal["bundle", "scene"] = "bundle"  # what bands are normalised with
+    window: int = 512  # side of a window, pixels
+
+    def files(self, stem: str) -> dict[str, str]:
+        """Return the names of the files of a scene, by kind."""
+        names = {"classes": f"{stem}_classes.tif"}
+        if self.probabilities:
+            names["probabilities"] = f"{stem}_probabilities.tif"
+        if self.confidence:
+            names["confidence"] = f"{stem}_confidence.tif"
+        if self.outlines or self.geoparquet:
+            names["outlines"] = f"{stem}_outlines.gpkg"
+        if self.geoparquet:
+            names |= {f"{k} parquet": f"{stem}_outlines_{k}.parquet" for k in ("glaciers", "classes")}
+        return names
+
+
+def map_strips(
+    source: Source,  # scene with the channels of the ensemble
+    predictor: Predictor,
+    window: int = 512,  # side of a window, pixels; windows overlap by a quarter
+) -> Iterator[Strip]:
+    """Yield the map of a scene, top to bottom, calibrated, decided and post-processed.
+
+    Reading, the models, and what is done with the result run in three threads.
+    """
+    ensemble = predictor.ensemble
+
+    def strips() -> Iterator[Strip]:
+        size = source.height, source.width
+        found = sliding_probabilities(source.read, predictor, *size, window, window // 4, len(CLASSES))
+        for row, mean, valid in ahead(found):
+            classes, probs = ensemble.decide(mean)
+            classes[~valid] = IGNORE
+            yield Strip(row, classes, probs)
+
+    return postprocessed(strips(), ensemble.predict.postprocess)
 
 
 def predict_scene(
-    bundle: ModelBundle,  # trained model
-    scene: str | os.PathLike,  # GeoTIFF with the bundle's bands
+    model: ModelBundle | Ensemble,  # trained models
+    scene: str | os.PathLike,  # GeoTIFF with the models' bands, or what these can be computed from
     out: str | os.PathLike,  # folder for the map
+    wanted: Wanted | None = None,  # what else is made, default the map of classes alone
     *,
     bands: Sequence[str] | None = None,  # names of the file's bands, default its band descriptions
     sensor: str | None = None,  # one of `bands.SENSORS`
-    window: int = 512,  # side of a window, pixels
-    batch_size: int = 4,  # windows per call of the model
+    batch_size: int | None = None,  # windows at once, default as `Predictor`
+    overwrite: bool = False,  # replace what is there of another prediction
     device: torch.device | None = None,  # default fastai's
-) -> Path:
-    """Write `OUT/SCENE_classes.tif`, uint8 class codes on the scene's grid, 255 without data; return its path.
+) -> dict[str, Any]:
+    """Write `OUT/SCENE_classes.tif`, uint8 class codes on the scene's grid, 255 without data, and what else is wanted.
 
-    Windows overlap by a quarter and are blended as probabilities.
+    Files take their names when all of them are whole. `OUT/SCENE_prediction.json` says what they were made of; if it
+    names the same scene, models and settings, nothing is done again.
+
+    Returns:
+        `files` (paths by kind), `pixels` (by class name), `seconds`, and `done_before`.
 
     Raises:
         DataError: The scene cannot be read, has no coordinate reference system, unnamed bands or no data at all.
-        BundleError: The scene lacks a band of the bundle.
-        OutputError: The map exists already or cannot be written.
+        BundleError: The scene lacks a band of a model.
+        OutputError: A file exists already, is being written by another process, or cannot be written.
     """
-    device = device or default_device()
-    probabilities = bundle.probabilities(device)
+    began, wanted, ensemble = time.monotonic(), wanted or Wanted(), Ensemble.of(model)
+    scene, out = Path(scene), Path(out)
+    files = {kind: out / name for kind, name in wanted.files(scene.stem).items()}
+    record = out / f"{scene.stem}_prediction.json"
+    with SceneSource(scene, (), bands, sensor) as raster:
+        ensemble.check(scene, raster.bands)
+        about = _about(ensemble, wanted, raster)
+    before = _record(record)
+    ours = before.get("hash") == about["hash"]
+    if ours and all(p.exists() for p in files.values()):
+        return {**before, "files": {k: str(p) for k, p in files.items()}, "done_before": True}
+    if not (ours or overwrite) and (there := next((p for p in files.values() if p.exists()), None)):
+        raise OutputError(f"{there}: exists already, of other models or settings; use --overwrite or another --out")
+    partial = out / f".{scene.stem}.partial"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / f".{scene.stem}.lock")
+        with lock.acquire(timeout=0):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                with SceneSource(scene, ensemble.channels, bands, sensor) as source:
+                    statistics = source.statistics() if wanted.statistics == "scene" else None
+                    predictor = Predictor(ensemble, device, batch_size, statistics)
+                    counts = _write(source, predictor, wanted, {k: partial / p.name for k, p in files.items()})
+                pixels = dict(zip(CLASSES, counts[: len(CLASSES)].tolist(), strict=True))
+                about |= {"pixels": pixels, "seconds": round(time.monotonic() - began, 1)}
+                about["files"] = {k: p.name for k, p in files.items()}
+                for name in before.get("files", {}).values():  # they would go by the new record's name
+                    (out / Path(name).name).unlink(missing_ok=True)
+                with whole_file(record) as file:  # first: files that it names are known to be ours
+                    file.write(json.dumps(about, indent=1).encode())
+                for path in files.values():
+                    (partial / path.name).replace(path)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+                Path(lock.lock_file).unlink(missing_ok=True)
+    except Timeout as err:
+        raise OutputError(f"{out}: another process is mapping {scene.stem}; wait until it ends") from err
+    except OSError as err:
+        if isinstance(err, OutputError):
+            raise
+        raise OutputError(f"{err.filename or out}: cannot be written ({err.strerror}); choose another --out") from err
+    return {**about, "files": {k: str(p) for k, p in files.items()}, "done_before": False}
 
-    def model(images: np.ndarray) -> np.ndarray:
-        return probabilities(torch.from_numpy(images)).cpu().numpy()
 
-    with SceneSource(scene, bundle, bands, sensor) as source:
-        path = Path(out) / f"{source.path.stem}_classes.tif"
-        with ClassMapSink(path, source.height, source.width, source.crs, source.transform) as sink:
-            strips = sliding_probabilities(
-                source.window, model, source.height, source.width, window, window // 4, batch_size
+def _write(source: SceneSource, predictor: Predictor, wanted: Wanted, files: dict[str, Path]) -> np.ndarray:
+    """Write the files of a scene, and return the pixels by code."""
+    counts = np.zeros(256, np.int64)
+    with ExitStack() as stack:
+        sinks: list[Sink] = [stack.enter_context(ClassMap(files["classes"], source))]
+        if "probabilities" in files:
+            sinks.append(
+                stack.enter_context(ProbabilityMap(files["probabilities"], source, wanted.probabilities or "uint8"))
             )
-            anything = False
-            for row, probs in strips:
-                classes = probs.argmax(0).astype(np.uint8)
-                valid = source.valid(row, classes.shape[0])
-                classes[~valid] = IGNORE
-                anything |= bool(valid.any())
-                sink.write(row, classes)
-            if not anything:
-                raise DataError(f"{source.path}: every pixel is nodata, so there is nothing to map")
-    return path
+        if "confidence" in files:
+            sinks.append(stack.enter_context(ConfidenceMap(files["confidence"], source)))
+        if "outlines" in files:
+            area = predictor.ensemble.calibration.area
+            outlines = Outlines(files["outlines"], source, area, wanted.simplify, wanted.geoparquet)
+            sinks.append(stack.enter_context(outlines))
+        for strip in map_strips(source, predictor, wanted.window):
+            counts += np.bincount(strip.classes.ravel(), minlength=256)
+            for sink in sinks:
+                sink.write(strip)
+        if counts[IGNORE] == counts.sum():
+            raise DataError(f"{source.path}: every pixel is nodata, so there is nothing to map")
+    return counts
+
+
+def _about(ensemble: Ensemble, wanted: Wanted, raster: SceneSource) -> dict[str, Any]:
+    """Return what a prediction is made of, and a hash of it."""
+    content = hashlib.sha256()
+    for name in sorted({str(raster.path), *raster.raster.files}):  # sidecars, and what a VRT is made of
+        with open(name, "rb") as file:
+            content.update(hashlib.file_digest(file, "sha256").digest())
+    about = {
+        "version": __version__,
+        "scene": str(raster.path),
+        "scene_sha256": content.hexdigest(),
+        "bands": list(raster.bands),
+        "models": [{"bundle": str(m.path), "weight": m.weight, "sha256": m.fingerprint} for m in ensemble.members],
+        "predict": ensemble.predict.model_dump(mode="json"),
+        "calibration": ensemble.calibration.model_dump(mode="json"),
+        "wanted": asdict(wanted),
+    }
+    same = {k: v for k, v in about.items() if k not in ("scene", "models")}
+    same["models"] = [[m["weight"], m["sha256"]] for m in about["models"]]
+    return {"hash": hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16], **about}
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}

@@ -1,77 +1,171 @@
-"""What a map is written to."""
+"""What a map is written to, strip by strip."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import rasterio
 from matplotlib.colors import to_rgb
 from rasterio.errors import RasterioError
+from rasterio.shutil import copy
 from rasterio.windows import Window
 
 from ..bands import CLASS_COLOURS, CLASSES, IGNORE
 from ..errors import OutputError
 
-__all__ = ["ClassMapSink"]
+__all__ = ["ClassMap", "ConfidenceMap", "ProbabilityMap", "Sink", "Strip"]
+
+BYTE = 254  # probability 1 in a map of bytes; 255 is no data
 
 
-class ClassMapSink:
-    """Writes a class map as GeoTIFF, strip by strip: uint8, colour table, nodata 255, on the scene's grid.
+class Strip(NamedTuple):
+    """Some rows of a map."""
 
-    Use as a context manager: the file appears under its name only when it is whole.
-    """
+    row: int  # the first of them
+    classes: np.ndarray  # (h, W) uint8 class codes, 255 where there is no data
+    probs: np.ndarray  # (K, h, W) float32, calibrated
+
+
+class Sink(Protocol):
+    """Something a map is written to. A context manager; on an error it leaves nothing that looks whole."""
+
+    def write(self, strip: Strip) -> None:
+        """Take the next rows."""
+
+
+class RasterMap:
+    """A Cloud-Optimized GeoTIFF on the scene's grid; the file appears when all rows are written."""
+
+    resampling = "average"  # of the overviews
 
     def __init__(
         self,
-        path: str | os.PathLike,  # file to write; must not exist
-        height: int,  # rows
-        width: int,  # columns
-        crs: Any,  # coordinate reference system of the scene
-        transform: Any,  # affine transform of the scene
+        path: str | os.PathLike,  # file to write
+        source: Any,  # a `Source`: size and grid of the scene
+        bands: tuple[str, ...],  # descriptions of the bands
+        dtype: str = "uint8",
+        nodata: float = IGNORE,
     ):
-        self.path = Path(path)
-        if self.path.exists():
-            raise OutputError(f"{self.path}: exists already; choose another --out or remove it first")
-        self.partial = self.path.with_name(f".{self.path.name}.partial")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as err:
-            raise OutputError(f"{self.path.parent}: cannot be made ({err.strerror}); choose another --out") from err
+        self.path, self.bands = Path(path), bands
+        self.plain = self.path.with_suffix(".rows.tif")  # a COG cannot be written row by row
         self.profile = {
             "driver": "GTiff",
-            "height": height,
-            "width": width,
-            "count": 1,
-            "dtype": "uint8",
-            "crs": crs,
-            "transform": transform,
-            "nodata": IGNORE,
+            "height": source.height,
+            "width": source.width,
+            "count": len(bands),
+            "dtype": dtype,
+            "crs": source.crs,
+            "transform": source.transform,
+            "nodata": nodata,
             "compress": "deflate",
-            "tiled": True,
-            "blockxsize": 256,
-            "blockysize": 256,
+            "zlevel": 1,
+            "interleave": "band",
+            "blockysize": 64,
+            "bigtiff": "if_safer",
         }
 
-    def __enter__(self) -> ClassMapSink:
-        try:
-            self.raster = rasterio.open(self.partial, "w", **self.profile)
-        except RasterioError as err:
-            raise OutputError(f"{self.path}: cannot be written ({' '.join(str(err).split())})") from err
-        colours = {k: tuple(round(255 * v) for v in to_rgb(c)) for k, c in enumerate(CLASS_COLOURS)}
-        self.raster.write_colormap(1, {k: (*rgb, 255) for k, rgb in colours.items()})
-        self.raster.set_band_description(1, "class: " + ", ".join(f"{k} {c}" for k, c in enumerate(CLASSES)))
+    def __enter__(self) -> RasterMap:
+        with _writing(self.path):
+            self.raster = rasterio.open(self.plain, "w", **self.profile)
+            self.raster.descriptions = self.bands
         return self
 
-    def write(self, row: int, classes: np.ndarray) -> None:
-        """Write class codes `(rows, W)`, uint8, from `row` on."""
-        self.raster.write(classes, 1, window=Window(0, row, classes.shape[1], classes.shape[0]))
+    def write(self, strip: Strip) -> None:
+        """Write the next rows."""
+        values = self.values(strip)
+        with _writing(self.path):
+            self.raster.write(values, window=Window(0, strip.row, values.shape[2], values.shape[1]))
+
+    def values(self, strip: Strip) -> np.ndarray:
+        """Return what is written of a strip, `(bands, h, W)`."""
+        raise NotImplementedError
 
     def __exit__(self, kind, value, trace) -> None:
-        self.raster.close()
-        if kind is None:
-            self.partial.replace(self.path)
-        else:
-            self.partial.unlink(missing_ok=True)
+        try:
+            if kind is None:
+                with _writing(self.path):
+                    self.raster.close()
+                    options = {"compress": "deflate", "blocksize": 512, "bigtiff": "if_safer"}
+                    copy(self.plain, self.path, driver="COG", overview_resampling=self.resampling, **options)
+        finally:
+            self.raster.close()
+            self.plain.unlink(missing_ok=True)
+
+
+class _writing:  # noqa: N801  reads like a function
+    """Turns what GDAL says of a full disk into one line."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, err, trace) -> None:
+        if isinstance(err, (RasterioError, OSError)):
+            cause = " ".join(str(err.__cause__ or err).split())
+            raise OutputError(f"{self.path}: cannot be written ({cause}); make room, or choose another --out") from err
+
+
+class ClassMap(RasterMap):
+    """Class codes, uint8 with a colour table, nodata 255."""
+
+    resampling = "mode"
+
+    def __init__(self, path: str | os.PathLike, source: Any):
+        super().__init__(path, source, ("class: " + ", ".join(f"{k} {c}" for k, c in enumerate(CLASSES)),))
+
+    def __enter__(self) -> ClassMap:
+        super().__enter__()
+        rgb = [tuple(round(255 * v) for v in to_rgb(c)) for c in CLASS_COLOURS]
+        self.raster.write_colormap(1, {k: (*colour, 255) for k, colour in enumerate(rgb)})
+        return self
+
+    def values(self, strip: Strip) -> np.ndarray:
+        """Return the codes."""
+        return strip.classes[None]
+
+
+class ProbabilityMap(RasterMap):
+    """Probabilities of the classes, a band each: float32, or bytes of 1/254 (as the file's scale says)."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        source: Any,
+        dtype: str = "uint8",  # or float32
+        bands: tuple[str, ...] = tuple(f"probability of {c}" for c in CLASSES),
+    ):
+        super().__init__(path, source, bands, dtype, IGNORE if dtype == "uint8" else np.nan)
+
+    def __enter__(self) -> ProbabilityMap:
+        super().__enter__()
+        if self.profile["dtype"] == "uint8":
+            self.raster.scales = [1 / BYTE] * len(self.bands)
+        return self
+
+    def values(self, strip: Strip) -> np.ndarray:
+        """Return the probabilities as they are kept."""
+        return self.kept(strip, strip.probs)
+
+    def kept(self, strip: Strip, probs: np.ndarray) -> np.ndarray:
+        """Return probabilities `(bands, h, W)` in the file's type, nodata where the map has none."""
+        unknown = strip.classes == IGNORE
+        if self.profile["dtype"] == "uint8":
+            return np.where(unknown, IGNORE, np.rint(probs * BYTE)).astype(np.uint8)
+        return np.where(unknown, np.float32(np.nan), probs)
+
+
+class ConfidenceMap(ProbabilityMap):
+    """Calibrated probability that the class in the map is right, bytes of 1/254. Disagreement of models lowers it."""
+
+    def __init__(self, path: str | os.PathLike, source: Any):
+        super().__init__(path, source, bands=("confidence",))
+
+    def values(self, strip: Strip) -> np.ndarray:
+        """Return the probability of the class that the map shows."""
+        at = np.where(strip.classes == IGNORE, 0, strip.classes)[None]
+        return self.kept(strip, np.take_along_axis(strip.probs, at.astype(np.intp), 0))

@@ -1,55 +1,110 @@
-"""What a scene is read from at prediction: the bands of a bundle, by name, normalised as it was trained."""
+"""What a scene is read from at prediction: the channels that models take, derived ones computed on the way."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
-from ..bands import texture_of
+from ..bands import INDICES, texture_of
+from ..core.moments import moments
 from ..data.sources.scene import SceneRaster
 from ..data.texture import Texture
-from ..errors import BundleError
-from ..train.bundle import ModelBundle
-from ..train.evaluate import normalise
+from ..errors import DataError
 
-__all__ = ["SceneSource"]
+__all__ = ["Channel", "SceneSource", "Source"]
+
+Channel = tuple[str, Texture | None]
+"""A band, and how it is computed where it is texture that the scene does not hold."""
+
+ROWS = 256  # rows that are read at once
+
+
+class Source(Protocol):
+    """A scene, whatever it is read from."""
+
+    height: int
+    width: int
+    crs: Any  # coordinate reference system
+    transform: Any  # affine transform from (col, row) to it
+
+    def read(self, row: int, height: int) -> np.ndarray:
+        """Return channels `(C, height, W)` from `row` on, float32, NaN in every channel where there is no data."""
 
 
 class SceneSource(SceneRaster):
-    """A scene seen with a bundle's bands and statistics, texture bands computed on the way. Use as context manager."""
+    """A raster file as `Source`. Use as context manager."""
 
     def __init__(
         self,
         path: str | os.PathLike,  # a GeoTIFF or anything else that GDAL reads
-        bundle: ModelBundle,  # says which bands, and how they are normalised
+        channels: Sequence[Channel],  # what is wanted, in this order
         bands: Sequence[str] | None = None,  # names of the file's bands, default its band descriptions
         sensor: str | None = None,  # one of `bands.SENSORS`
     ):
         super().__init__(path, bands, sensor)
-        try:
-            bundle.check(self.path, self.bands)
-        except BundleError:
-            self.raster.close()
-            raise
-        self.bundle, self.texture = bundle, Texture(**bundle.texture) if bundle.texture else None
-        bases = [t[1] for b in bundle.bands if b not in self.bands and (t := texture_of(b))]
-        self.names = list(dict.fromkeys([*(b for b in bundle.bands if b in self.bands), *bases]))
+        self.channels = tuple(channels)
+        wanted = [self._made_of(band) for band, _ in channels]
+        self.names = list(dict.fromkeys(b for bases in wanted for b in bases))
         self.index = [self.bands.index(b) for b in self.names]
+        self.halo = max((t.window // 2 for band, t in channels if t and band not in self.bands), default=0)
 
-    def window(self, row: int, col: int, height: int, width: int) -> np.ndarray:
-        """Return a window `(C, h, w)`, float32, normalised, 0 where there is no data."""
-        halo = self.texture.window // 2 if self.texture else 0  # texture looks beyond the window
-        top, left = max(row - halo, 0), max(col - halo, 0)
-        bottom, right = min(row + height + halo, self.height), min(col + width + halo, self.width)
-        values, valid = self.read(self.index, top, left, bottom - top, right - left)
-        image = np.where(valid, values, np.nan).astype(np.float32)
-        if self.texture:
-            image = self.texture.compute(image, self.names, self.bundle.bands)
-        inner = image[:, row - top : row - top + height, col - left : col - left + width]
-        return normalise(inner, self.bundle.mean, self.bundle.std)
+    @staticmethod
+    def derivable(bands: Sequence[str]) -> tuple[str, ...]:
+        """Return the bands, and the indices that can be computed of them."""
+        return (*bands, *(i for i, of in INDICES.items() if i not in bands and set(of) <= set(bands)))
 
-    def valid(self, row: int, height: int) -> np.ndarray:
-        """Return bool `(height, W)`: True where every band of the bundle has data."""
-        return self.read(self.index, row, 0, height, self.width)[1]
+    def _made_of(self, band: str) -> tuple[str, ...]:
+        if band in self.bands:
+            return (band,)
+        return INDICES[band] if band in INDICES else (texture_of(band)[1],)
+
+    def read(self, row: int, height: int) -> np.ndarray:
+        """Return channels `(C, height, W)` from `row` on, float32, NaN in every channel where there is no data."""
+        top, bottom = max(row - self.halo, 0), min(row + height + self.halo, self.height)  # texture looks further
+        values, valid = super().read(self.index, top, 0, bottom - top, self.width)
+        image = values.astype(np.float32)
+        image[:, ~valid] = np.nan
+        inner = slice(row - top, row - top + height)
+        out = np.empty((len(self.channels), height, self.width), np.float32)
+        textures: list[tuple[Texture, list[int]]] = []
+        for k, (band, texture) in enumerate(self.channels):
+            if band in self.bands:
+                out[k] = image[self.names.index(band), inner]
+            elif band in INDICES:
+                a, b = (image[self.names.index(n), inner] for n in INDICES[band])
+                out[k] = (a - b) / np.where(a + b == 0, 1, a + b)
+            else:
+                for known, places in textures:
+                    if known == texture:
+                        places.append(k)
+                        break
+                else:
+                    textures.append((texture, [k]))
+        for texture, places in textures:
+            found = texture.compute(image, self.names, [self.channels[k][0] for k in places])
+            out[places] = found[:, inner]
+        return out
+
+    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and standard deviation of each channel over the scene's pixels with data, each float64 `(C,)`.
+
+        Raises:
+            DataError: No pixel has data, or a band is constant.
+        """
+        n, sums, squares = 0, 0.0, 0.0
+        for row in range(0, self.height, ROWS):
+            image = self.read(row, min(ROWS, self.height - row))
+            valid = ~np.isnan(image).any(0)
+            first, second = moments(np.nan_to_num(image), valid)
+            n, sums, squares = n + valid.sum(), sums + first, squares + second
+        if not n:
+            raise DataError(f"{self.path}: every pixel is nodata, so there is nothing to map")
+        mean = sums / n
+        std = np.sqrt(np.maximum(squares / n - mean**2, 0))
+        for (band, _), m, s in zip(self.channels, mean, std, strict=True):
+            if not s > 1e-6 * max(abs(m), 1e-6):
+                raise DataError(f"{self.path}: band {band} is constant ({m:g}); use --stats bundle")
+        return mean, std

@@ -85,7 +85,7 @@ def run(
 
     bundle = ModelBundle.load(fine / "best.safetensors")
     scores = evaluate(bundle, unseen)
-    classes = predict_scene(bundle, scene, out / "maps")
+    classes = Path(predict_scene(bundle, scene, out / "maps")["files"]["classes"])
     map_figure(scene, classes, label, out / "map.png")
     say(f"\non {len(unseen)} synthetic tiles that neither run has seen:")
     say(f"MCC {scores['mcc']:.3f}, ice MCC {scores['ice_mcc']:.3f}, mean IoU {scores['mean_iou']:.3f}")

@@ -15,10 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
 from ..bands import CLASSES, check_bands, texture_of
-from ..core.dihedral import average_views
+from ..core.scales import one_pass
 from ..data.texture import Texture
 from ..errors import BundleError
 from ..files import whole_file
+from ..recipe import PredictRecipe
 from .distributed import unwrapped
 from .models import GlacierUnet, adapt_first_conv, adapt_head, glacier_unet
 
@@ -98,28 +99,34 @@ class ModelBundle:
         model.load_state_dict(self.weights)
         return model.eval()
 
-    def probabilities(
+    @property
+    def predict(self) -> PredictRecipe:
+        """How its recipe wants it to be used."""
+        return PredictRecipe(**(self.recipe or {}).get("predict", {}))
+
+    def softmax(
         self,
         device: torch.device,  # where the model is put
     ) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return the function from normalised images `(B, C, H, W)` to class probabilities `(B, K, H, W)`, on `device`.
-
-        Averages the 8 views where the recipe says so.
 
         Raises:
             BundleError: Its classes are not ours, so that its codes would be taken for other classes.
         """
         if self.classes != CLASSES:
             raise BundleError(f"the bundle has classes {', '.join(self.classes)}; maps are of {', '.join(CLASSES)}")
-        model = self.model().to(device)
-        views = (self.recipe or {}).get("predict", {}).get("views", False)
+        model = self.model().to(device, memory_format=torch.channels_last)
 
         @torch.inference_mode()
         def probs(x: torch.Tensor) -> torch.Tensor:
-            x = x.to(device)
-            return average_views(_softmax(model), x) if views else _softmax(model)(x)
+            return model(x.to(device).contiguous(memory_format=torch.channels_last)).float().softmax(1)
 
         return probs
+
+    def probabilities(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return the same as `softmax`, averaged over the views and scales that the recipe wants."""
+        softmax, passes = self.softmax(device), self.predict.passes
+        return lambda x: sum(one_pass(softmax, x, *p) for p in passes) / len(passes)
 
     def save(
         self,
@@ -181,6 +188,7 @@ class ModelBundle:
             if bundle.texture is not None and not bases <= Texture(**bundle.texture).edges.keys():
                 raise ValueError("no grey levels of a band whose texture it takes")
             bundle.model()
+            _ = bundle.predict
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as err:
             raise BundleError(f"{path}: damaged or made by other code ({' '.join(str(err).split())[:200]})") from err
         return bundle
@@ -215,10 +223,6 @@ class ModelBundle:
             said.append(f"last convolution: {', '.join(kept) or 'no class'} kept, the rest starts anew")
         model.load_state_dict(weights)
         return said
-
-
-def _softmax(model: GlacierUnet) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda x: model(x).float().softmax(1)
 
 
 def _halved(tensor: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,17 @@ from torch import Tensor, nn
 from ..data.balanced import PixelBalancedDL
 from ..errors import GlacierError, RecipeError, TrainingError
 
-__all__ = ["GlacierTrainer", "everyone", "first", "join", "largest", "processes", "sum_over_ranks", "unwrapped"]
+__all__ = [
+    "GlacierTrainer",
+    "everyone",
+    "first",
+    "join",
+    "largest",
+    "own_gpu",
+    "processes",
+    "sum_over_ranks",
+    "unwrapped",
+]
 
 T = TypeVar("T")
 
@@ -31,23 +41,33 @@ def processes() -> int:
     return num_distrib() or 1  # 0: not launched
 
 
-def join() -> None:
-    """Meet the other processes, and take the GPU of this one; does nothing where there is only one process.
+def own_gpu() -> bool:
+    """Take the GPU of this process of a launch, and return whether there is one; does nothing without launch or GPU.
 
     Raises:
         TrainingError: More processes on this machine than GPUs.
     """
+    if processes() == 1 or default_device().type != "cuda":
+        return False
+    local = int(os.environ["LOCAL_RANK"])
+    if local >= torch.cuda.device_count():
+        raise TrainingError(
+            f"process {local + 1} on this machine, which has {torch.cuda.device_count()} GPU; start one process a "
+            "GPU, or set CUDA_VISIBLE_DEVICES= to use its CPUs"
+        )
+    torch.cuda.set_device(local)
+    return True
+
+
+def join() -> None:
+    """Meet the other processes, and take the GPU of this one; does nothing where there is only one process.
+
+    Raises:
+        TrainingError: As `own_gpu`.
+    """
     if processes() == 1 or dist.is_initialized():
         return
-    cuda, local = default_device().type == "cuda", int(os.environ["LOCAL_RANK"])
-    if cuda:
-        if local >= torch.cuda.device_count():
-            raise TrainingError(
-                f"process {local + 1} on this machine, which has {torch.cuda.device_count()} GPU; start one process a "
-                "GPU, or set CUDA_VISIBLE_DEVICES= to train on its CPUs"
-            )
-        torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if own_gpu() else "gloo")
     atexit.register(dist.destroy_process_group)
 
 

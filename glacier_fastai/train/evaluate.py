@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from fastai.torch_core import default_device
 
+from ..bands import CLASSES
 from ..core.confusion import confusion_matrix, mcc, scores
 from ..data.block import folds_hash, store_folds
 from ..data.texture import Texture, textured
@@ -16,7 +17,7 @@ from ..data.tiles import TileStore
 from ..errors import DataError
 from .bundle import ModelBundle
 
-__all__ = ["evaluate", "normalise", "tiles_to_score"]
+__all__ = ["evaluate", "normalise", "predicted", "score", "tiles_to_score"]
 
 
 def normalise(
@@ -74,6 +75,30 @@ def tiles_to_score(
     return chosen, f"the {len(chosen)} {what}{note}"
 
 
+def predicted(
+    bundle: ModelBundle,  # trained model
+    store: TileStore,  # tiles; bands that are texture are computed if it lacks them
+    tiles: Sequence[int],  # positions of the tiles to look at
+    batch_size: int = 8,  # tiles per batch
+    device: torch.device | None = None,  # default fastai's
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield each tile's position and its probabilities `(K, H, W)`, views and scales averaged as the recipe wants.
+
+    Raises:
+        BundleError: The store lacks a band of the bundle (the message names what is missing and what is there), or
+            one of them is standardised and the other is not.
+    """
+    store = store.plain()
+    bundle.check(store.path, store.bands, store.standardised)
+    if bundle.texture and not set(bundle.bands) <= set(store.bands):
+        store = textured(store, bundle.bands, Texture(**bundle.texture))
+    probabilities, index = bundle.probabilities(device or default_device()), store.band_index(bundle.bands)
+    for start in range(0, len(tiles), batch_size):
+        chosen = [int(i) for i in tiles[start : start + batch_size]]
+        images = np.stack([normalise(store.read(i, index), bundle.mean, bundle.std) for i in chosen])
+        yield from zip(chosen, probabilities(torch.from_numpy(images)).cpu(), strict=True)
+
+
 def evaluate(
     bundle: ModelBundle,  # trained model
     store: TileStore,  # labelled tiles
@@ -84,27 +109,27 @@ def evaluate(
     """Return the scores of `core.confusion.scores`, with `mcc_image_mean`, the mean of the tiles' own MCC.
 
     Raises:
-        BundleError: The store lacks a band of the bundle (the message names what is missing and what is there), or
-            one of them is standardised and the other is not.
+        BundleError: As `predicted`.
         DataError: No tile has a label.
     """
-    store = store.plain()
-    bundle.check(store.path, store.bands, store.standardised)
     tiles = np.arange(len(store)) if tiles is None else np.asarray(tiles, np.int64)
-    if not store.class_counts()[tiles].any():
+    found = predicted(bundle, store, tiles, batch_size, device)
+    return score(((i, probs.argmax(0)) for i, probs in found), store, tiles)
+
+
+def score(
+    maps: Iterable[tuple[int, torch.Tensor]],  # positions of tiles and their class codes (H, W)
+    store: TileStore,  # labelled tiles
+    tiles: Sequence[int],  # positions of the tiles that `maps` will hold
+) -> dict[str, Any]:
+    """Return the scores of maps of tiles, see `evaluate`; raises `DataError` where no tile has a label."""
+    if not store.class_counts()[np.asarray(tiles)].any():
         raise DataError(f"{store.path}: no labelled pixel in these tiles, so nothing to score")
-    if bundle.texture and not set(bundle.bands) <= set(store.bands):
-        store = textured(store, bundle.bands, Texture(**bundle.texture))
-    device = device or default_device()
-    probabilities, index, n = bundle.probabilities(device), store.band_index(bundle.bands), len(bundle.classes)
+    n = len(CLASSES)
     total, per_image = torch.zeros(n, n, dtype=torch.int64), []
-    for start in range(0, len(tiles), batch_size):
-        chosen = [int(i) for i in tiles[start : start + batch_size]]
-        images = np.stack([normalise(store.read(i, index), bundle.mean, bundle.std) for i in chosen])
-        pred = probabilities(torch.from_numpy(images)).argmax(1).cpu()
-        for i, p in zip(chosen, pred, strict=True):
-            cm = confusion_matrix(p, torch.from_numpy(store.masks[i].astype(np.int64)), n)
-            if cm.sum():
-                per_image.append(mcc(cm))
-            total += cm
+    for i, classes in maps:
+        cm = confusion_matrix(classes, torch.from_numpy(store.masks[i].astype(np.int64)), n)
+        if cm.sum():
+            per_image.append(mcc(cm))
+        total += cm
     return {**scores(total), "mcc_image_mean": float(np.mean(per_image))}

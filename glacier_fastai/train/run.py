@@ -50,6 +50,7 @@ from .console import ConsoleCallback, balance_lines, class_table, say
 from .distributed import first, join, processes
 from .evaluate import evaluate
 from .learner import GlacierLearner
+from .oof import OutOfFold
 from .record import EventLog, EventsCallback, HistoryCallback, TensorBoardRecord, environment, results_figure
 from .steps import AccumulateBatches, FiniteLossCallback, FreezeEncoder, GradientGuard
 from .stop import StopCallback
@@ -399,7 +400,7 @@ def finetune(recipe: Recipe, fold: int | None, weights=None, data=None, out=None
 
 
 def crossval(recipe: Recipe, weights=None, data=None, out=None, *, started=None, resume=False) -> Path:
-    """Train every fold in turn; write `OUT/foldK/` and the table `OUT/crossval.csv`; return OUT.
+    """Train every fold in turn; write `OUT/foldK/`, `OUT/crossval.csv` and `OUT/oof/` (see `oof`); return OUT.
 
     `train.max_minutes` counts for all folds together, from `started`; `resume` passes by what has ended.
     """
@@ -420,4 +421,11 @@ def crossval(recipe: Recipe, weights=None, data=None, out=None, *, started=None,
     table = pd.DataFrame(rows).set_index("fold")
     for name in table:
         say(f"{name:<16}{table[name].mean():.4f} +- {table[name].std():.4f} over {len(table)} folds")
+    first(lambda: _out_of_fold(out, store, folds))
     return out
+
+
+def _out_of_fold(out: Path, store: TileStore, folds: int) -> None:
+    if not (out / "oof").exists():
+        bundles = {fold: ModelBundle.load(out / f"fold{fold}" / BEST) for fold in range(folds)}
+        OutOfFold.write(out / "oof", bundles, store)

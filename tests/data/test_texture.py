@@ -10,7 +10,8 @@ from glacier_fastai.data.sources.scene import prepare_scenes
 from glacier_fastai.data.texture import Texture, textured
 from glacier_fastai.data.tiles import TileWriter
 from glacier_fastai.errors import BundleError, DataError
-from glacier_fastai.predict.scene import predict_scene
+from glacier_fastai.predict.ensemble import Ensemble
+from glacier_fastai.predict.scene import Wanted, predict_scene
 from glacier_fastai.predict.source import SceneSource
 from glacier_fastai.train.bundle import ModelBundle
 from glacier_fastai.train.evaluate import evaluate
@@ -158,10 +159,11 @@ def test_a_scene_gets_the_texture_that_a_store_of_it_has(run, tmp_path):
     tile = textured(store, ALL, Texture(**bundle.texture)).read(0)
     mean, std = (np.float32(v)[:, None, None] for v in (bundle.mean, bundle.std))
     want = np.nan_to_num((tile - mean) / std)
-    with SceneSource(path, bundle) as source:
-        whole = source.window(0, 0, 96, 80)
-        np.testing.assert_array_equal(whole[:, :77], want[:, :77])  # the tile ends at row 80, the scene does not
-        for row, col in ((0, 0), (16, 40), (64, 48)):  # windows look beyond their edge
-            np.testing.assert_array_equal(source.window(row, col, 32, 32), whole[:, row : row + 32, col : col + 32])
-    with rasterio.open(predict_scene(bundle, path, tmp_path / "maps", window=64)) as file:
+    with SceneSource(path, Ensemble.of(bundle).channels) as source:
+        whole = source.read(0, 96)
+        normal = np.nan_to_num((whole - mean) / std)
+        np.testing.assert_array_equal(normal[:, :77], want[:, :77])  # the tile ends at row 80, the scene does not
+        for row in (0, 16, 64):  # strips look beyond their edge
+            np.testing.assert_array_equal(source.read(row, 32), whole[:, row : row + 32])
+    with rasterio.open(predict_scene(bundle, path, tmp_path / "maps", Wanted(window=64))["files"]["classes"]) as file:
         np.testing.assert_array_equal(file.read(1) == 255, ~valid)

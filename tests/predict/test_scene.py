@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import rasterio
@@ -6,9 +8,13 @@ from rasterio.transform import Affine
 from scenes import BANDS, made_up, write_raster, write_scene
 
 from glacier_fastai.errors import BundleError, DataError, OutputError
-from glacier_fastai.predict.scene import predict_scene
+from glacier_fastai.predict.scene import Wanted, predict_scene
 from glacier_fastai.train.bundle import ModelBundle
 from glacier_fastai.train.evaluate import normalise
+
+
+def mapped(*args, **kwargs):
+    return Path(predict_scene(*args, **kwargs)["files"]["classes"])
 
 
 @pytest.fixture
@@ -17,9 +23,9 @@ def bundle(trained):
 
 
 def test_the_map_lies_on_the_scenes_grid(bundle, scene, tmp_path):
-    path = predict_scene(bundle, scene[0], tmp_path / "maps")
+    path = mapped(bundle, scene[0], tmp_path / "maps")
     assert path == tmp_path / "maps" / "scene_classes.tif"
-    assert [p.name for p in path.parent.iterdir()] == ["scene_classes.tif"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["scene_classes.tif", "scene_prediction.json"]
     with rasterio.open(path) as out, rasterio.open(scene[0]) as source:
         assert (out.crs, out.transform, out.shape) == (source.crs, source.transform, source.shape)
         assert (out.count, out.dtypes[0], out.nodata) == (1, "uint8", 255)
@@ -35,7 +41,7 @@ def test_a_scene_of_one_window_equals_the_model_itself(bundle, tmp_path):
     x = normalise(np.where(valid, values, np.nan).astype(np.float32), bundle.mean, bundle.std)
     with torch.no_grad():
         want = bundle.model()(torch.from_numpy(x)[None]).argmax(1)[0].numpy()
-    with rasterio.open(predict_scene(bundle, tmp_path / "s.tif", tmp_path)) as out:
+    with rasterio.open(mapped(bundle, tmp_path / "s.tif", tmp_path)) as out:
         np.testing.assert_array_equal(out.read(1), np.where(valid, want, 255))
 
 
@@ -43,7 +49,7 @@ def test_bands_are_found_by_name_whatever_their_order(bundle, scene, tmp_path):
     values = made_up()[0]
     extra = np.concatenate([values[::-1], values[:1] * 0 + 7])
     write_raster(tmp_path / "other.tif", extra, nodata=0, bands=[*BANDS[::-1], "nir"])
-    maps = [predict_scene(bundle, p, tmp_path / "maps") for p in (scene[0], tmp_path / "other.tif")]
+    maps = [mapped(bundle, p, tmp_path / "maps") for p in (scene[0], tmp_path / "other.tif")]
     arrays = []
     for path in maps:
         with rasterio.open(path) as file:
@@ -57,7 +63,7 @@ def test_values_under_nodata_do_not_matter(bundle, tmp_path):
     arrays = []
     for k, junk in enumerate((-999.0, np.nan)):
         path = write_raster(tmp_path / f"{k}.tif", np.where(valid, values, junk), nodata=-999, bands=BANDS)
-        with rasterio.open(predict_scene(bundle, path, tmp_path / "maps")) as file:
+        with rasterio.open(mapped(bundle, path, tmp_path / "maps")) as file:
             arrays.append(file.read(1))
     np.testing.assert_array_equal(*arrays)
 
@@ -65,13 +71,13 @@ def test_values_under_nodata_do_not_matter(bundle, tmp_path):
 def test_a_rotated_grid_is_kept(bundle, tmp_path):
     turned = Affine(20, 10, 500_000, 10, -20, 3_100_000)
     path = write_raster(tmp_path / "t.tif", made_up()[0], nodata=0, bands=BANDS, transform=turned)
-    with rasterio.open(predict_scene(bundle, path, tmp_path / "maps")) as out:
+    with rasterio.open(mapped(bundle, path, tmp_path / "maps")) as out:
         assert out.transform.almost_equals(turned)
 
 
 def test_undeclared_zero_fill_is_nodata_as_in_a_store(bundle, tmp_path):
     write_raster(tmp_path / "s.tif", made_up()[0], bands=BANDS)
-    with rasterio.open(predict_scene(bundle, tmp_path / "s.tif", tmp_path / "maps")) as out:
+    with rasterio.open(mapped(bundle, tmp_path / "s.tif", tmp_path / "maps")) as out:
         assert ((out.read(1) == 255) == ~made_up()[2]).all()
 
 
@@ -97,9 +103,23 @@ def test_refusals_leave_no_map_behind(bundle, scene, tmp_path):
         predict_scene(bundle, scene[0], tmp_path / "file")
 
 
-def test_an_existing_map_is_kept(bundle, scene, tmp_path):
-    path = predict_scene(bundle, scene[0], tmp_path)
-    before = path.read_bytes()
-    with pytest.raises(OutputError, match=r"scene_classes\.tif: exists already"):
+def test_what_is_done_is_not_done_again_and_what_is_other_is_kept(bundle, scene, tmp_path):
+    first = predict_scene(bundle, scene[0], tmp_path)
+    path = Path(first["files"]["classes"])
+    before = path.stat().st_mtime_ns
+    again = predict_scene(bundle, scene[0], tmp_path)
+    assert (first["done_before"], again["done_before"]) == (False, True)
+    assert again["pixels"] == first["pixels"] and path.stat().st_mtime_ns == before
+    other = Wanted(window=64, confidence=True)
+    with pytest.raises(OutputError, match=r"scene_classes\.tif: exists already.*--overwrite"):
+        predict_scene(bundle, scene[0], tmp_path, other)
+    assert path.stat().st_mtime_ns == before
+    assert "confidence" in predict_scene(bundle, scene[0], tmp_path, other, overwrite=True)["files"]
+    assert path.stat().st_mtime_ns > before
+    predict_scene(bundle, scene[0], tmp_path, overwrite=True)
+    assert not (tmp_path / "scene_confidence.tif").exists()  # of other settings than the map
+    path.unlink()
+    assert not predict_scene(bundle, scene[0], tmp_path)["done_before"]
+    write_scene(scene[0], seed=5)
+    with pytest.raises(OutputError, match="exists already"):
         predict_scene(bundle, scene[0], tmp_path)
-    assert path.read_bytes() == before

@@ -1,0 +1,439 @@
+"""Probabilities that mean what they say, decisions made for the MCC, and intervals of glacier areas.
+
+All of it is fitted on predictions of pixels that the model never saw (out of fold), in this order: `fit_temperature`;
+on what `calibrated` returns, `fit_offsets` and `fit_area_interval`. It is then applied to whole scenes a strip at a
+time. Probabilities are floats that sum to 1 over the K classes, on axis `dim`. Labels are class codes; pixels of label
+255 (`bands.IGNORE`) count for nothing, and their probabilities may be anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.ndimage import distance_transform_edt
+from scipy.optimize import minimize
+from torch import Tensor
+
+from ..bands import IGNORE
+from ..errors import DataError
+from .confusion import _tensor, confusion_matrix, mcc
+
+__all__ = [
+    "LEAST_GAIN",
+    "Reliability",
+    "area_interval",
+    "calibrated",
+    "decide",
+    "expected_calibration_error",
+    "fit_area_interval",
+    "fit_offsets",
+    "fit_temperature",
+    "matched_area",
+    "nll",
+    "reliability",
+]
+
+LEAST_GAIN = 1e-3
+"""What a move of decision offsets must add to the MCC; less is taken for noise."""
+
+FLOOR = 2.0**-25  # least probability: half the least positive float16, so float16 and float32 give the same
+TEMPERATURES = 0.05, 20.0  # bounds; without them a model that is always right would get 0, one that knows nothing inf
+STEP, STEPS = 0.02, 150  # grid of offsets: spacing, and number of values either side of 0
+CHUNK = 2**18  # pixels held in float64 at a time
+POWER = 0.75  # of doubt, to which area errors are proportional; see `_scale`
+
+
+# Probabilities
+
+
+def calibrated(
+    probs: Tensor,  # (K, ...), any float type
+    temperature: float,  # T > 0; above 1 the model was too sure
+    bias: Sequence[float],  # (K,)
+    dim: int = 0,  # axis of the classes
+) -> Tensor:
+    """Return ``softmax(log p / T + bias)``, float32 of the shape of `probs`; probabilities below 3e-8 count as that.
+
+    Raises:
+        DataError: `probs` are no probabilities, there is not one bias per class, or T is not positive and finite.
+    """
+    probs = _probabilities(probs, dim)
+    bias = _per_class("bias", bias, probs, dim).float()
+    if not 0 < temperature < math.inf:
+        raise DataError(f"temperature {temperature:g}: use a positive number")
+    return probs.float().clamp(min=FLOOR).log_().div_(temperature).add_(bias).softmax(dim)
+
+
+def decide(
+    probs: Tensor,  # (K, ...), any float type
+    offsets: Sequence[float],  # (K,), as from `fit_offsets`
+    dim: int = 0,  # axis of the classes
+) -> Tensor:
+    """Return the class with the largest ``log p + offset``, uint8 without axis `dim`; the lower code of equals.
+
+    Raises:
+        DataError: `probs` are no probabilities, or there is not one finite offset per class.
+    """
+    probs = _probabilities(probs, dim)
+    offsets = _per_class("offsets", offsets, probs, dim)
+    # factors, since rounded logarithms make equals of unequal probabilities
+    factors = (offsets - offsets.max()).exp().to(torch.promote_types(probs.dtype, torch.float32))
+    first, *others = zip(probs.unbind(dim), factors.unbind(dim), strict=True)
+    best = first[0] * first[1]
+    code = torch.zeros_like(best, dtype=torch.uint8)
+    for k, (p, factor) in enumerate(others, 1):  # a fifth of the time of argmax along the first axis
+        score = p * factor
+        code.masked_fill_(score > best, k)
+        best = torch.maximum(best, score)
+    return code
+
+
+def nll(
+    probs: Tensor | np.ndarray,  # (N, K), or any shape with the classes on axis `dim`
+    labels: Tensor | np.ndarray,  # (N,), the shape of `probs` without axis `dim`
+    dim: int = -1,  # axis of the classes
+) -> float:
+    """Return the mean negative log-likelihood of the labels, nats per labelled pixel.
+
+    Raises:
+        DataError: The input does not fit, or nothing is labelled.
+    """
+    probs, labels = _labelled(probs, labels, dim)
+    chosen = probs.gather(1, labels[:, None]).double()
+    return -chosen.clamp(min=FLOOR).log().mean().item()
+
+
+def fit_temperature(
+    probs: Tensor | np.ndarray,  # (N, K), or any shape with the classes on axis `dim`
+    labels: Tensor | np.ndarray,  # (N,), the shape of `probs` without axis `dim`
+    bias: bool = False,  # also fit a bias per class
+    dim: int = -1,  # axis of the classes
+) -> tuple[float, list[float]]:
+    """Return temperature and bias per class for `calibrated`, of the least negative log-likelihood.
+
+    The problem is convex in 1/T and the biases, and solved in float64. T stays within 0.05 to 20. Biases sum to 0; a
+    class without a label keeps 0, as its best bias would be minus infinity.
+
+    Sources: Guo et al. 2017, arXiv 1706.04599 (temperature); Kull et al. 2019, arXiv 1910.12656 (bias on log p).
+
+    Raises:
+        DataError: The input does not fit, or nothing is labelled.
+    """
+    probs, labels = _labelled(probs, labels, dim)
+    there = labels.unique() if bias else labels[:1]  # a single class leaves no bias free
+    units = torch.eye(probs.shape[1], dtype=torch.float64, device=probs.device)
+    basis = units[there[:-1]] - units[there[-1]]  # of the biases of the classes that are there, summing to 0
+
+    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+        x = torch.from_numpy(x).to(basis)
+        value, gradient = 0.0, torch.zeros_like(x)
+        for p, y in zip(probs.split(CHUNK), labels.split(CHUNK), strict=True):
+            logits = p.double().clamp(min=FLOOR).log_()
+            q = (x[0] * logits + x[1:] @ basis).log_softmax(1)
+            value -= q.gather(1, y[:, None]).sum().item()
+            error = q.exp_().sub_(units[y])
+            gradient[0] += (error * logits).sum()
+            gradient[1:] += basis @ error.sum(0)
+        return value / len(labels), (gradient / len(labels)).cpu().numpy()
+
+    low, high = TEMPERATURES
+    bounds = [(1 / high, 1 / low)] + [(None, None)] * len(basis)
+    strict = {"ftol": 1e-15, "gtol": 1e-9, "maxiter": 500}
+    x = minimize(loss, [1.0] + [0.0] * len(basis), jac=True, method="L-BFGS-B", bounds=bounds, options=strict).x
+    return float(1 / x[0]), (torch.from_numpy(x[1:]).to(basis) @ basis).tolist()
+
+
+# Reliability
+
+
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """How often what was said with some confidence is true, in bins of confidence; tables add up like their pixels."""
+
+    edges: np.ndarray  # (bins + 1,), 0 to 1; a bin holds its upper edge, the first also 0
+    pixels: np.ndarray  # (bins,) int64
+    confidence_sum: np.ndarray  # (bins,) float64, sum over the pixels
+    hits: np.ndarray  # (bins,) int64, pixels where it is true
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """Mean confidence per bin, `(bins,)`; NaN where there is no pixel."""
+        return self._mean(self.confidence_sum)
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """Share of the hits per bin, `(bins,)`; NaN where there is no pixel."""
+        return self._mean(self.hits)
+
+    def _mean(self, total: np.ndarray) -> np.ndarray:
+        return np.divide(total, self.pixels, out=np.full(len(total), np.nan), where=self.pixels > 0)
+
+    def __add__(self, other: Reliability) -> Reliability:
+        if not np.array_equal(self.edges, other.edges):
+            raise DataError(f"tables of {len(self.pixels)} and {len(other.pixels)} bins cannot be added")
+        sums = (getattr(self, name) + getattr(other, name) for name in ("pixels", "confidence_sum", "hits"))
+        return Reliability(self.edges, *sums)
+
+
+def reliability(
+    probs: Tensor | np.ndarray,  # (N, K), or any shape with the classes on axis `dim`
+    labels: Tensor | np.ndarray,  # (N,), the shape of `probs` without axis `dim`
+    bins: int = 15,  # of equal width
+    of: Sequence[int] | None = None,  # classes: (2,) for that class alone, `bands.ICE` for ice of any kind
+    dim: int = -1,  # axis of the classes
+) -> Reliability:
+    """Return the reliability of the most probable class, or of the summed probability of the classes `of`.
+
+    Where nothing is labelled the table is empty, so that any tile can be added.
+
+    Source: Guo et al. 2017, arXiv 1706.04599; per class, Kull et al. 2019, arXiv 1910.12656.
+
+    Raises:
+        DataError: The input does not fit, or `bins` or `of` are out of range.
+    """
+    probs, labels = _labelled(probs, labels, dim, some=False)
+    if bins < 1:
+        raise DataError(f"{bins} bins: use at least 1")
+    if of is None:
+        confidence, code = probs.max(1)
+        hit, confidence = code == labels, confidence.double()
+    else:
+        of = sorted(set(of))
+        if not of or not 0 <= of[0] <= of[-1] < probs.shape[1]:
+            raise DataError(f"reliability of classes {of}: use codes from 0 to {probs.shape[1] - 1}")
+        confidence, hit = probs[:, of].double().sum(1), torch.isin(labels, labels.new_tensor(of))
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=probs.device)
+    which = (torch.bucketize(confidence, edges) - 1).clamp(0, bins - 1)
+    sums = (torch.bincount(which, w, minlength=bins) for w in (None, confidence, hit.double()))
+    pixels, confidence_sum, hits = (x.cpu().numpy() for x in sums)
+    return Reliability(edges.cpu().numpy(), pixels, confidence_sum, hits.astype(np.int64))
+
+
+def expected_calibration_error(
+    table: Reliability,  # as from `reliability`
+) -> float:
+    """Return the mean over pixels of |accuracy - confidence| of their bin, 0 to 1.
+
+    Source: Naeini et al. 2015, doi 10.1609/aaai.v29i1.9602.
+
+    Raises:
+        DataError: The table is empty.
+    """
+    if not table.pixels.any():
+        raise DataError("no labelled pixel in the table, so there is no calibration error")
+    return float(np.abs(table.hits - table.confidence_sum).sum() / table.pixels.sum())
+
+
+# Decisions
+
+
+def fit_offsets(
+    probs: Tensor | np.ndarray,  # (N, K), or any shape with the classes on axis `dim`
+    labels: Tensor | np.ndarray,  # (N,), the shape of `probs` without axis `dim`
+    dim: int = -1,  # axis of the classes
+) -> list[float]:
+    """Return an offset per class for `decide` that raises the MCC of all labelled pixels; background's is 0.
+
+    From zero, the offset of one class, or those of all classes but background together, go to the best of all values
+    within 3 of 0 in steps of 0.02 (the nearest of those within 1e-4 of MCC), as long as that adds more than
+    `LEAST_GAIN`. So the MCC on this data is that of zero offsets, or higher by more than that. A class without a label
+    keeps 0.
+
+    Raises:
+        DataError: The input does not fit, or nothing is labelled.
+    """
+    probs, labels = _labelled(probs, labels, dim)
+    k = probs.shape[1]
+    logs = probs.float().clamp(min=FLOOR).log_()
+    there = [c for c in labels.unique().tolist() if c]
+    groups = [[c] for c in there] + [there] * (len(there) > 1)  # together: else a model too sure of background traps it
+    steps = [0] * k
+
+    def score() -> tuple[float, list[float]]:
+        offsets = [round(STEP * s, 2) for s in steps]
+        return mcc(confusion_matrix(decide(probs, offsets, dim=1), labels, k)), offsets
+
+    start, zero = score()
+    best = start
+    moved = True
+    while moved:
+        moved = False
+        for group in groups:
+            low, high = -STEPS - min(steps[c] for c in group), STEPS - max(steps[c] for c in group)
+            matrices = _along(logs + STEP * logs.new_tensor(steps), labels, group, low, high)
+            along = zip(range(low, high + 1), matrices, strict=True)
+            found, _, move = max((round(mcc(cm), 4), -abs(m), m) for m, cm in along)
+            if found > best + LEAST_GAIN:
+                best, moved = found, True
+                for c in group:
+                    steps[c] += move
+    final, offsets = score()  # `decide` has the last word on pixels that rounding decides
+    return offsets if final > start + LEAST_GAIN else zero
+
+
+def _along(scores: Tensor, labels: Tensor, group: list[int], low: int, high: int) -> Tensor:
+    """Return the confusion matrices, int64 `(high - low + 1, K, K)`, with `group` raised by `low` to `high` steps.
+
+    A pixel goes over to the group once and stays there, so that all matrices follow from one look at each pixel.
+    """
+    k, n = scores.shape[1], high - low + 1
+    inside, outside = torch.tensor(group), torch.tensor([c for c in range(k) if c not in group])
+    (win, mine), (bar, other) = scores[:, inside].max(1), scores[:, outside].max(1)
+    turn = ((bar - win) / STEP).floor_().add_(1 - low).clamp_(0, n).long()  # number of the step, n for never
+
+    def counts(code: Tensor) -> Tensor:
+        at = (turn * k + labels) * k + code
+        return torch.bincount(at, minlength=(n + 1) * k * k).view(n + 1, k, k).cumsum(0)
+
+    joined, left = counts(inside.to(mine)[mine]), counts(outside.to(other)[other])
+    return (joined + left[-1] - left)[:n]
+
+
+# Areas
+
+
+def matched_area(
+    regions: np.ndarray,  # (H, W) integer, mapped glaciers 1 to n, elsewhere 0
+    truth: np.ndarray,  # (H, W) bool, ice
+    known: np.ndarray,  # (H, W) bool, where `truth` is known
+    reach: int = 10,  # pixels
+) -> np.ndarray:
+    """Return the true ice that belongs to each mapped glacier, known pixels, int64 `(n,)`.
+
+    That is the ice inside it, and the ice outside all of them that is nearest to it (any one of equals) and at most
+    `reach` away.
+
+    Raises:
+        DataError: Shapes or types do not fit, or a number is negative.
+    """
+    if not regions.shape == truth.shape == known.shape or regions.ndim != 2:
+        raise DataError(f"regions {regions.shape}, truth {truth.shape} and known {known.shape}: use one shape (H, W)")
+    if regions.dtype.kind not in "iu" or truth.dtype != bool or known.dtype != bool:
+        raise DataError(f"{regions.dtype} regions, {truth.dtype} truth, {known.dtype} known: use integers, bool, bool")
+    if regions.min(initial=0) < 0 or reach < 0:
+        raise DataError("regions and reach: use numbers of at least 0")
+    n = int(regions.max(initial=0))
+    if n == 0:
+        return np.zeros(0, np.int64)
+    ice, free = truth & known, regions == 0
+    at = np.argwhere(ice & free).T
+    nearest = distance_transform_edt(free, return_distances=False, return_indices=True)[:, *at]
+    nearest = nearest[:, ((nearest - at) ** 2).sum(0) <= reach**2]
+    owners = np.concatenate([regions[ice & ~free], regions[*nearest]])
+    return np.bincount(owners.astype(np.int64), minlength=n + 1)[1:]
+
+
+def fit_area_interval(
+    area: np.ndarray,  # (n,), mapped glaciers, pixels
+    doubt: np.ndarray,  # (n,), sum of 1 - p over the pixels of each, p the calibrated probability of ice
+    truth: np.ndarray,  # (n,), true areas, as from `matched_area`
+    coverage: float = 0.9,  # share of the glaciers whose interval is to hold the true area
+) -> tuple[float, float]:
+    """Return low and high for `area_interval`, by split conformal prediction; both of one sign if the map is biased.
+
+    They are order statistics of the signed errors ``(truth - area) / (1 + doubt)^0.75``: with a = 1 - coverage, the
+    floor((n + 1) a / 2)-th from either end. If the glaciers and a new one are exchangeable, its true area lies beneath
+    the interval with a probability of at most a / 2, and above it likewise, whatever the errors' distribution.
+    Glaciers of one scene share their errors: many scenes are worth more than many glaciers.
+
+    Sources: Vovk et al. 2005, doi 10.1007/b106715; Romano et al. 2019, arXiv 1905.03222 (either side on its own);
+    Lei et al. 2018, doi 10.1080/01621459.2017.1307116 (errors in units of a scale).
+
+    Raises:
+        DataError: The input does not fit, or there are too few glaciers: 2 / a - 1 are needed, 19 for 0.9.
+    """
+    area, scale = _scale(area, doubt)
+    truth = np.asarray(truth, np.float64)
+    if area.ndim != 1 or truth.shape != area.shape or not (np.isfinite(truth) & (truth >= 0)).all():
+        raise DataError(f"areas {area.shape} and true areas {truth.shape}: use one number of at least 0 per glacier")
+    if not 0 < coverage < 1:
+        raise DataError(f"coverage {coverage:g}: use a number between 0 and 1")
+    tail, n, rounding = (1 - coverage) / 2, len(area), 1e-9
+    rank = math.floor((n + 1) * tail + rounding)
+    if rank < 1:
+        needed = math.ceil(1 / tail - 1 - rounding)
+        raise DataError(f"{n} glaciers: intervals that cover {coverage:g} need at least {needed}")
+    errors = np.sort((truth - area) / scale)
+    return float(errors[rank - 1]), float(errors[n - rank])
+
+
+def area_interval(
+    area: np.ndarray,  # (n,), mapped glaciers, pixels
+    doubt: np.ndarray,  # (n,), as in `fit_area_interval`
+    low: float,  # as from `fit_area_interval`
+    high: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lower and upper ends of the areas, pixels, float64 `(n,)` each.
+
+    An interval always holds the area mapped, even if all errors had one sign: it gets wider by that, never narrower.
+
+    Raises:
+        DataError: The input does not fit, or `low` is above `high`.
+    """
+    area, scale = _scale(area, doubt)
+    if not -math.inf < low <= high < math.inf:
+        raise DataError(f"interval from {low:g} to {high:g}: use two finite numbers in ascending order")
+    return (area + min(low, 0.0) * scale).clip(min=0), area + max(high, 0.0) * scale
+
+
+def _scale(area: np.ndarray, doubt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Check `area` and `doubt` and return the areas, and what their errors are proportional to.
+
+    Doubt sums up wherever the map may be wrong, along outlines as on debris. Did every pixel err on its own, errors
+    would grow as its square root; did a glacier err as a whole, as doubt itself. With a power between the two, small
+    and large glaciers are covered alike where errors reach some pixels to a glacier's width. Analysts, too, differ by
+    area^0.7 (Pfeffer et al. 2014, doi 10.3189/2014JoG13J176).
+    """
+    area, doubt = np.asarray(area, np.float64), np.asarray(doubt, np.float64)
+    if area.shape != doubt.shape:
+        raise DataError(f"areas {area.shape} and doubts {doubt.shape} differ in shape")
+    if not ((area >= 0) & (area < np.inf) & (doubt > -1) & (doubt < area + 1)).all():  # 1 for rounding
+        raise DataError("areas and doubts: use pixels, with a doubt of 0 to the area")
+    return area, (1 + doubt.clip(min=0)) ** POWER
+
+
+# Checks
+
+
+def _probabilities(probs: Tensor | np.ndarray, dim: int) -> Tensor:
+    """Check `probs` and return them as a plain tensor."""
+    probs = _tensor(probs)
+    if not probs.is_floating_point() or not -probs.ndim <= dim < probs.ndim:
+        raise DataError(f"probabilities {probs.dtype} {tuple(probs.shape)}: use floats with the classes on axis {dim}")
+    # written so that NaN fails
+    if not ((probs.sum(dim) - 1).abs() < 0.01).all() or (probs < 0).any():
+        raise DataError(f"probabilities: use finite numbers of at least 0 that sum to 1 over the classes (axis {dim})")
+    return probs
+
+
+def _per_class(name: str, values: Sequence[float], probs: Tensor, dim: int) -> Tensor:
+    """Check `values` and return them, float64, in the shape that goes with `probs`."""
+    values = torch.as_tensor(values, dtype=torch.float64)
+    if values.shape != (probs.shape[dim],) or not values.isfinite().all():
+        raise DataError(f"{name} {values.tolist()}: use one finite number for each of {probs.shape[dim]} classes")
+    shape = [1] * probs.ndim
+    shape[dim] = -1
+    return values.to(probs.device).view(shape)
+
+
+def _labelled(
+    probs: Tensor | np.ndarray, labels: Tensor | np.ndarray, dim: int, some: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Check both and return those of the labelled pixels, `(N, K)` and int64 `(N,)`; `some`: there must be one."""
+    probs, labels = _tensor(probs), _tensor(labels)
+    if not -probs.ndim <= dim < probs.ndim or probs.movedim(dim, -1).shape[:-1] != labels.shape:
+        raise DataError(f"probabilities {tuple(probs.shape)} and labels {tuple(labels.shape)} do not fit")
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise DataError(f"labels are {labels.dtype}: use class codes of an integer type")
+    known = labels != IGNORE
+    probs, labels = _probabilities(probs.movedim(dim, -1)[known], 1), labels[known].long()
+    if some and not len(labels):
+        raise DataError("no labelled pixel, so nothing can be fitted or measured")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < probs.shape[1]:
+        codes = f"{labels.min()} to {labels.max()}"
+        raise DataError(f"labels from {codes}: use 0 to {probs.shape[1] - 1}, and {IGNORE} for none")
+    return probs, labels

@@ -1,0 +1,237 @@
+"""From cross-validations to an ensemble that knows how sure it is: `ensemble.yaml`.
+
+Everything is fitted to out-of-fold predictions. What is said of how well it does is measured fold by fold, with what
+was fitted to the other folds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from skimage.measure import label as components
+from torch import Tensor
+
+from ..bands import CLASSES, ICE, IGNORE
+from ..core.calibration import (
+    Reliability,
+    area_interval,
+    calibrated,
+    decide,
+    expected_calibration_error,
+    fit_area_interval,
+    fit_offsets,
+    fit_temperature,
+    matched_area,
+    nll,
+    reliability,
+)
+from ..core.confusion import confusion_matrix, ice, mcc
+from ..core.morphology import postprocess
+from ..errors import BundleError, DataError, OutputError
+from ..files import whole_file
+from ..recipe import PostprocessRecipe
+from ..train.oof import OutOfFold
+from .ensemble import Calibration, Ensemble, Member
+
+__all__ = ["calibrate", "glacier_areas"]
+
+PIXELS = 2**21  # most pixels that temperature and offsets are fitted to, evenly taken from all
+LEAST = 10  # pixels of a glacier that counts for area intervals: about 0.01 km2 of Landsat, the least of RGI
+NO_OFFSETS = Calibration().offsets
+
+
+class Tile(NamedTuple):
+    """A tile's out-of-fold prediction."""
+
+    fold: int
+    probs: Tensor  # (K, H, W) float32
+    labels: np.ndarray  # (H, W) uint8, 255 = no label
+
+
+def calibrate(
+    crossvals: Sequence[str | os.PathLike],  # folders of `crossval`; of several, a tile's mean prediction counts
+    out: str | os.PathLike,  # file to write, ensemble.yaml
+    bias: bool = False,  # fit a bias per class beside the temperature
+    overwrite: bool = False,  # replace the file
+) -> dict[str, Any]:
+    """Write the ensemble of all models of some cross-validations, calibrated, and beside it `reliability.png`.
+
+    Decision offsets are kept only if they raise the MCC of the folds that they were not fitted to.
+
+    Returns:
+        What was measured: `tiles`, `pixels`; `nll`, `ece` before and after; `mcc`, `ice_mcc` of the most probable class
+        (`plain`), with `offsets`, and each with the default post-processing; of area intervals, the number of mapped
+        `glaciers`, and the `coverage` (None where they are too few).
+
+    Raises:
+        DataError: No out-of-fold predictions, or of tiles of different sizes, or of one fold alone.
+        BundleError: Models that do not fit each other.
+        OutputError: The file exists already or cannot be written.
+    """
+    out, folders = Path(out), [Path(f) for f in crossvals]
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out}: exists already; use another --out, or remove it first")
+    predictions = [OutOfFold(f) for f in folders]
+    members = tuple(Member.load(b) for f in folders for b in sorted(f.glob("fold*/best.safetensors")))
+    if not members:
+        raise BundleError(f"{folders[0]}: holds no fold*/best.safetensors; give the folder of a cross-validation")
+    ensemble = Ensemble(members, members[0].bundle.predict)
+
+    fold, probs, labels = _sample(predictions)
+    folds = np.unique(fold).tolist()
+    if len(folds) < 2:
+        raise DataError(f"{folders[0]}: predictions of one fold alone; finish the cross-validation (--resume)")
+    fits = {f: _fit(probs[fold != f], labels[fold != f], bias) for f in folds}
+    before, after = [], []
+    for f in folds:
+        p, y = probs[fold == f], labels[fold == f]
+        q = calibrated(p, fits[f].temperature, fits[f].bias, 1)
+        for results, x in ((before, p), (after, q)):
+            results.append((reliability(x, y), nll(x, y) * len(y) / len(labels)))
+    tables = [reduce(add, (table for table, _ in results)) for results in (before, after)]
+
+    maps = _maps(predictions, fits)
+    best = _fit(probs, labels, bias)
+    if maps["offsets"]["mcc"] <= maps["plain"]["mcc"]:
+        best, *others = (c.model_copy(update={"offsets": NO_OFFSETS}) for c in (best, *fits.values()))
+        fits = dict(zip(fits, others, strict=True))
+    areas = _areas(predictions, fits, ensemble.predict.postprocess)
+    interval, coverage = _interval(areas)
+    best = best.model_copy(update={"area": interval})
+
+    measured = {
+        "tiles": sum(1 for _ in _tiles(predictions)),
+        "pixels": len(labels),
+        "nll": [round(sum(loss for _, loss in results), 4) for results in (before, after)],
+        "ece": [round(expected_calibration_error(table), 4) for table in tables],
+        **maps,
+        "area": {"glaciers": len(areas), "coverage": coverage},
+    }
+    replace(ensemble, calibration=best).save(out, measured)
+    figure = reliability_figure(*tables)
+    with whole_file(out.with_name("reliability.png")) as file:
+        figure.savefig(file, dpi=110)
+    plt.close(figure)
+    return measured
+
+
+def _tiles(predictions: Sequence[OutOfFold]) -> Iterator[Tile]:
+    """Yield every tile once; its fold is that of the first cross-validation that knows it."""
+    places: dict[str, list[tuple[OutOfFold, int]]] = {}
+    for oof in predictions:
+        for i, key in enumerate(oof.table["key"]):
+            places.setdefault(key, []).append((oof, i))
+    for where in places.values():
+        (first, i), total = where[0], 0
+        for oof, k in where:
+            if oof.labels.shape[1:] != first.labels.shape[1:]:
+                raise DataError(f"{oof.path}: tiles of another size than in {first.path}; use the same tile store")
+            total = total + torch.from_numpy(oof.probabilities[k].astype(np.float32))
+        yield Tile(int(first.table["fold"][i]), total / len(where), np.array(first.labels[i]))
+
+
+def _sample(predictions: Sequence[OutOfFold]) -> tuple[np.ndarray, Tensor, Tensor]:
+    """Return fold `(N,)`, probabilities `(N, K)` and labels `(N,)` of at most `PIXELS` labelled pixels."""
+    labelled = sum(int((oof.labels[i] != IGNORE).sum()) for oof in predictions for i in range(len(oof.labels)))
+    step = -(-labelled // PIXELS)
+    parts = []
+    for fold, probs, labels in _tiles(predictions):
+        at = np.flatnonzero(labels != IGNORE)[::step]
+        y = torch.from_numpy(labels.ravel()[at].astype(np.int64))
+        parts.append((np.full(len(at), fold), probs.flatten(1).T[at], y))
+    fold, probs, labels = zip(*parts, strict=True)
+    return np.concatenate(fold), torch.cat(probs), torch.cat(labels)
+
+
+def _fit(probs: Tensor, labels: Tensor, bias: bool) -> Calibration:
+    temperature, offset = fit_temperature(probs, labels, bias)
+    return Calibration(
+        temperature=temperature, bias=offset, offsets=fit_offsets(calibrated(probs, temperature, offset, 1), labels, 1)
+    )
+
+
+def _maps(predictions: Sequence[OutOfFold], fits: dict[int, Calibration]) -> dict[str, dict[str, float]]:
+    """Return the scores of the tiles' maps, each decided with what was fitted to the other folds."""
+    cleaning = PostprocessRecipe().by_code()
+    totals: dict[str, Tensor] = {}
+    for fold, probs, labels in _tiles(predictions):
+        c = fits[fold]
+        sure, truth = calibrated(probs, c.temperature, c.bias), torch.from_numpy(labels.astype(np.int64))
+        for name, offsets in (("plain", NO_OFFSETS), ("offsets", c.offsets)):
+            classes = decide(sure, offsets).numpy()
+            for suffix, codes in (("", classes), (" postprocessed", postprocess(classes, **cleaning))):
+                matrix = confusion_matrix(torch.from_numpy(codes), truth, len(CLASSES))
+                totals[name + suffix] = totals.get(name + suffix, 0) + matrix
+    return {k: {"mcc": round(mcc(m), 4), "ice_mcc": round(mcc(ice(m)), 4)} for k, m in totals.items()}
+
+
+def glacier_areas(
+    classes: np.ndarray,  # (H, W) mapped codes, 255 where there is no data or no truth
+    not_ice: np.ndarray,  # (H, W) float32, calibrated probability that there is no ice
+    labels: np.ndarray,  # (H, W) true codes, 255 = unknown
+) -> np.ndarray:
+    """Return mapped area, doubt and true area of each mapped glacier of `LEAST` pixels or more, pixels, `(n, 3)`."""
+    regions = components(np.isin(classes, ICE), connectivity=1)
+    known = labels != IGNORE
+    area = np.bincount(regions.ravel())[1:]
+    doubt = np.bincount(regions.ravel(), not_ice.ravel())[1:]
+    truth = matched_area(regions, np.isin(labels, ICE) & known, known)
+    return np.stack([area, doubt, truth], 1)[area >= LEAST]
+
+
+def _areas(
+    predictions: Sequence[OutOfFold], fits: dict[int, Calibration], cleaning: PostprocessRecipe | None
+) -> np.ndarray:
+    """Return fold, area, doubt and truth of every mapped glacier, `(n, 4)`."""
+    found = [np.empty((0, 4))]
+    for fold, probs, labels in _tiles(predictions):
+        c = fits[fold]
+        sure = calibrated(probs, c.temperature, c.bias)
+        classes = decide(sure, c.offsets).numpy()
+        classes[labels == IGNORE] = IGNORE
+        if cleaning is not None:
+            classes = postprocess(classes, **cleaning.by_code())
+        areas = glacier_areas(classes, 1 - sure[list(ICE)].sum(0).numpy(), labels)
+        found.append(np.insert(areas, 0, fold, 1))
+    return np.concatenate(found)
+
+
+def _interval(areas: np.ndarray) -> tuple[tuple[float, float] | None, float | None]:
+    """Return the interval fitted to all glaciers, and the coverage of those of each fold, fitted to the others."""
+    try:
+        inside = []
+        for fold in np.unique(areas[:, 0]):
+            here = areas[:, 0] == fold
+            low, high = area_interval(*areas[here, 1:3].T, *fit_area_interval(*areas[~here, 1:].T))
+            inside.append((low <= areas[here, 3]) & (areas[here, 3] <= high))
+        return fit_area_interval(*areas[:, 1:].T), round(float(np.concatenate(inside).mean()), 3)
+    except (DataError, ValueError):  # too few of them
+        return None, None
+
+
+def reliability_figure(
+    before: Reliability,
+    after: Reliability,
+) -> Figure:
+    """Draw how often the most probable class is right, by how probable it was said to be."""
+    fig, (top, bottom) = plt.subplots(2, 1, figsize=(5, 6.5), height_ratios=(3, 1), sharex=True, layout="constrained")
+    top.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="as it should be")
+    for table, colour, name in ((before, "#d55e00", "before"), (after, "#0072b2", "calibrated")):
+        error = expected_calibration_error(table)
+        top.plot(table.confidence, table.accuracy, "o-", color=colour, label=f"{name}, ECE {error:.3f}")
+        bottom.stairs(table.pixels / table.pixels.sum(), table.edges, color=colour)
+    top.set(ylabel="share of pixels that are right", xlim=(0.2, 1), ylim=(0, 1))
+    top.set_title(f"out-of-fold pixels, n = {before.pixels.sum():,}", fontsize="medium")
+    top.legend(loc="upper left", frameon=False)
+    bottom.set(xlabel="probability of the most probable class", ylabel="share of pixels")
+    return fig

@@ -1,0 +1,136 @@
+"""Many scenes, on one machine or many: each is whole or absent, and what failed is told at the end."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..bands import CLASSES, ICE
+from ..errors import DataError, GlacierError
+from ..train.bundle import ModelBundle
+from .ensemble import Ensemble
+from .scene import Wanted, predict_scene
+
+__all__ = ["find_scenes", "part_of", "predict_scenes", "summary"]
+
+
+def find_scenes(
+    names: Sequence[str | os.PathLike],  # files, patterns such as "scenes/*.tif", or manifests (.txt, .csv)
+) -> list[Path]:
+    """Return the scenes that are meant, each once, in the order given.
+
+    A manifest has a path per line, or is a table with a column `scene`; paths are as seen from the manifest.
+
+    Raises:
+        DataError: A pattern matches nothing, a manifest cannot be read, or two scenes would have maps of one name.
+    """
+    found: list[Path] = []
+    for name in map(str, names):
+        path = Path(name)
+        if path.suffix.lower() in (".txt", ".csv"):
+            found += _listed(path)
+        elif path.exists() or not glob.has_magic(name):
+            found.append(path)
+        elif matches := sorted(glob.glob(name, recursive=True)):
+            found += map(Path, matches)
+        else:
+            raise DataError(f"{name}: no file matches")
+    found = list(dict.fromkeys(found))
+    stems: dict[str, Path] = {}
+    for path in found:
+        if (other := stems.setdefault(path.stem, path)) != path:
+            raise DataError(f"{path}: its map would have the name of that of {other}; use an --out for each")
+    return found
+
+
+def _listed(path: Path) -> list[Path]:
+    try:
+        if path.suffix.lower() == ".csv":
+            table = pd.read_csv(path, dtype=str)
+            if "scene" not in table:
+                raise DataError(f"{path}: no column scene; it has {', '.join(table.columns)}")
+            lines = table["scene"].dropna().tolist()
+        else:
+            lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as err:
+        raise DataError(f"{path}: cannot be read ({err.strerror})") from err
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as err:
+        raise DataError(f"{path}: no list of scenes ({' '.join(str(err).split())})") from err
+    if not (scenes := [path.parent / line.strip() for line in lines if line.strip() and line[0] != "#"]):
+        raise DataError(f"{path}: names no scene")
+    return scenes
+
+
+def part_of(
+    scenes: Sequence[Path],
+    part: str = "",  # "2/8": the second of eight; default what a launcher says (RANK and WORLD_SIZE), else all
+) -> list[Path]:
+    """Return the share of one of several processes; all shares together are all scenes, each once.
+
+    Raises:
+        DataError: `part` is not i/n with 1 <= i <= n.
+    """
+    if not part:
+        return list(scenes[int(os.environ.get("RANK", 0)) :: int(os.environ.get("WORLD_SIZE", 1))])
+    try:
+        i, n = map(int, part.split("/"))
+    except ValueError:
+        i = n = 0
+    if not 1 <= i <= n:
+        raise DataError(f"--part {part}: write it as i/n with i from 1 to n, for instance 2/8")
+    return list(scenes[i - 1 :: n])
+
+
+def predict_scenes(
+    model: ModelBundle | Ensemble,
+    scenes: Sequence[Path],
+    out: str | os.PathLike,  # folder for the maps
+    wanted: Wanted | None = None,
+    *,
+    stop: bool = False,  # at the first scene that fails; else the others are done
+    report: Callable[[str], None] = lambda line: None,  # is told of each scene
+    **kwargs: Any,  # of `predict_scene`
+) -> pd.DataFrame:
+    """Map scenes one after the other; return a row for each: scene, state, error, pixels by class, seconds.
+
+    `state` is "done", "done before" or "failed".
+    """
+    rows: list[dict[str, Any]] = []
+    ensemble = Ensemble.of(model)
+    for k, scene in enumerate(scenes, 1):
+        try:
+            result = predict_scene(ensemble, scene, out, wanted, **kwargs)
+        except GlacierError as err:
+            if stop:
+                raise
+            rows.append({"scene": str(scene), "state": "failed", "error": str(err)})
+        else:
+            state = "done before" if result["done_before"] else "done"
+            rows.append({"scene": str(scene), "state": state, "error": "", "seconds": result["seconds"]})
+            rows[-1] |= {**result["pixels"], "files": result["files"]}
+        said = rows[-1]["error"] or f"{rows[-1]['state']}, {rows[-1]['seconds']} s"
+        report(f"{k} of {len(scenes)}: {scene}: {said}")
+    return pd.DataFrame(rows)
+
+
+def summary(
+    table: pd.DataFrame,  # as from `predict_scenes`
+) -> str:
+    """Return the table as text: a line per scene, its share of ice, and how many failed."""
+    lines = []
+    for row in table.to_dict("records"):
+        if row["state"] == "failed":
+            lines.append(f"{row['scene']}  failed: {row['error']}")
+            continue
+        mapped = sum(row[c] for c in CLASSES)
+        ice = sum(row[CLASSES[k]] for k in ICE)
+        lines.append(
+            f"{row['scene']}  {row['state']}, {mapped:,.0f} px mapped, {ice / mapped:.1%} ice, {row['seconds']} s"
+        )
+    counts = ", ".join(f"{n} {state}" for state, n in table["state"].value_counts().items())
+    return "\n".join([*lines, f"{len(table)} scenes: {counts}"])

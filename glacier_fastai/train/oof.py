@@ -1,0 +1,82 @@
+"""Out-of-fold predictions: of every tile, by the model that never saw it. Calibration and decisions are fitted to them.
+
+OUT/oof/tiles.csv          a row per tile: key (as `TileStore.keys`), id, fold
+OUT/oof/probabilities.npy  (N, K, H, W) float16, views and scales averaged as the recipe wants
+OUT/oof/labels.npy         (N, H, W) uint8, 255 = no label
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..bands import CLASSES
+from ..data.tiles import TileStore
+from ..errors import DataError, OutputError
+from .bundle import ModelBundle
+from .evaluate import predicted
+
+__all__ = ["OutOfFold"]
+
+
+class OutOfFold:
+    """Out-of-fold predictions on disk, opened for reading; arrays are memory-mapped."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike,  # folder that `write` made, or the one of the cross-validation that it is in
+    ):
+        path = Path(path)
+        self.path = path / "oof" if (path / "oof").is_dir() else path
+        try:
+            self.table = pd.read_csv(self.path / "tiles.csv", dtype={"key": str, "id": str})
+            self.probabilities = np.load(self.path / "probabilities.npy", mmap_mode="r")
+            self.labels = np.load(self.path / "labels.npy", mmap_mode="r")
+        except (OSError, ValueError) as err:
+            raise DataError(
+                f"{path}: no out-of-fold predictions, or damaged ({' '.join(str(err).split())}); "
+                "`glacier-fastai crossval` writes them"
+            ) from err
+        n, k = self.probabilities.shape[:2]
+        if not len(self.table) == n == len(self.labels) or k != len(CLASSES):
+            raise DataError(f"{self.path}: files do not fit each other; repeat the cross-validation")
+
+    @staticmethod
+    def write(
+        path: Path,  # folder to make
+        bundles: dict[int, ModelBundle],  # by fold
+        store: TileStore,  # the tiles they were trained on and validated on
+    ) -> None:
+        """Predict the validation tiles of each fold; the folder appears when it is whole.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        partial = path.with_name(f".{path.name}.partial")
+        keys = store.keys()
+        place = {key: i for i, key in enumerate(keys)}
+        tiles = [(fold, place[key]) for fold, b in bundles.items() for key in b.trained_on["valid"]]
+        shape = (len(tiles), len(CLASSES), store.size, store.size)
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            out = np.lib.format.open_memmap(partial / "probabilities.npy", "w+", np.float16, shape)
+            labels = np.lib.format.open_memmap(partial / "labels.npy", "w+", np.uint8, (shape[0], *shape[2:]))
+            n = 0
+            for fold, bundle in bundles.items():
+                for i, probs in predicted(bundle, store, [i for f, i in tiles if f == fold]):
+                    out[n], labels[n] = probs.numpy(), store.masks[i]
+                    n += 1
+            out.flush()
+            labels.flush()
+            rows = [{"key": keys[i], "id": store.table["id"][i], "fold": fold} for fold, i in tiles]
+            pd.DataFrame(rows).to_csv(partial / "tiles.csv", index=False)
+            partial.rename(path)
+        except OSError as err:
+            raise OutputError(f"{path}: cannot be written ({err.strerror or err}); make room") from err
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
