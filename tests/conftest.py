@@ -44,6 +44,18 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def crossvalidated(tmp_path_factory):
+    """Folder of a cross-validation of tiny models, three folds of two epochs, and the store they were trained on."""
+    from scenes import tiny_recipe
+
+    from glacier_fastai.train.run import crossval
+
+    base = tmp_path_factory.mktemp("crossvalidated")
+    data = make_store(base / "store", scenes=6)
+    return crossval(tiny_recipe("predict.views=true"), data=data.path, out=base / "cv"), data
+
+
+@pytest.fixture(scope="session")
 def everest():
     if not EVEREST.is_dir():
         pytest.skip("the Everest scene (shared/data/everest) is not on this machine")
