@@ -18,6 +18,7 @@ from .predict.calibrate import *
 from .predict.ensemble import *
 from .predict.scene import *
 from .predict.scenes import *
+from .predict.submission import *
 from .recipe import *
 from .train.build import *
 from .train.bundle import *

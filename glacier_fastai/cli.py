@@ -573,6 +573,46 @@ def predict(
 
 
 @app.command()
+def submit(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Bundles, or an ensemble.yaml.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to make; must not exist.")],
+    seconds: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds per tile: what views and scales take beyond that is left out. 0: no limit."),
+    ] = 0.0,
+    max_size: Annotated[float, typer.Option(min=1, help="Megabytes that model.pth may have.")] = 300.0,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            "--check",
+            help="Competition folder: run the submission on it in processes of its own, in both interfaces; compare.",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+    overrides: Set = [],  # noqa: B006
+) -> None:
+    """Make a submission to GlacierHack 2025: a folder with solution.py and model.pth. Prints its path.
+
+    The file needs nothing of this package: Python 3.9, torch 2.0 and numpy on a CPU.
+
+    Example: `glacier-fastai submit runs/crossval/ensemble.yaml --out submission --check competition`
+    """
+    from .predict.ensemble import Ensemble
+    from .predict.submission import check_submission, write_submission
+
+    ensemble = Ensemble.load(models, overrides)
+    made = write_submission(ensemble, out, seconds, max_size, overwrite)
+    if check is not None:
+        found = check_submission(made, ensemble, check)
+        print(
+            f"{found['tiles']} tiles: masks written and returned are those of predict; "
+            f"model.pth {found['megabytes']} MB, {found['seconds_per_tile']} s per tile without limit",
+            file=sys.stderr,
+        )
+    print(made)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder to make; must not exist.")] = Path("glacier-demo"),
 ) -> None:

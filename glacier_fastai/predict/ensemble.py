@@ -88,9 +88,13 @@ class Member:
         """Read a bundle, all but its weights; raises `BundleError`."""
         return cls(replace(ModelBundle.load(path), weights={}), weight, Path(path))
 
+    def loaded(self) -> ModelBundle:
+        """Return the bundle with its weights."""
+        return self.bundle if self.path is None else ModelBundle.load(self.path)
+
     def softmax(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        """Return `ModelBundle.softmax`, read anew."""
-        return (self.bundle if self.path is None else ModelBundle.load(self.path)).softmax(device)
+        """Return `ModelBundle.softmax`."""
+        return self.loaded().softmax(device)
 
     @property
     def channels(self) -> list[Channel]:

@@ -14,7 +14,7 @@ from ..data.sources.scene import SceneRaster
 from ..data.texture import Texture
 from ..errors import DataError
 
-__all__ = ["Channel", "SceneSource", "Source"]
+__all__ = ["Channel", "SceneSource", "Source", "compute_channels"]
 
 Channel = tuple[str, Texture | None]
 """A band, and how it is computed where it is texture that the scene does not hold."""
@@ -32,6 +32,29 @@ class Source(Protocol):
 
     def read(self, row: int, height: int) -> np.ndarray:
         """Return channels `(C, height, W)` from `row` on, float32, NaN in every channel where there is no data."""
+
+
+def compute_channels(
+    image: np.ndarray,  # (C, H, W) float32, NaN in every band where there is no data
+    names: Sequence[str],  # its bands
+    channels: Sequence[Channel],  # what is wanted
+) -> np.ndarray:
+    """Return the channels, float32 `(len(channels), H, W)`: bands, indices (0 where undefined) and textures."""
+    out = np.empty((len(channels), *image.shape[1:]), np.float32)
+    textures: list[tuple[Texture, list[int]]] = []
+    for k, (band, texture) in enumerate(channels):
+        if band in names:
+            out[k] = image[names.index(band)]
+        elif band in INDICES:
+            a, b = (image[names.index(n)] for n in INDICES[band])
+            out[k] = (a - b) / np.where(a + b == 0, 1, a + b)
+        elif places := next((p for known, p in textures if known == texture), None):
+            places.append(k)
+        else:
+            textures.append((texture, [k]))
+    for texture, places in textures:
+        out[places] = texture.compute(image, names, [channels[k][0] for k in places])
+    return out
 
 
 class SceneSource(SceneRaster):
@@ -67,26 +90,7 @@ class SceneSource(SceneRaster):
         values, valid = super().read(self.index, top, 0, bottom - top, self.width)
         image = values.astype(np.float32)
         image[:, ~valid] = np.nan
-        inner = slice(row - top, row - top + height)
-        out = np.empty((len(self.channels), height, self.width), np.float32)
-        textures: list[tuple[Texture, list[int]]] = []
-        for k, (band, texture) in enumerate(self.channels):
-            if band in self.bands:
-                out[k] = image[self.names.index(band), inner]
-            elif band in INDICES:
-                a, b = (image[self.names.index(n), inner] for n in INDICES[band])
-                out[k] = (a - b) / np.where(a + b == 0, 1, a + b)
-            else:
-                for known, places in textures:
-                    if known == texture:
-                        places.append(k)
-                        break
-                else:
-                    textures.append((texture, [k]))
-        for texture, places in textures:
-            found = texture.compute(image, self.names, [self.channels[k][0] for k in places])
-            out[places] = found[:, inner]
-        return out
+        return compute_channels(image, self.names, self.channels)[:, row - top : row - top + height]
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation of each channel over the scene's pixels with data, each float64 `(C,)`.

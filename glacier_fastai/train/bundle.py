@@ -128,13 +128,17 @@ class ModelBundle:
         softmax, passes = self.softmax(device), self.predict.passes
         return lambda x: sum(one_pass(softmax, x, *p) for p in passes) / len(passes)
 
+    def halved(self) -> dict[str, torch.Tensor]:
+        """Return the weights with convolutions in float16; norm statistics and biases stay float32."""
+        return {k: _halved(v) for k, v in self.weights.items()}
+
     def save(
         self,
         path: str | os.PathLike,  # file to write, usually NAME.safetensors
         half: bool = True,  # convolutions in float16, which halves the file
     ) -> None:
-        """Write the bundle (temporary name, then rename). Norm statistics and biases always stay float32."""
-        tensors = {k: _halved(v) if half else v for k, v in self.weights.items()}
+        """Write the bundle (temporary name, then rename)."""
+        tensors = self.halved() if half else self.weights
         about = {
             "arch": self.arch,
             "attention": self.attention,

@@ -1,0 +1,201 @@
+"""A submission to GlacierHack 2025: `solution.py`, which needs nothing of ours, and the models in `model.pth`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..bands import COMPETITION_CODES, IGNORE, texture_of
+from ..core.dihedral import VIEWS
+from ..core.morphology import postprocess
+from ..data.raw import open_tiles
+from ..data.sources.competition import find_competition
+from ..data.tiles import TileStore
+from ..errors import BundleError, DataError, OutputError, PredictionError
+from ..files import whole_file
+from ..recipe import PostprocessRecipe
+from .ensemble import Ensemble, Member, Predictor
+from .source import compute_channels
+
+__all__ = ["check_submission", "map_tiles", "write_submission"]
+
+BANDS = ("blue", "green", "red", "swir1", "thermal")
+RETURNED = """
+import sys, time, numpy
+sys.path.insert(0, sys.argv[1])
+import solution
+folders = {f"Band{k}": f"{sys.argv[2]}/Band{k}" for k in range(1, 6)}
+began = time.monotonic()
+maps = solution.maskgeration(folders, f"{sys.argv[1]}/model.pth")
+numpy.savez(sys.argv[3], seconds=(time.monotonic() - began) / len(maps), **maps)
+"""
+
+
+def write_submission(
+    ensemble: Ensemble,
+    out: str | os.PathLike,  # folder to make
+    seconds_per_tile: float = 0.0,  # rounds of views beyond that are left out on the machine it runs on; 0: no limit
+    max_megabytes: float = 300.0,  # of model.pth
+    overwrite: bool = False,  # replace the folder
+) -> Path:
+    """Write a folder with `solution.py` and `model.pth`; return it.
+
+    Raises:
+        BundleError: A model takes a band that the competition does not have.
+        OutputError: The folder exists already or cannot be written, or model.pth would be too large.
+    """
+    out = Path(out)
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out}: exists already; use --overwrite, or another --out")
+    for member in ensemble.members:
+        known = (*BANDS, *(b for b in member.bundle.bands if (t := texture_of(b)) and t[1] in BANDS))
+        if other := [b for b in member.bundle.bands if b not in known]:
+            raise BundleError(
+                f"{member.path or 'bundle'}: takes {', '.join(other)}; the competition has {', '.join(BANDS)}"
+            )
+        if member.bundle.standardised:
+            raise BundleError(f"{member.path or 'bundle'}: trained on standardised values; fine-tune it on its tiles")
+    cleaning = ensemble.predict.postprocess or PostprocessRecipe(min_size={}, fill_holes={})
+    content = {
+        "format": "glacier_fastai submission",
+        "version": 1,
+        "seconds_per_tile": float(seconds_per_tile),
+        "members": [_member(m) for m in ensemble.members],
+        "views": list(VIEWS) if ensemble.predict.views else [0],
+        "scales": list(ensemble.predict.scales),
+        "temperature": ensemble.calibration.temperature,
+        "bias": list(ensemble.calibration.bias),
+        "offsets": list(ensemble.calibration.offsets),
+        "postprocess": cleaning.by_code()
+        if cleaning
+        else {"min_size": list(OFF), "fill_holes": list(OFF), "smooth": 0},
+    }
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        shutil.copyfile(Path(__file__).with_name("solution.py"), partial / "solution.py")
+        with whole_file(partial / "model.pth") as file:
+            torch.save(content, file)
+        size = (partial / "model.pth").stat().st_size / 1e6
+        if size > max_megabytes:
+            each = ", ".join(f"{_size(m):.0f} MB" for m in content["members"])
+            raise OutputError(
+                f"{out / 'model.pth'}: would have {size:.0f} MB ({each}); {max_megabytes:g} are allowed, leave out a model"
+            )
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+    except OSError as err:
+        if isinstance(err, OutputError):
+            raise
+        raise OutputError(f"{out}: cannot be written ({err.strerror or err}); choose another --out") from err
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _member(member: Member) -> dict[str, Any]:
+    bundle = member.loaded()
+    return {
+        "arch": bundle.arch,
+        "attention": bundle.attention,
+        "bands": list(bundle.bands),
+        "mean": list(bundle.mean),
+        "std": list(bundle.std),
+        "texture": bundle.texture,
+        "weight": member.weight,
+        "weights": bundle.halved(),
+    }
+
+
+def _size(member: dict[str, Any]) -> float:
+    return sum(w.numel() * w.element_size() for w in member["weights"].values()) / 1e6
+
+
+def map_tiles(
+    ensemble: Ensemble,
+    store: TileStore,
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield id, class codes `(H, W)` uint8 (255 without data) and calibrated probabilities `(K, H, W)` of each tile.
+
+    Raises:
+        BundleError: The store lacks a band of a model.
+    """
+    store = store.plain()
+    ensemble.check(store.path, store.bands, store.standardised)
+    predictor, cleaning = Predictor(ensemble), ensemble.predict.postprocess
+    for i, name in enumerate(store.table["id"]):
+        image = store.read(i)
+        (mean,) = predictor([compute_channels(image, store.bands, ensemble.channels)])
+        classes, probs = ensemble.decide(mean)
+        classes[np.isnan(image[0])] = IGNORE
+        yield name, classes if cleaning is None else postprocess(classes, **cleaning.by_code()), probs
+
+
+def check_submission(
+    folder: str | os.PathLike,  # as from `write_submission`
+    ensemble: Ensemble,  # what it was written of
+    data: str | os.PathLike,  # folder of the competition; labels are not needed
+) -> dict[str, float]:
+    """Run a submission in processes of its own, in both interfaces, and compare its masks with our own prediction.
+
+    Returns:
+        `tiles`, `megabytes` of model.pth, and `seconds_per_tile` without limit on this machine.
+
+    Raises:
+        PredictionError: It failed, or a mask differs; the message names the tile and counts the pixels.
+    """
+    folder = Path(folder)
+    if (root := find_competition(data)) is None:
+        raise DataError(f"{data}: no folder Band1 in it; give the folder that holds Band1 .. Band5")
+    wanted = {}
+    for name, classes, _ in map_tiles(ensemble, open_tiles(data, BANDS)):
+        wanted[name] = np.array(COMPETITION_CODES, np.uint8)[np.where(classes == IGNORE, 0, classes)]
+    with tempfile.TemporaryDirectory() as work:
+        out = Path(work) / "maps"
+        _run([folder / "solution.py", "--data", root, "--out", out])
+        _run(["-c", RETURNED, folder, root, Path(work) / "maps.npz"])
+        with np.load(Path(work) / "maps.npz") as file:
+            returned = {k: file[k] for k in file.files}
+        seconds = float(returned.pop("seconds"))
+        _compare("returned", returned, wanted)
+        _compare("written", _written(out), wanted)
+    megabytes = (folder / "model.pth").stat().st_size / 1e6
+    return {"tiles": len(wanted), "megabytes": round(megabytes, 1), "seconds_per_tile": round(seconds, 2)}
+
+
+def _run(words: list[Any]) -> None:
+    env = {**os.environ, "GLACIER_SECONDS_PER_TILE": "0", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(
+        [sys.executable, "-I", *map(str, words)], env=env, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise PredictionError(f"the submission failed: {last}")
+
+
+def _written(out: Path) -> dict[str, np.ndarray]:
+    from skimage.io import imread
+
+    from ..data.sources.competition import tile_id
+
+    return {tile_id(path): imread(path) for path in sorted(out.iterdir())}
+
+
+def _compare(how: str, found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
+    if found.keys() != wanted.keys():
+        raise PredictionError(f"the submission {how} maps of {', '.join(found)}; wanted {', '.join(wanted)}")
+    for name, mask in wanted.items():
+        if found[name].shape != mask.shape or (found[name] != mask).any():
+            other = "another size" if found[name].shape != mask.shape else f"{int((found[name] != mask).sum())} pixels"
+            raise PredictionError(f"tile {name}: the mask {how} by the submission differs from ours in {other}")
