@@ -22,7 +22,7 @@ from torch import Tensor
 from ..bands import CLASSES, ICE, IGNORE
 from ..errors import DataError
 
-__all__ = ["confusion_matrix", "f1", "ice", "iou", "mcc", "mean_iou", "precision", "recall", "scores"]
+__all__ = ["confusion_matrix", "f1", "ice", "iou", "mcc", "mean_iou", "plain_tensor", "precision", "recall", "scores"]
 
 Matrix = Tensor | np.ndarray | Sequence[Sequence[float]]
 
@@ -38,7 +38,7 @@ def confusion_matrix(
     Raises:
         DataError: Shapes or types do not fit, or a counted pixel has a code outside 0 to K - 1.
     """
-    pred, target = _tensor(pred), _tensor(target)
+    pred, target = plain_tensor(pred), plain_tensor(target)
     if pred.shape != target.shape:
         raise DataError(f"prediction {tuple(pred.shape)} and truth {tuple(target.shape)} differ in shape")
     valid = target != ignore
@@ -51,7 +51,7 @@ def confusion_matrix(
     return counts.view(n_classes, n_classes)
 
 
-def _tensor(x: Tensor | np.ndarray) -> Tensor:
+def plain_tensor(x: Tensor | np.ndarray) -> Tensor:
     """Return a plain tensor, of an array without a copy where torch can."""
     if isinstance(x, Tensor):
         return x.as_subclass(Tensor)

@@ -22,16 +22,14 @@ from skimage.measure import label as components
 from torch import Tensor
 
 from ..bands import CLASSES, ICE, IGNORE
+from ..core.areas import LEAST, area_interval, fit_area_interval, matched_area
 from ..core.calibration import (
     Reliability,
-    area_interval,
     calibrated,
     decide,
     expected_calibration_error,
-    fit_area_interval,
     fit_offsets,
     fit_temperature,
-    matched_area,
     nll,
     reliability,
 )
@@ -46,7 +44,6 @@ from .ensemble import Calibration, Ensemble, Member
 __all__ = ["calibrate", "glacier_areas"]
 
 PIXELS = 2**21  # most pixels that temperature and offsets are fitted to, evenly taken from all
-LEAST = 10  # pixels of a glacier that counts for area intervals: about 0.01 km2 of Landsat, the least of RGI
 NO_OFFSETS = Calibration().offsets
 
 

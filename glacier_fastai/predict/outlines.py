@@ -9,11 +9,11 @@ from typing import Any
 import geopandas
 import numpy as np
 import shapely
-from pyogrio.errors import DataSourceError
+from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 from pyproj import CRS
 
 from ..bands import CLASSES, ICE, IGNORE
-from ..core.calibration import area_interval
+from ..core.areas import LEAST, area_interval
 from ..core.rings import Regions, RegionTracer
 from ..errors import OutputError, PredictionError
 from .sink import Strip
@@ -89,7 +89,8 @@ class Outlines:
         low = high = np.full(len(km2), np.nan)
         if self.area and len(km2):
             ends = area_interval(regions.pixels, regions.sums[:, 2], *self.area)
-            low, high = (np.asarray(end) * km2 / regions.pixels for end in ends)
+            scale = np.where(regions.pixels < LEAST, np.nan, km2 / np.maximum(regions.pixels, 1))
+            low, high = (end * scale for end in ends)
         glaciers = glaciers.assign(
             area_km2=km2, area_low_km2=low, area_high_km2=high, debris_share=debris, confidence=confidence
         )
@@ -122,6 +123,6 @@ class Outlines:
                     table.to_parquet(self.path.with_name(f"{self.path.stem}_{name}.parquet"))
         except ImportError as err:
             raise PredictionError("GeoParquet needs pyarrow: pip install 'glacier-fastai[geoparquet]'") from err
-        except (DataSourceError, OSError) as err:
+        except (DataLayerError, DataSourceError, FeatureError, OSError) as err:
             cause = " ".join(str(err).split())
             raise OutputError(f"{self.path}: cannot be written ({cause}); make room, or choose another --out") from err

@@ -75,9 +75,7 @@ def write_submission(
         "temperature": ensemble.calibration.temperature,
         "bias": list(ensemble.calibration.bias),
         "offsets": list(ensemble.calibration.offsets),
-        "postprocess": cleaning.by_code()
-        if cleaning
-        else {"min_size": list(OFF), "fill_holes": list(OFF), "smooth": 0},
+        "postprocess": cleaning.by_code(),
     }
     partial = out.with_name(f".{out.name}.partial")
     try:
@@ -90,7 +88,8 @@ def write_submission(
         if size > max_megabytes:
             each = ", ".join(f"{_size(m):.0f} MB" for m in content["members"])
             raise OutputError(
-                f"{out / 'model.pth'}: would have {size:.0f} MB ({each}); {max_megabytes:g} are allowed, leave out a model"
+                f"{out / 'model.pth'}: would have {size:.0f} MB ({each}), allowed are {max_megabytes:g}; "
+                "leave out a model"
             )
         if out.exists():
             shutil.rmtree(out)

@@ -21,7 +21,8 @@ from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
 
 from glacier_fastai.bands import ICE
-from glacier_fastai.core.calibration import area_interval, expected_calibration_error, nll, reliability
+from glacier_fastai.core.areas import area_interval
+from glacier_fastai.core.calibration import expected_calibration_error, nll, reliability
 from glacier_fastai.core.confusion import confusion_matrix, ice, mcc, recall
 from glacier_fastai.predict.calibrate import calibrate, glacier_areas
 from glacier_fastai.predict.ensemble import Calibration, Ensemble, Predictor

@@ -116,7 +116,9 @@ def test_disagreement_lowers_the_confidence_and_decisions_follow_offsets():
 
 
 def test_an_ensemble_is_saved_and_read_wherever_it_lies(saved, tmp_path):
-    ensemble = replace(Ensemble.load(saved, ["predict.views=true"]), calibration=Calibration(temperature=1.5, area=(-1, 2)))
+    ensemble = replace(
+        Ensemble.load(saved, ["predict.views=true"]), calibration=Calibration(temperature=1.5, area=(-1, 2))
+    )
     (tmp_path / "sub").mkdir()
     ensemble.save(tmp_path / "sub" / "e.yaml", {"mcc": 0.5})
     tree = yaml.safe_load((tmp_path / "sub" / "e.yaml").read_text())
@@ -140,7 +142,7 @@ def test_indices_are_computed_of_bands(tmp_path):
 def test_refusals(saved, tmp_path):
     other = replace(ModelBundle.load(saved[0]), classes=("background", "glacier", "debris", "cloud"))
     other.save(tmp_path / "o.safetensors")
-    with pytest.raises(BundleError, match=r"o\.safetensors: has classes background, glacier, debris, cloud; maps are of"):
+    with pytest.raises(BundleError, match=r"o\.safetensors: has classes .*, cloud; maps are of"):
         Ensemble.load([saved[0], tmp_path / "o.safetensors"])
     replace(ModelBundle.load(saved[0]), standardised=True).save(tmp_path / "s.safetensors")
     with pytest.raises(BundleError, match="one was trained on standardised values"):
