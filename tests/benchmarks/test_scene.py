@@ -1,0 +1,175 @@
+"""Speed and memory of mapping a scene. Run: OMP_NUM_THREADS=2 pytest tests/benchmarks/test_scene.py -s (Linux)."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from rasterio.transform import from_origin
+from rasterio.windows import Window
+
+from glacier_fastai.core.tiling import starts
+from glacier_fastai.predict.ensemble import Ensemble, Predictor
+from glacier_fastai.predict.scene import Wanted, map_strips, predict_scene
+from glacier_fastai.predict.source import SceneSource
+from glacier_fastai.train.bundle import ModelBundle
+from glacier_fastai.train.models import glacier_unet
+
+BANDS = ("blue", "green", "red", "swir1", "thermal")
+SIZE, WINDOW = 2048, 512
+TALL = 4096, 16_384
+
+
+def write_noise(path: Path, height: int, width: int) -> Path:
+    """A scene of smooth noise, 10 to 20 thousand, with nodata in a corner."""
+    rng = np.random.default_rng(0)
+    profile = {"driver": "GTiff", "height": height, "width": width, "count": 5, "dtype": "uint16", "nodata": 0}
+    profile |= {"crs": "EPSG:32645", "transform": from_origin(5e5, 3.1e6, 30, 30), "tiled": True}
+    with rasterio.open(path, "w", **profile) as file:
+        file.descriptions = BANDS
+        for row in range(0, height, 256):
+            small = rng.integers(10_000, 20_000, (5, 16, width // 16 + 1), np.uint16)
+            block = small.repeat(16, 1).repeat(16, 2)[:, :, :width] + rng.integers(0, 500, (5, 256, width), np.uint16)
+            if row == 0:
+                block[:, :, :256] = 0
+            rows = min(256, height - row)
+            file.write(block[:, :rows], window=Window(0, row, width, rows))
+    return path
+
+
+def bundle() -> ModelBundle:
+    torch.manual_seed(0)
+    weights = glacier_unet("resnet34", 5).state_dict()
+    return ModelBundle(weights, "resnet34", "scse", BANDS, (15_000.0,) * 5, (3_000.0,) * 5)
+
+
+def peak(reset: bool = False) -> float:
+    """The most memory that the process has held since the last reset, MB."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1e3
+
+
+def all_at_once(scene: Path, predictor: Predictor) -> np.ndarray:
+    """The common way: the whole scene as floats, every window in a list, sums for the whole scene."""
+    with SceneSource(scene, predictor.ensemble.channels) as source:
+        image = source.read(0, source.height)
+    at = [(r, c) for r in starts(image.shape[1], WINDOW, 128) for c in starts(image.shape[2], WINDOW, 128)]
+    windows = [image[:, r : r + WINDOW, c : c + WINDOW].copy() for r, c in at]
+    found = [p.numpy() for w in windows for p in predictor([w])]
+    total, count = np.zeros((4, *image.shape[1:]), np.float32), np.zeros(image.shape[1:], np.float32)
+    for (r, c), probs in zip(at, found, strict=True):
+        total[:, r : r + WINDOW, c : c + WINDOW] += probs
+        count[r : r + WINDOW, c : c + WINDOW] += 1
+    return (total / count).argmax(0)
+
+
+def speed(scene: Path) -> dict[str, float]:
+    """Seconds of ours, of the bare model on the same windows, and of the common way; memory of ours and of that."""
+    ensemble = Ensemble.of(bundle())
+    predictor = Predictor(ensemble)
+    model = bundle().model().to(memory_format=torch.channels_last)
+    shown = []
+
+    class Counted(Predictor):
+        def __call__(self, windows):
+            shown.append(len(windows))
+            return super().__call__(windows)
+
+    def ours() -> None:
+        counted = Counted(ensemble)
+        with SceneSource(scene, ensemble.channels) as source:
+            for _ in map_strips(source, counted, WINDOW):
+                pass
+
+    def bare(n: int) -> None:
+        x = torch.randn(1, 5, WINDOW, WINDOW).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            for _ in range(n):
+                model(x)
+
+    bare(1)
+    out: dict[str, float] = {}
+    for name, job in (("ours", ours), ("bare", lambda: bare(shown[0] and sum(shown)))):
+        for _ in range(2):
+            shown_before, start = list(shown), time.perf_counter()
+            job()
+            seconds = time.perf_counter() - start
+            if name == "ours":
+                shown[:] = shown[len(shown_before) :]
+            out[name] = min(out.get(name, np.inf), seconds)
+    out["windows"] = sum(shown)
+    before = peak(reset=True)
+    ours()
+    out["ours MB"] = peak() - before
+    before = peak(reset=True)
+    start = time.perf_counter()
+    all_at_once(scene, predictor)
+    out["all at once"], out["all at once MB"] = time.perf_counter() - start, peak() - before
+    return out
+
+
+def memory(scene: Path, out: Path) -> dict[str, float]:
+    """MB above what was held before, of all maps of a scene, with a model that costs nothing."""
+    ensemble = Ensemble.of(bundle())
+
+    class Tiny(Predictor):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.models = [lambda x: x[:, :4].softmax(1)]
+
+    import glacier_fastai.predict.scene as module
+
+    module.Predictor = Tiny
+    wanted = Wanted("uint8", True)
+    predict_scene(ensemble, scene.with_name("warm.tif"), out, wanted)
+    before = peak(reset=True)
+    start = time.perf_counter()
+    predict_scene(ensemble, scene, out, wanted)
+    return {"seconds": time.perf_counter() - start, "MB": peak() - before}
+
+
+def measured(what: str, *paths: Path) -> dict[str, float]:
+    """Call one of the functions above in a process of its own."""
+    command = [sys.executable, __file__, what, *map(str, paths)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_pixels_per_second_against_the_bare_model(tmp_path):
+    found = measured("speed", write_noise(tmp_path / "s.tif", SIZE, SIZE))
+    pixels = found["windows"] * WINDOW**2 / 1e6
+    print(
+        f"\n{SIZE} x {SIZE} px, ResNet34, {found['windows']:.0f} windows of {WINDOW} px, "
+        f"{torch.get_num_threads()} threads: "
+        f"ours {pixels / found['ours']:.3f}, bare model {pixels / found['bare']:.3f} Mpx of windows per s, "
+        f"ratio {found['bare'] / found['ours']:.3f}\n"
+        f"against all windows in one list: time {found['ours']:.1f} against {found['all at once']:.1f} s, "
+        f"memory {found['ours MB']:.0f} against {found['all at once MB']:.0f} MB above the model"
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_height(tmp_path):
+    width, height = TALL
+    write_noise(tmp_path / "warm.tif", 600, 600)
+    found = {}
+    for rows in (width, height):
+        scene = write_noise(tmp_path / f"{rows}.tif", rows, width)
+        found[rows] = measured("memory", scene, tmp_path / f"maps{rows}")
+    ratio = found[height]["MB"] / found[width]["MB"]
+    for rows, result in found.items():
+        print(f"\n{rows} x {width} px, all maps: {result['MB']:.0f} MB, {result['seconds']:.0f} s", end="")
+    print(f"\nratio of memory {ratio:.3f}")
+
+
+if __name__ == "__main__":
+    print(json.dumps(globals()[sys.argv[1]](*map(Path, sys.argv[2:]))))
