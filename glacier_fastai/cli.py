@@ -409,7 +409,9 @@ def _calibrate(crossvals: list[Path], out: Path, bias: bool, overwrite: bool) ->
     from .predict.calibrate import calibrate as run
 
     found = run(crossvals, out, bias, overwrite)
-    print(f"out of fold: {found['tiles']} tiles; fitted to the other folds, before -> after", file=sys.stderr)
+    kept = "kept" if found["nll"][1] < found["nll"][0] else "left out, for it does not help on other folds"
+    print(f"out of fold: {found['tiles']} tiles; each fold with what was fitted to the others", file=sys.stderr)
+    print(f"temperature {found['temperature']:.2f}: {kept}", file=sys.stderr)
     for name in ("nll", "ece"):
         print(f"{name.upper():<32}{found[name][0]:.4f} -> {found[name][1]:.4f}", file=sys.stderr)
     for name in ("plain", "offsets", "plain postprocessed", "offsets postprocessed"):

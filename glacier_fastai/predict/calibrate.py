@@ -63,12 +63,13 @@ def calibrate(
 ) -> dict[str, Any]:
     """Write the ensemble of all models of some cross-validations, calibrated, and beside it `reliability.png`.
 
-    Decision offsets are kept only if they raise the MCC of the folds that they were not fitted to.
+    Temperature is kept only if it lowers the loss, and decision offsets only if they raise the MCC, of the folds that
+    they were not fitted to: folds may differ by more than what they have in common.
 
     Returns:
-        What was measured: `tiles`, `pixels`; `nll`, `ece` before and after; `mcc`, `ice_mcc` of the most probable class
-        (`plain`), with `offsets`, and each with the default post-processing; of area intervals, the number of mapped
-        `glaciers`, and the `coverage` (None where they are too few).
+        What was measured: `tiles`, `pixels`; the `temperature` fitted; `nll` and `ece` without and with it; `mcc` and
+        `ice_mcc` of the most probable class (`plain`), with `offsets`, and of both with the default post-processing; of
+        area intervals, the number of mapped `glaciers`, and the `coverage` (None where they are too few).
 
     Raises:
         DataError: No out-of-fold predictions, or of tiles of different sizes, or of one fold alone.
@@ -88,7 +89,7 @@ def calibrate(
     folds = np.unique(fold).tolist()
     if len(folds) < 2:
         raise DataError(f"{folders[0]}: predictions of one fold alone; finish the cross-validation (--resume)")
-    fits = {f: _fit(probs[fold != f], labels[fold != f], bias) for f in folds}
+    fits = {f: _temperature(probs[fold != f], labels[fold != f], bias) for f in folds}
     before, after = [], []
     for f in folds:
         p, y = probs[fold == f], labels[fold == f]
@@ -96,12 +97,19 @@ def calibrate(
         for results, x in ((before, p), (after, q)):
             results.append((reliability(x, y), nll(x, y) * len(y) / len(labels)))
     tables = [reduce(add, (table for table, _ in results)) for results in (before, after)]
+    losses = [sum(loss for _, loss in results) for results in (before, after)]
 
+    best, fitted = Calibration(), _temperature(probs, labels, bias)
+    if losses[1] < losses[0]:
+        best = fitted
+    else:
+        fits = dict.fromkeys(folds, best)
+    fits = {f: _offsets(fits[f], probs[fold != f], labels[fold != f]) for f in folds}
     maps = _maps(predictions, fits)
-    best = _fit(probs, labels, bias)
-    if maps["offsets"]["mcc"] <= maps["plain"]["mcc"]:
-        best, *others = (c.model_copy(update={"offsets": NO_OFFSETS}) for c in (best, *fits.values()))
-        fits = dict(zip(fits, others, strict=True))
+    if maps["offsets"]["mcc"] > maps["plain"]["mcc"]:
+        best = _offsets(best, probs, labels)
+    else:
+        fits = {f: c.model_copy(update={"offsets": NO_OFFSETS}) for f, c in fits.items()}
     areas = _areas(predictions, fits, ensemble.predict.postprocess)
     interval, coverage = _interval(areas)
     best = best.model_copy(update={"area": interval})
@@ -109,13 +117,14 @@ def calibrate(
     measured = {
         "tiles": sum(1 for _ in _tiles(predictions)),
         "pixels": len(labels),
-        "nll": [round(sum(loss for _, loss in results), 4) for results in (before, after)],
+        "temperature": round(fitted.temperature, 3),
+        "nll": [round(loss, 4) for loss in losses],
         "ece": [round(expected_calibration_error(table), 4) for table in tables],
         **maps,
         "area": {"glaciers": len(areas), "coverage": coverage},
     }
     replace(ensemble, calibration=best).save(out, measured)
-    figure = reliability_figure(*tables)
+    figure = reliability_figure(*tables, f"temperature {fitted.temperature:.2f}")
     with whole_file(out.with_name("reliability.png")) as file:
         figure.savefig(file, dpi=110)
     plt.close(figure)
@@ -150,11 +159,14 @@ def _sample(predictions: Sequence[OutOfFold]) -> tuple[np.ndarray, Tensor, Tenso
     return np.concatenate(fold), torch.cat(probs), torch.cat(labels)
 
 
-def _fit(probs: Tensor, labels: Tensor, bias: bool) -> Calibration:
-    temperature, offset = fit_temperature(probs, labels, bias)
-    return Calibration(
-        temperature=temperature, bias=offset, offsets=fit_offsets(calibrated(probs, temperature, offset, 1), labels, 1)
-    )
+def _temperature(probs: Tensor, labels: Tensor, bias: bool) -> Calibration:
+    temperature, biases = fit_temperature(probs, labels, bias)
+    return Calibration(temperature=temperature, bias=biases)
+
+
+def _offsets(fit: Calibration, probs: Tensor, labels: Tensor) -> Calibration:
+    offsets = fit_offsets(calibrated(probs, fit.temperature, fit.bias, 1), labels, 1)
+    return fit.model_copy(update={"offsets": tuple(offsets)})
 
 
 def _maps(predictions: Sequence[OutOfFold], fits: dict[int, Calibration]) -> dict[str, dict[str, float]]:
@@ -219,11 +231,12 @@ def _interval(areas: np.ndarray) -> tuple[tuple[float, float] | None, float | No
 def reliability_figure(
     before: Reliability,
     after: Reliability,
+    how: str,  # what was done in between
 ) -> Figure:
     """Draw how often the most probable class is right, by how probable it was said to be."""
     fig, (top, bottom) = plt.subplots(2, 1, figsize=(5, 6.5), height_ratios=(3, 1), sharex=True, layout="constrained")
     top.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="as it should be")
-    for table, colour, name in ((before, "#d55e00", "before"), (after, "#0072b2", "calibrated")):
+    for table, colour, name in ((before, "#d55e00", "as predicted"), (after, "#0072b2", how)):
         error = expected_calibration_error(table)
         top.plot(table.confidence, table.accuracy, "o-", color=colour, label=f"{name}, ECE {error:.3f}")
         bottom.stairs(table.pixels / table.pixels.sum(), table.edges, color=colour)

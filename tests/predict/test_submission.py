@@ -1,0 +1,94 @@
+import shutil
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from folders import competition_folder
+from scenes import BANDS, made_up, write_raster
+
+from glacier_fastai.data.raw import open_tiles
+from glacier_fastai.data.tiles import TileStore, TileWriter
+from glacier_fastai.errors import BundleError, DataError, OutputError, PredictionError
+from glacier_fastai.predict.ensemble import Calibration, Ensemble, Member
+from glacier_fastai.predict.scene import predict_scene
+from glacier_fastai.predict.submission import check_submission, map_tiles, write_submission
+from glacier_fastai.recipe import PostprocessRecipe, PredictRecipe
+from glacier_fastai.train.bundle import ModelBundle
+from glacier_fastai.train.models import glacier_unet
+
+GLCM = (*BANDS, "glcm_contrast(swir1)")
+
+
+def saved(path, seed, bands=BANDS, **about):
+    """A bundle whose maps of made-up tiles show every class."""
+    torch.manual_seed(seed)
+    weights = glacier_unet("resnet18", len(bands), attention="scse").state_dict()
+    texture = {"window": 7, "edges": {"swir1": [3000.0, 5000.0, 7000.0]}} if len(bands) > 5 else None
+    mean, std = (5000.0,) * 5 + (1.0,) * (len(bands) - 5), (2500.0,) * 5 + (1.0,) * (len(bands) - 5)
+    ModelBundle(weights, "resnet18", "scse", bands, mean, std, texture=texture, **about).save(path)
+    return path
+
+
+@pytest.fixture
+def ensemble(tmp_path):
+    members = tuple(Member.load(saved(tmp_path / f"{k}.safetensors", k, b), 1 + k) for k, b in enumerate((BANDS, GLCM)))
+    cleaning = PostprocessRecipe(min_size={"glacier": 6, "debris": 6}, fill_holes={"glacier": 4}, smooth=1)
+    fitted = Calibration(temperature=0.7, bias=(0.3, -0.1, 0, -0.2), offsets=(0, 0.2, 0.1, -0.3))
+    return Ensemble(members, PredictRecipe(views=True, scales=(1.0, 0.75), postprocess=cleaning), fitted)
+
+
+@pytest.mark.parametrize("layout", ["phase1", "phase2"])
+def test_both_interfaces_give_the_masks_of_our_own_prediction(ensemble, tmp_path, layout):
+    data = competition_folder(tmp_path / "comp", layout, size=48, labels=False)
+    out = write_submission(ensemble, tmp_path / "sub", 20)
+    assert sorted(p.name for p in out.iterdir()) == ["model.pth", "solution.py"]
+    found = check_submission(out, ensemble, tmp_path / "comp")
+    assert found["tiles"] == len(data.tiles) == 3
+    assert found["megabytes"] == pytest.approx((out / "model.pth").stat().st_size / 1e6, abs=0.1)
+    assert found["seconds_per_tile"] > 0
+    shown = np.concatenate([m.ravel() for _, m, _ in map_tiles(ensemble, open_tiles(tmp_path / "comp", BANDS))])
+    assert len(np.unique(shown)) >= 3  # or equality would say little
+
+
+def test_a_tile_is_mapped_as_the_scene_that_it_is(ensemble, tmp_path):
+    values, classes, valid = made_up(80, 80)
+    with TileWriter(tmp_path / "store", BANDS, 80, "uint16", "made up") as writer:
+        writer.add(values, classes, valid=valid, scene="s")
+    path = write_raster(tmp_path / "s.tif", values, nodata=0, bands=BANDS)
+    ((_, tile, _),) = map_tiles(ensemble, TileStore(tmp_path / "store"))
+    with rasterio.open(predict_scene(ensemble, path, tmp_path / "maps")["files"]["classes"]) as file:
+        np.testing.assert_array_equal(file.read(1), tile)
+
+
+def test_a_mask_that_differs_is_named_and_so_is_what_failed(ensemble, tmp_path):
+    competition_folder(tmp_path / "comp", size=32, labels=False)
+    out = write_submission(ensemble, tmp_path / "sub")
+    other = Ensemble(ensemble.members[:1])
+    with pytest.raises(PredictionError, match=r"tile \d\d_\d\d: the mask returned .* differs from ours in \d+ pix"):
+        check_submission(out, other, tmp_path / "comp")
+    with pytest.raises(DataError, match="no folder Band1 in it"):
+        check_submission(out, ensemble, tmp_path / "sub")
+    (out / "model.pth").write_bytes(b"not a model")
+    with pytest.raises(PredictionError, match=r"the submission failed: .*model\.pth: not a model"):
+        check_submission(out, ensemble, tmp_path / "comp")
+
+
+def test_refusals_leave_nothing_behind(ensemble, tmp_path):
+    with pytest.raises(OutputError, match=r"would have \d+ MB \(29 MB, 29 MB\), allowed are 40; leave out a model"):
+        write_submission(ensemble, tmp_path / "sub", max_megabytes=40)
+    nir = Member.load(saved(tmp_path / "nir.safetensors", 3, ("nir", "red", "blue", "green", "swir1")))
+    with pytest.raises(BundleError, match=r"nir\.safetensors: takes nir; the competition has blue, green"):
+        write_submission(Ensemble((nir,)), tmp_path / "sub")
+    assert not (tmp_path / "sub").exists()
+    write_submission(ensemble, tmp_path / "sub")
+    before = (tmp_path / "sub" / "model.pth").read_bytes()
+    with pytest.raises(OutputError, match="sub: exists already; use --overwrite"):
+        write_submission(ensemble, tmp_path / "sub")
+    write_submission(Ensemble(ensemble.members[:1]), tmp_path / "sub", overwrite=True)
+    assert len((tmp_path / "sub" / "model.pth").read_bytes()) < len(before)
+    shutil.rmtree(tmp_path / "sub")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_submission(ensemble, tmp_path / "file" / "sub")
+    assert not [p for p in tmp_path.iterdir() if p.name.endswith(".partial")]
