@@ -19,6 +19,7 @@ from .predict.ensemble import *
 from .predict.scene import *
 from .predict.scenes import *
 from .predict.submission import *
+from .predict.tiles import *
 from .recipe import *
 from .train.build import *
 from .train.bundle import *

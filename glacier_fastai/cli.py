@@ -445,7 +445,7 @@ def launch(
 
 @app.command()
 def evaluate(
-    bundle: Annotated[Path, typer.Argument(help="Model bundle, NAME.safetensors.")],
+    model: Annotated[Path, typer.Argument(help="Model bundle, NAME.safetensors, or an ensemble.yaml.")],
     data: Annotated[Path, typer.Option("--data", help="Tile store with labels, or a raw folder as in training.")],
     fold: Annotated[
         str,
@@ -456,17 +456,27 @@ def evaluate(
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print all scores as JSON.")] = False,
 ) -> None:
-    """Score a bundle on labelled tiles: four-class MCC and IoU, ice against the rest, and a table by class."""
+    """Score a model on labelled tiles: four-class MCC and IoU, ice against the rest, and a table by class.
+
+    Of an ensemble, by default all tiles are scored that none of its models has seen, and calibration as well (ECE).
+    """
     from .data.raw import open_tiles
+    from .predict.ensemble import Ensemble
+    from .predict.tiles import evaluate_ensemble
     from .train.bundle import ModelBundle
     from .train.console import class_table, say
     from .train.evaluate import evaluate as run
     from .train.evaluate import tiles_to_score
 
-    model = ModelBundle.load(bundle)
-    store = open_tiles(data, model.bands, say)
-    tiles, why = tiles_to_score(model, store, None if fold == "" else fold)
-    result = run(model, store, tiles)
+    if model.suffix in (".yaml", ".yml"):
+        ensemble = Ensemble.load([model])
+        store = open_tiles(data, [band for band, _ in ensemble.channels], say)
+        result, why = evaluate_ensemble(ensemble, store, fold or None)
+    else:
+        bundle = ModelBundle.load(model)
+        store = open_tiles(data, bundle.bands, say)
+        tiles, why = tiles_to_score(bundle, store, fold or None)
+        result = run(bundle, store, tiles)
     print(f"{store.path}: {why}", file=sys.stderr)
     if as_json:
         print(json.dumps(result, indent=1))
@@ -474,9 +484,10 @@ def evaluate(
     import torch
 
     names = {"mcc": "MCC", "ice_mcc": "ice MCC", "mean_iou": "mean IoU", "ice_iou": "ice IoU"}
-    names["mcc_image_mean"] = "MCC, mean of tiles"
+    names |= {"mcc_image_mean": "MCC, mean of tiles", "ece": "ECE"}
     for key, name in names.items():
-        print(f"{name:<20}{result[key]:.4f}")
+        if key in result:
+            print(f"{name:<20}{result[key]:.4f}")
     print(class_table(torch.tensor(result["confusion"])))
 
 

@@ -61,7 +61,9 @@ COMMANDS = [
     ["crossval"],
     ["launch"],
     ["evaluate"],
+    ["calibrate"],
     ["predict"],
+    ["submit"],
     ["recipes"],
     ["recipes", "show"],
     ["recipes", "schema"],
@@ -124,10 +126,43 @@ def test_the_whole_way_from_a_scene_to_a_map(tmp_path):
     done = run("evaluate", out / "best.safetensors", "--data", store, "--fold", "all")
     assert re.search(r"^MCC +-?\d\.\d{4}$", done.stdout, re.MULTILINE)
     assert "Debris" in done.stdout
-    done = run("predict", out / "best.safetensors", scene, "--out", tmp_path / "maps")
-    assert done.stdout == f"{tmp_path / 'maps' / 'scene_classes.tif'}\n"
+    options = ["--confidence", "--outlines", "--set", "predict.views=true", "--set", "predict.postprocess={}"]
+    done = run("predict", out / "best.safetensors", scene, "--out", tmp_path / "maps", *options)
+    names = ("classes.tif", "confidence.tif", "outlines.gpkg")
+    assert done.stdout.splitlines() == [f"{tmp_path / 'maps' / 'scene'}_{name}" for name in names], done.stderr
     with rasterio.open(tmp_path / "maps" / "scene_classes.tif") as file:
         assert file.shape == (96, 80)
+
+
+def test_from_a_cross_validation_to_maps_and_a_submission(tmp_path):
+    ids = [f"{r:02}_{c:02}" for r in (0, 2, 4) for c in (0, 2)]
+    competition_folder(tmp_path / "comp", ids=ids)
+    competition_folder(tmp_path / "new", ids=["07_07"], labels=True, seed=9)
+    recipe = ["--recipe", "demo", *SET, "--set", "predict.views=true"]
+    done = run("crossval", *recipe, "--data", tmp_path / "comp", "--out", tmp_path / "cv")
+    assert done.returncode == 0, done.stderr
+    file = tmp_path / "cv" / "ensemble.yaml"
+    assert done.stdout.splitlines() == [str(tmp_path / "cv" / "crossval.csv"), str(file)]
+    assert "out of fold: 6 tiles" in done.stderr and "ECE" in done.stderr
+    done = run("calibrate", tmp_path / "cv", "--out", tmp_path / "e.yaml", "--bias")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'e.yaml'}\n"), done.stderr
+    done = run("evaluate", file, "--data", tmp_path / "new", "--json")
+    assert {"mcc", "ece", "classes"} <= set(json.loads(done.stdout)), done.stderr
+    assert "1 tiles of 1" in done.stderr
+    done = run("evaluate", file, "--data", tmp_path / "comp")
+    assert "trained or chosen on 6 of them" in done.stderr and "ECE" in done.stdout
+    done = run("submit", file, "--out", tmp_path / "sub", "--check", tmp_path / "new", "--seconds", 10)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'sub'}\n"), done.stderr
+    assert "1 tiles: masks written and returned are those of predict" in done.stderr
+    scenes = [write_scene(tmp_path / f"{k}.tif", 64, 64, seed=k)[0] for k in range(2)]
+    (tmp_path / "bad.tif").write_text("not a raster")
+    words = ["predict", file, tmp_path / "?.tif", tmp_path / "bad.tif", "--out", tmp_path / "maps", "--json"]
+    done = run(*words)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "glacier-fastai: 1 of 3 scenes failed, see above; the others are done"
+    assert [r["state"] for r in json.loads(done.stdout)] == ["done", "done", "failed"]
+    done = run("predict", file, *scenes, "--out", tmp_path / "maps", "--part", "2/2")
+    assert done.stdout == f"{tmp_path / 'maps' / '1_classes.tif'}\n"
 
 
 def test_the_competitions_own_folder_is_trained_on_and_scored(tmp_path):
@@ -178,11 +213,25 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, refused):
     refused("finetune", "--recipe", "demo", *SET, "--data", store, "--fold", "7", match="folds 0 to 2")
     refused("pretrain", "--recipe", "demo", match="no data: give a tile store or a raw folder with --data")
     refused(
-        "launch", "--processes", "2", "--", "predict", "x", match="after -- give a command that trains: pretrain, f"
+        "launch",
+        "--processes",
+        "2",
+        "--",
+        "evaluate",
+        "x",
+        match="give a command, pretrain, finetune, crossval, predict, with",
     )
-    refused("launch", "--processes", "2", match="after -- give a command that trains")
+    refused("launch", "--processes", "2", match="after -- give a command, pretrain")
     refused("evaluate", scene, "--data", store, match="not a model bundle")
     refused("predict", tmp_path / "b.safetensors", scene, "--out", tmp_path, match="no such file")
+    refused("predict", scene, "--out", tmp_path, match="no model: name a bundle .*the order is MODEL... SCENE...")
+    refused("predict", tmp_path / "b.safetensors", "--out", tmp_path, match="no scene to map")
+    refused(
+        "predict", "b.safetensors", scene, "--out", tmp_path, "--stats", "own", match="--stats own: use bundle or s"
+    )
+    refused("predict", "b.safetensors", scene, "--out", tmp_path, "--part", "3/2", match="--part 3/2: write it as i/n")
+    refused("submit", tmp_path / "b.safetensors", "--out", tmp_path / "o", match="no such file")
+    refused("calibrate", tmp_path, "--out", tmp_path / "e.yaml", match="no out-of-fold predictions")
     (tmp_path / "file").write_text("")
     refused(
         "pretrain",

@@ -5,17 +5,20 @@ where there is some. Every stage must give the same for a and b; that it differs
 `pytest tests/test_nodata.py -v` lists the stages.
 """
 
+import geopandas
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import rasterio
 import torch
 from fastai.torch_core import set_seed
+from rasterio.features import rasterize
 from rasterio.transform import from_origin
 from scenes import BANDS, CRS, made_up, write_raster
 from shapely.geometry import box
 
 from glacier_fastai.core.balance import PixelBalance
+from glacier_fastai.core.calibration import fit_offsets, fit_temperature, reliability
 from glacier_fastai.core.confusion import confusion_matrix, scores
 from glacier_fastai.core.folds import train_valid
 from glacier_fastai.core.losses import CombinedLoss
@@ -169,13 +172,28 @@ def evaluation(w):
 
 
 def prediction(w):
-    with rasterio.open(
-        predict_scene(w.bundle(), w.scene, w.folder / "maps", Wanted(window=48))["files"]["classes"]
-    ) as file:
-        classes = file.read(1)
+    made = predict_scene(w.bundle(), w.scene, w.folder / "maps", Wanted("float32", True, True, window=48))["files"]
+    found = []
+    for kind in ("classes", "confidence", "probabilities"):
+        with rasterio.open(made[kind]) as file:
+            found += [file.read(), file.read_masks(1)]
     rows, cols = np.mgrid[: SIZE[0], : SIZE[1]]
-    np.testing.assert_array_equal(classes == 255, holes(rows, cols))
-    return (classes,)
+    for mask in found[1::2]:
+        np.testing.assert_array_equal(mask == 0, holes(rows, cols))
+    for layer in ("glaciers", "classes"):
+        table = geopandas.read_file(made["outlines"], layer=layer)
+        found += [table["area_km2"], table["confidence"]]
+        inside = rasterize(table.geometry, SIZE, transform=from_origin(500_000, 3_100_000, 30, 30))
+        assert not (inside & holes(rows, cols)).any()
+    return found
+
+
+def calibration(w):
+    y, p = w.masks(), torch.from_numpy(np.random.default_rng(0).dirichlet([1] * 4, (4, 32, 32))).movedim(-1, 1)
+    junk = torch.from_numpy(w.junk.dirichlet([1] * 4, p[:, 0].shape)).movedim(-1, 1)
+    p = torch.where((y == 255)[:, None], junk, p)
+    temperature, bias = fit_temperature(p, y, bias=True, dim=1)
+    return temperature, bias, fit_offsets(p, y, dim=1), reliability(p, y, dim=1).hits
 
 
 def figures(w):
@@ -186,8 +204,6 @@ def figures(w):
 
 
 def polygons(w):
-    import geopandas
-
     path = w.folder / "outlines.gpkg"
     top = from_origin(500_000, 3_100_000, 30, 30)
     shape = box(*(top @ (10, 70)), *(top @ (60, 15)))
@@ -209,6 +225,7 @@ STAGES = [
     training,
     evaluation,
     prediction,
+    calibration,
     figures,
     polygons,
 ]

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,15 @@ import torch
 
 from ..bands import COMPETITION_CODES, IGNORE, texture_of
 from ..core.dihedral import VIEWS
-from ..core.morphology import postprocess
 from ..data.raw import open_tiles
 from ..data.sources.competition import find_competition
-from ..data.tiles import TileStore
 from ..errors import BundleError, DataError, OutputError, PredictionError
 from ..files import whole_file
 from ..recipe import PostprocessRecipe
-from .ensemble import Ensemble, Member, Predictor
-from .source import compute_channels
+from .ensemble import Ensemble, Member
+from .tiles import map_tiles
 
-__all__ = ["check_submission", "map_tiles", "write_submission"]
+__all__ = ["check_submission", "write_submission"]
 
 BANDS = ("blue", "green", "red", "swir1", "thermal")
 RETURNED = """
@@ -121,26 +118,6 @@ def _size(member: dict[str, Any]) -> float:
     return sum(w.numel() * w.element_size() for w in member["weights"].values()) / 1e6
 
 
-def map_tiles(
-    ensemble: Ensemble,
-    store: TileStore,
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yield id, class codes `(H, W)` uint8 (255 without data) and calibrated probabilities `(K, H, W)` of each tile.
-
-    Raises:
-        BundleError: The store lacks a band of a model.
-    """
-    store = store.plain()
-    ensemble.check(store.path, store.bands, store.standardised)
-    predictor, cleaning = Predictor(ensemble), ensemble.predict.postprocess
-    for i, name in enumerate(store.table["id"]):
-        image = store.read(i)
-        (mean,) = predictor([compute_channels(image, store.bands, ensemble.channels)])
-        classes, probs = ensemble.decide(mean)
-        classes[np.isnan(image[0])] = IGNORE
-        yield name, classes if cleaning is None else postprocess(classes, **cleaning.by_code()), probs
-
-
 def check_submission(
     folder: str | os.PathLike,  # as from `write_submission`
     ensemble: Ensemble,  # what it was written of
@@ -158,8 +135,9 @@ def check_submission(
     if (root := find_competition(data)) is None:
         raise DataError(f"{data}: no folder Band1 in it; give the folder that holds Band1 .. Band5")
     wanted = {}
-    for name, classes, _ in map_tiles(ensemble, open_tiles(data, BANDS)):
-        wanted[name] = np.array(COMPETITION_CODES, np.uint8)[np.where(classes == IGNORE, 0, classes)]
+    store = open_tiles(data, BANDS)
+    for i, classes, _ in map_tiles(ensemble, store):
+        wanted[store.table["id"][i]] = np.array(COMPETITION_CODES, np.uint8)[np.where(classes == IGNORE, 0, classes)]
     with tempfile.TemporaryDirectory() as work:
         out = Path(work) / "maps"
         _run([folder / "solution.py", "--data", root, "--out", out])

@@ -12,7 +12,8 @@ from glacier_fastai.data.tiles import TileStore, TileWriter
 from glacier_fastai.errors import BundleError, DataError, OutputError, PredictionError
 from glacier_fastai.predict.ensemble import Calibration, Ensemble, Member
 from glacier_fastai.predict.scene import predict_scene
-from glacier_fastai.predict.submission import check_submission, map_tiles, write_submission
+from glacier_fastai.predict.submission import check_submission, write_submission
+from glacier_fastai.predict.tiles import map_tiles
 from glacier_fastai.recipe import PostprocessRecipe, PredictRecipe
 from glacier_fastai.train.bundle import ModelBundle
 from glacier_fastai.train.models import glacier_unet
