@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -95,19 +97,14 @@ class RasterMap:
             self.plain.unlink(missing_ok=True)
 
 
-class _writing:  # noqa: N801  reads like a function
-    """Turns what GDAL says of a full disk into one line."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, err, trace) -> None:
-        if isinstance(err, (RasterioError, OSError)):
-            cause = " ".join(str(err.__cause__ or err).split())
-            raise OutputError(f"{self.path}: cannot be written ({cause}); make room, or choose another --out") from err
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what GDAL says of a full disk into one line."""
+    try:
+        yield
+    except (RasterioError, OSError) as err:
+        cause = " ".join(str(err.__cause__ or err).split())
+        raise OutputError(f"{path}: cannot be written ({cause}); make room, or choose another --out") from err
 
 
 class ClassMap(RasterMap):

@@ -18,7 +18,7 @@ from ..data.sources.scene import SceneRaster
 from ..data.sources.synthetic import synthetic_store, write_scene
 from ..data.types import class_rgba, draw, error_rgba, false_colour, legend
 from ..errors import OutputError
-from ..predict.scene import predict_scene
+from ..predict.scene import Wanted, predict_scene
 from ..recipe import load_recipe
 from ..train.bundle import ModelBundle
 from ..train.console import say
@@ -85,13 +85,15 @@ def run(
 
     bundle = ModelBundle.load(fine / "best.safetensors")
     scores = evaluate(bundle, unseen)
-    classes = Path(predict_scene(bundle, scene, out / "maps")["files"]["classes"])
+    files = predict_scene(bundle, scene, out / "maps", Wanted(confidence=True, outlines=True))["files"]
+    classes = Path(files["classes"])
     map_figure(scene, classes, label, out / "map.png")
     say(f"\non {len(unseen)} synthetic tiles that neither run has seen:")
     say(f"MCC {scores['mcc']:.3f}, ice MCC {scores['ice_mcc']:.3f}, mean IoU {scores['mean_iou']:.3f}")
     say(f"done in {time.monotonic() - began:.0f} s")
     print(f"bundle    {fine / 'best.safetensors'}")
     print(f"map       {classes}")
+    print(f"outlines  {files['outlines']}")
     print(f"pictures  {out / 'map.png'}")
     for name in ("batch", "results"):
         print(f"          {fine / 'figures' / name}.png")

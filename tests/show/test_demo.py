@@ -16,6 +16,7 @@ def test_the_demo_goes_all_the_way(tmp_path, capsys):
     assert [p.rsplit("/", 1)[-1] for p in printed] == [
         "best.safetensors",
         "scene_classes.tif",
+        "scene_outlines.gpkg",
         "map.png",
         "batch.png",
         "results.png",
@@ -23,7 +24,7 @@ def test_the_demo_goes_all_the_way(tmp_path, capsys):
     assert ModelBundle.load(printed[0]).trained_on["fold"] == 0
     with rasterio.open(printed[1]) as file:
         assert file.shape == (384, 384)
-    for path in printed[2:]:
+    for path in printed[3:]:
         assert plt.imread(path).std() > 0.05
     with pytest.raises(OutputError, match="demo: exists already"):
         run(out)
