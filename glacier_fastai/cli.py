@@ -377,7 +377,7 @@ def crossval(
     """Train every fold in turn, train.max_minutes for all together. Prints the paths of the scores and the ensemble.
 
     Keeps what each model says of the tiles it never saw (OUT/oof), and calibrates the ensemble of all of them with it
-    (OUT/ensemble.yaml, reliability.png).
+    (OUT/ensemble.yaml, and a picture of its reliability beside it), unless the data have a single fold.
     """
     began = time.monotonic()
     from .recipe import load_recipe
@@ -386,7 +386,11 @@ def crossval(
     made = run(load_recipe(recipe, overrides), weights, data, out, started=began, resume=resume)
     if not int(os.environ.get("RANK", 0)):
         print(made / "crossval.csv")
-        _calibrate([made], made / "ensemble.yaml", False, True)
+        file = made / "ensemble.yaml"
+        if file.exists():  # of the run that is resumed, and maybe edited since
+            print(file)
+        elif len(list(made.glob("fold*"))) > 1:
+            _calibrate([made], file, False)
 
 
 @app.command()
@@ -402,13 +406,13 @@ def calibrate(
     Temperature, decision offsets and area intervals are fitted to the mean prediction of each tile by the models that
     never saw it. What is printed of their effect is measured on each fold with what was fitted to the others.
     """
-    _calibrate(crossvals, out, bias, False)
+    _calibrate(crossvals, out, bias)
 
 
-def _calibrate(crossvals: list[Path], out: Path, bias: bool, overwrite: bool) -> None:
+def _calibrate(crossvals: list[Path], out: Path, bias: bool) -> None:
     from .predict.calibrate import calibrate as run
 
-    found = run(crossvals, out, bias, overwrite)
+    found = run(crossvals, out, bias)
     kept = "kept" if found["nll"][1] < found["nll"][0] else "left out, for it does not help on other folds"
     print(f"out of fold: {found['tiles']} tiles; each fold with what was fitted to the others", file=sys.stderr)
     print(f"temperature {found['temperature']:.2f}: {kept}", file=sys.stderr)
@@ -543,8 +547,7 @@ def predict(
     from .predict.ensemble import Ensemble
     from .predict.scene import Wanted
     from .predict.scenes import find_scenes, part_of, predict_scenes, summary
-    from .train.console import say
-    from .train.distributed import own_gpu
+    from .train.distributed import everyone, join, own_gpu, processes
 
     models = [p for p in paths if Path(p).suffix in (".safetensors", ".yaml", ".yml")]
     names = [p for p in paths if p not in models]
@@ -567,8 +570,8 @@ def predict(
         scenes,
         out,
         wanted,
-        stop=on_error == "stop" or len(scenes) == 1,
-        report=say if len(scenes) > 1 else lambda line: None,
+        stop=on_error == "stop" or (len(scenes) == 1 and processes() == 1),
+        report=lambda line: print(line, file=sys.stderr, flush=True) if len(scenes) > 1 or processes() > 1 else None,
         bands=_split(bands),
         sensor=sensor or None,
         batch_size=batch_size or None,
@@ -580,9 +583,13 @@ def predict(
         for files in table["files"].dropna():
             print(*files.values(), sep="\n")
     if len(table) > 1:
-        say(summary(table))
-    if failed := int((table.get("state") == "failed").sum()) if len(table) else 0:
-        raise PredictionError(f"{failed} of {len(table)} scenes failed, see above; the others are done")
+        print(summary(table), file=sys.stderr)
+    failed = [int((table["state"] == "failed").sum()) if len(table) else 0, len(table)]
+    if processes() > 1:  # a launcher ends all processes when one fails, so they meet before
+        join()
+        failed = [sum(counts) for counts in zip(*everyone(failed), strict=True)]
+    if failed[0]:
+        raise PredictionError(f"{failed[0]} of {failed[1]} scenes failed, see above; the others are done")
 
 
 @app.command()

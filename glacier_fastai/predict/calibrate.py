@@ -59,9 +59,8 @@ def calibrate(
     crossvals: Sequence[str | os.PathLike],  # folders of `crossval`; of several, a tile's mean prediction counts
     out: str | os.PathLike,  # file to write, ensemble.yaml
     bias: bool = False,  # fit a bias per class beside the temperature
-    overwrite: bool = False,  # replace the file
 ) -> dict[str, Any]:
-    """Write the ensemble of all models of some cross-validations, calibrated, and beside it `reliability.png`.
+    """Write the ensemble of all models of some cross-validations, calibrated, and a picture of its reliability (.png).
 
     Temperature is kept only if it lowers the loss, and decision offsets only if they raise the MCC, of the folds that
     they were not fitted to: folds may differ by more than what they have in common.
@@ -77,7 +76,9 @@ def calibrate(
         OutputError: The file exists already or cannot be written.
     """
     out, folders = Path(out), [Path(f) for f in crossvals]
-    if out.exists() and not overwrite:
+    if out.suffix not in (".yaml", ".yml"):
+        raise OutputError(f"{out}: name the file something.yaml, by which it is known as a model")
+    if out.exists():
         raise OutputError(f"{out}: exists already; use another --out, or remove it first")
     predictions = [OutOfFold(f) for f in folders]
     members = tuple(Member.load(b) for f in folders for b in sorted(f.glob("fold*/best.safetensors")))
@@ -125,7 +126,7 @@ def calibrate(
     }
     replace(ensemble, calibration=best).save(out, measured)
     figure = reliability_figure(*tables, f"temperature {fitted.temperature:.2f}")
-    with whole_file(out.with_name("reliability.png")) as file:
+    with whole_file(out.with_suffix(".png")) as file:
         figure.savefig(file, dpi=110)
     plt.close(figure)
     return measured
@@ -148,7 +149,9 @@ def _tiles(predictions: Sequence[OutOfFold]) -> Iterator[Tile]:
 
 def _sample(predictions: Sequence[OutOfFold]) -> tuple[np.ndarray, Tensor, Tensor]:
     """Return fold `(N,)`, probabilities `(N, K)` and labels `(N,)` of at most `PIXELS` labelled pixels."""
-    labelled = sum(int((oof.labels[i] != IGNORE).sum()) for oof in predictions for i in range(len(oof.labels)))
+    labelled = sum(int((tile.labels != IGNORE).sum()) for tile in _tiles(predictions))
+    if not labelled:
+        raise DataError(f"{predictions[0].path}: no labelled pixel, so nothing can be fitted")
     step = -(-labelled // PIXELS)
     parts = []
     for fold, probs, labels in _tiles(predictions):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,13 @@ class Outlines:
     ):
         self.path, self.source, self.area = Path(path), source, area
         self.simplify, self.geoparquet = simplify, geoparquet
+        if geoparquet and find_spec("pyarrow") is None:
+            raise PredictionError("GeoParquet needs pyarrow: pip install 'glacier-fastai[geoparquet]'")
         self.glaciers, self.classes = RegionTracer(source.width, 3), RegionTracer(source.width, 1)
         t = source.transform
         self.pixel = abs(t.a * t.e - t.b * t.d) ** 0.5
-        self.near = equal_area_crs(source.crs, *(t @ (source.width / 2, source.height / 2)))
+        x, y = source.width / 2, source.height / 2
+        self.near = equal_area_crs(source.crs, t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f)
 
     def __enter__(self) -> Outlines:
         return self
@@ -121,8 +125,6 @@ class Outlines:
                 table.to_file(self.path, layer=name, driver="GPKG", geometry_type="Polygon")
                 if self.geoparquet:
                     table.to_parquet(self.path.with_name(f"{self.path.stem}_{name}.parquet"))
-        except ImportError as err:
-            raise PredictionError("GeoParquet needs pyarrow: pip install 'glacier-fastai[geoparquet]'") from err
         except (DataLayerError, DataSourceError, FeatureError, OSError) as err:
             cause = " ".join(str(err).split())
             raise OutputError(f"{self.path}: cannot be written ({cause}); make room, or choose another --out") from err

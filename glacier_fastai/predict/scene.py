@@ -112,30 +112,32 @@ def predict_scene(
     with SceneSource(scene, (), bands, sensor) as raster:
         ensemble.check(scene, raster.bands)
         about = _about(ensemble, wanted, raster)
-    before = _record(record)
-    ours = before.get("hash") == about["hash"]
-    if ours and all(p.exists() for p in files.values()):
-        return {**before, "files": {k: str(p) for k, p in files.items()}, "done_before": True}
-    if not (ours or overwrite) and (there := next((p for p in files.values() if p.exists()), None)):
-        raise OutputError(f"{there}: exists already, of other models or settings; use --overwrite or another --out")
+    every = [out / name for name in Wanted("uint8", True, True, True).files(scene.stem).values()]
     partial = out / f".{scene.stem}.partial"
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / f".{scene.stem}.lock")
         with lock.acquire(timeout=0):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
             try:
+                before = _record(record)
+                ours = before.get("hash") == about["hash"]
+                if ours and all(p.is_file() for p in files.values()):
+                    return {**before, "files": {k: str(p) for k, p in files.items()}, "done_before": True}
+                if not (ours or overwrite) and (there := next((p for p in every if p.exists()), None)):
+                    raise OutputError(
+                        f"{there}: exists already, of other models or settings; use --overwrite or another --out"
+                    )
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
                 with SceneSource(scene, ensemble.channels, bands, sensor) as source:
                     statistics = source.statistics() if wanted.statistics == "scene" else None
                     predictor = Predictor(ensemble, device, batch_size, statistics)
                     counts = _write(source, predictor, wanted, {k: partial / p.name for k, p in files.items()})
                 pixels = dict(zip(CLASSES, counts[: len(CLASSES)].tolist(), strict=True))
                 about |= {"pixels": pixels, "seconds": round(time.monotonic() - began, 1)}
-                about["files"] = {k: p.name for k, p in files.items()}
-                for name in before.get("files", {}).values():  # they would go by the new record's name
-                    (out / Path(name).name).unlink(missing_ok=True)
-                with whole_file(record) as file:  # first: files that it names are known to be ours
+                for path in every:  # none of another prediction may go by the new record's name
+                    path.unlink(missing_ok=True)
+                with whole_file(record) as file:
                     file.write(json.dumps(about, indent=1).encode())
                 for path in files.values():
                     (partial / path.name).replace(path)
@@ -178,9 +180,14 @@ def _write(source: SceneSource, predictor: Predictor, wanted: Wanted, files: dic
 def _about(ensemble: Ensemble, wanted: Wanted, raster: SceneSource) -> dict[str, Any]:
     """Return what a prediction is made of, and a hash of it."""
     content = hashlib.sha256()
-    for name in sorted({str(raster.path), *raster.raster.files}):  # sidecars, and what a VRT is made of
-        with open(name, "rb") as file:
-            content.update(hashlib.file_digest(file, "sha256").digest())
+    for name in sorted({str(raster.path), *raster.raster.files}):  # also what a VRT is made of
+        if name.endswith((".aux.xml", ".ovr")):  # statistics and overviews, which viewers add
+            continue
+        try:
+            with open(name, "rb") as file:
+                content.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as err:
+            raise DataError(f"{raster.path}: {name}, which it is made of, cannot be read ({err.strerror})") from err
     about = {
         "version": __version__,
         "scene": str(raster.path),

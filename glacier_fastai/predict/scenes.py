@@ -105,10 +105,10 @@ def predict_scenes(
     for k, scene in enumerate(scenes, 1):
         try:
             result = predict_scene(ensemble, scene, out, wanted, **kwargs)
-        except GlacierError as err:
+        except (GlacierError, OSError) as err:
             if stop:
                 raise
-            rows.append({"scene": str(scene), "state": "failed", "error": str(err)})
+            rows.append({"scene": str(scene), "state": "failed", "error": str(err), "files": None})
         else:
             state = "done before" if result["done_before"] else "done"
             rows.append({"scene": str(scene), "state": state, "error": "", "seconds": result["seconds"]})

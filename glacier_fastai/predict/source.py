@@ -47,7 +47,7 @@ def compute_channels(
             out[k] = image[names.index(band)]
         elif band in INDICES:
             a, b = (image[names.index(n)] for n in INDICES[band])
-            out[k] = (a - b) / np.where(a + b == 0, 1, a + b)
+            out[k] = np.where(a + b == 0, 0, (a - b) / np.where(a + b == 0, 1, a + b))
         elif places := next((p for known, p in textures if known == texture), None):
             places.append(k)
         else:
@@ -88,8 +88,9 @@ class SceneSource(SceneRaster):
         """Return channels `(C, height, W)` from `row` on, float32, NaN in every channel where there is no data."""
         top, bottom = max(row - self.halo, 0), min(row + height + self.halo, self.height)  # texture looks further
         values, valid = super().read(self.index, top, 0, bottom - top, self.width)
-        image = values.astype(np.float32)
-        image[:, ~valid] = np.nan
+        with np.errstate(over="ignore"):
+            image = values.astype(np.float32)
+        image[:, ~(valid & np.isfinite(image).all(0))] = np.nan
         return compute_channels(image, self.names, self.channels)[:, row - top : row - top + height]
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:

@@ -50,9 +50,12 @@ def write_submission(
         BundleError: A model takes a band that the competition does not have.
         OutputError: The folder exists already or cannot be written, or model.pth would be too large.
     """
-    out = Path(out)
-    if out.exists() and not overwrite:
-        raise OutputError(f"{out}: exists already; use --overwrite, or another --out")
+    out = Path(out).absolute()
+    if out.exists():
+        if not overwrite:
+            raise OutputError(f"{out}: exists already; use --overwrite, or another --out")
+        if not out.is_dir() or not {p.name for p in out.iterdir()} <= {"solution.py", "model.pth", "__pycache__"}:
+            raise OutputError(f"{out}: holds other things than a submission; choose another --out")
     for member in ensemble.members:
         known = (*BANDS, *(b for b in member.bundle.bands if (t := texture_of(b)) and t[1] in BANDS))
         if other := [b for b in member.bundle.bands if b not in known]:

@@ -10,6 +10,7 @@ import atexit
 import os
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -67,7 +68,8 @@ def join() -> None:
     """
     if processes() == 1 or dist.is_initialized():
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if own_gpu() else "gloo")
+    patience = timedelta(days=1)  # the first process predicts and writes while the others wait
+    dist.init_process_group("cpu:gloo,cuda:nccl" if own_gpu() else "gloo", timeout=patience)
     atexit.register(dist.destroy_process_group)
 
 

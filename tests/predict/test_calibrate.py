@@ -57,7 +57,7 @@ def test_temperature_and_offsets_are_found_and_stored(crossvalidated, tmp_path):
     assert low < high
     assert len(ensemble.members) == 3 and ensemble.predict.views
     assert yaml.safe_load((tmp_path / "e.yaml").read_text())["measured"] == json.loads(json.dumps(found))
-    assert plt.imread(tmp_path / "reliability.png").std() > 0.05
+    assert plt.imread(tmp_path / "e.png").std() > 0.05
     with pytest.raises(OutputError, match="e.yaml: exists already"):
         calibrate([folder], tmp_path / "e.yaml")
     plain = calibrate([folder], tmp_path / "plain.yaml")  # without a bias, offsets must undo the lift

@@ -84,7 +84,7 @@ class SceneRaster:
         """Return values `(C, H, W)` as delivered, and bool `(H, W)`: True where every wanted band has data."""
         window, numbers = Window(col, row, width, height), [self._numbers[i] for i in index]
         try:
-            values = self.raster.read(numbers, window=window)
+            values = self.raster.read(numbers, window=window, out_dtype=self.dtype)  # bands may differ in type
             valid = np.ones(values.shape[1:], bool)
             for number in self._masks(numbers):
                 valid &= self.raster.read_masks(number, window=window) > 0
