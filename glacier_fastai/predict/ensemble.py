@@ -257,7 +257,7 @@ class Predictor:
 
     @torch.inference_mode()
     def _mean(self, windows: Sequence[np.ndarray]) -> list[Tensor]:
-        members = range(len(self.inputs))
+        members = range(len(self.inputs)) if windows else []  # or models would be read for nothing
         totals: list[Tensor] = []
         for group in [members] if self.models else [[m] for m in members]:
             models = self.models or [self.ensemble.members[m].softmax(self.device) for m in group]

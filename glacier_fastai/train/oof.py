@@ -1,4 +1,6 @@
-"""Out-of-fold predictions: of every tile, by the model that never saw it. Calibration and decisions are fitted to them.
+"""Out-of-fold predictions: of every tile, by the model that was not trained on it. Calibration is fitted to them.
+
+The epoch that a model is kept from was chosen on these very tiles, so they flatter it a little.
 
 OUT/oof/tiles.csv          a row per tile: key (as `TileStore.keys`), id, fold
 OUT/oof/probabilities.npy  (N, K, H, W) float16, views and scales averaged as the recipe wants
