@@ -72,12 +72,12 @@ def map_strips(
     def strips() -> Iterator[Strip]:
         size = source.height, source.width
         found = sliding_probabilities(source.read, predictor, *size, window, window // 4, len(CLASSES))
-        for row, mean, valid in ahead(found):
+        for row, mean, valid in found:
             classes, probs = ensemble.decide(mean)
             classes[~valid] = IGNORE
             yield Strip(row, classes, probs)
 
-    return postprocessed(strips(), ensemble.predict.postprocess)
+    return postprocessed(ahead(strips()), ensemble.predict.postprocess)
 
 
 def predict_scene(
