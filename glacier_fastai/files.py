@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,15 @@ from typing import BinaryIO
 
 from .errors import OutputError
 
-__all__ = ["whole_file"]
+__all__ = ["file_hash", "whole_file"]
+
+
+def file_hash(
+    path: str | os.PathLike,  # file to read
+) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

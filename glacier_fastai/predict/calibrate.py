@@ -39,12 +39,11 @@ from ..errors import BundleError, DataError, OutputError
 from ..files import whole_file
 from ..recipe import PostprocessRecipe
 from ..train.oof import OutOfFold
-from .ensemble import Calibration, Ensemble, Member
+from .ensemble import NONE, Calibration, Ensemble, Member
 
 __all__ = ["calibrate", "glacier_areas"]
 
 PIXELS = 2**21  # most pixels that temperature and offsets are fitted to, evenly taken from all
-NO_OFFSETS = Calibration().offsets
 
 
 class Tile(NamedTuple):
@@ -72,24 +71,21 @@ def calibrate(
 
     Raises:
         DataError: No out-of-fold predictions, or of tiles of different sizes, or of one fold alone.
-        BundleError: Models that do not fit each other.
+        BundleError: Models that do not fit each other, or are not those that predicted.
         OutputError: The file exists already or cannot be written.
     """
-    out, folders = Path(out), [Path(f) for f in crossvals]
+    out = Path(out)
     if out.suffix not in (".yaml", ".yml"):
         raise OutputError(f"{out}: name the file something.yaml, by which it is known as a model")
     if out.exists():
         raise OutputError(f"{out}: exists already; use another --out, or remove it first")
-    predictions = [OutOfFold(f) for f in folders]
-    members = tuple(Member.load(b) for f in folders for b in sorted(f.glob("fold*/best.safetensors")))
-    if not members:
-        raise BundleError(f"{folders[0]}: holds no fold*/best.safetensors; give the folder of a cross-validation")
-    ensemble = Ensemble(members, members[0].bundle.predict)
+    predictions = [OutOfFold(f) for f in crossvals]
+    ensemble = _ensemble(predictions)
 
     fold, probs, labels = _sample(predictions)
     folds = np.unique(fold).tolist()
     if len(folds) < 2:
-        raise DataError(f"{folders[0]}: predictions of one fold alone; finish the cross-validation (--resume)")
+        raise DataError(f"{predictions[0].folder}: predictions of one fold alone; finish it with crossval --resume")
     fits = {f: _temperature(probs[fold != f], labels[fold != f], bias) for f in folds}
     before, after = [], []
     for f in folds:
@@ -110,7 +106,7 @@ def calibrate(
     if maps["offsets"]["mcc"] > maps["plain"]["mcc"]:
         best = _offsets(best, probs, labels)
     else:
-        fits = {f: c.model_copy(update={"offsets": NO_OFFSETS}) for f, c in fits.items()}
+        fits = {f: c.model_copy(update={"offsets": NONE}) for f, c in fits.items()}
     areas = _areas(predictions, fits, ensemble.predict.postprocess)
     interval, coverage = _interval(areas)
     best = best.model_copy(update={"area": interval})
@@ -130,6 +126,28 @@ def calibrate(
         figure.savefig(file, dpi=110)
     plt.close(figure)
     return measured
+
+
+def _ensemble(predictions: Sequence[OutOfFold]) -> Ensemble:
+    """Return the models that predicted."""
+    folders = [oof.folder.resolve() for oof in predictions]
+    for k, (oof, folder) in enumerate(zip(predictions, folders, strict=True)):
+        if folder in folders[:k]:
+            raise DataError(f"{oof.folder}: is named twice; name each cross-validation once")
+        if name := oof.stale():
+            raise BundleError(
+                f"{oof.folder / name}: is not the model that predicted {oof.path}; repeat the predictions with "
+                "crossval --resume"
+            )
+    members = tuple(Member.load(oof.folder / name) for oof in predictions for name in sorted(oof.models))
+    first = members[0].bundle.predict
+    for member in members:
+        if member.bundle.predict != first:
+            raise BundleError(
+                f"{member.path}: predicted with other settings than {members[0].path} (predict: "
+                f"{member.bundle.predict.model_dump_json()} and {first.model_dump_json()}); calibrate each on its own"
+            )
+    return Ensemble(members, first)
 
 
 def _tiles(predictions: Sequence[OutOfFold]) -> Iterator[Tile]:
@@ -179,7 +197,7 @@ def _maps(predictions: Sequence[OutOfFold], fits: dict[int, Calibration]) -> dic
     for fold, probs, labels in _tiles(predictions):
         c = fits[fold]
         sure, truth = calibrated(probs, c.temperature, c.bias), torch.from_numpy(labels.astype(np.int64))
-        for name, offsets in (("plain", NO_OFFSETS), ("offsets", c.offsets)):
+        for name, offsets in (("plain", NONE), ("offsets", c.offsets)):
             classes = decide(sure, offsets).numpy()
             for suffix, codes in (("", classes), (" postprocessed", postprocess(classes, **cleaning))):
                 matrix = confusion_matrix(torch.from_numpy(codes), truth, len(CLASSES))

@@ -24,7 +24,7 @@ import psutil
 import torch
 import yaml
 from fastai.torch_core import default_device
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from torch import Tensor
 
 from ..bands import CLASSES
@@ -32,7 +32,7 @@ from ..core.calibration import calibrated, decide
 from ..core.scales import one_pass
 from ..data.texture import Texture
 from ..errors import BundleError, PredictionError
-from ..files import whole_file
+from ..files import file_hash, whole_file
 from ..recipe import PredictRecipe, Section, explain, predict_with
 from ..train.bundle import ModelBundle
 from .source import Channel, SceneSource
@@ -50,6 +50,13 @@ class Calibration(Section):
     bias: PerClass = NONE
     offsets: PerClass = Field(NONE, description="added to the log probabilities before the class is chosen")
     area: Annotated[tuple[float, ...], Field(strict=False, min_length=2, max_length=2)] | None = None
+
+    @field_validator("area")
+    @classmethod
+    def _ascending(cls, area: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if area and not area[0] <= area[1]:
+            raise ValueError("use two numbers in ascending order")
+        return area
 
 
 class _Listed(Section):
@@ -77,7 +84,7 @@ class Member:
     def fingerprint(self) -> str:
         """A hash of the bundle, weights included."""
         if self.path is not None:
-            return hashlib.sha256(self.path.read_bytes()).hexdigest()
+            return file_hash(self.path)
         found = hashlib.sha256(repr(replace(self.bundle, weights={})).encode())
         for name, weight in self.bundle.weights.items():
             found.update(name.encode() + weight.contiguous().numpy().tobytes())
@@ -140,6 +147,8 @@ class Ensemble:
     ) -> Ensemble:
         """Read an ensemble. Bundles alone are used as the recipe of the first one wants, with equal weights.
 
+        Overrides that change the maps leave area intervals out: these were fitted to other maps.
+
         Raises:
             BundleError: A bundle that cannot be used, or bundles that do not fit each other.
             RecipeError: An override, or an ensemble.yaml, with an unknown key or an impossible value.
@@ -149,12 +158,17 @@ class Ensemble:
             if len(paths) > 1:
                 raise BundleError(f"{first}: names its own bundles; leave out {paths[1]}, or add it there")
             file = _read(first)
-            members = tuple(Member.load(first.parent / m.bundle, m.weight) for m in file.members)
+            home = first.resolve().parent  # also of a link
+            members = tuple(Member.load(home / m.bundle, m.weight) for m in file.members)
             ensemble = cls(members, file.predict, file.calibration)
         else:
             members = tuple(Member.load(p) for p in paths)
             ensemble = cls(members, members[0].bundle.predict)
-        return replace(ensemble, predict=predict_with(ensemble.predict, overrides))
+        predict = predict_with(ensemble.predict, overrides)
+        if predict != ensemble.predict:  # area intervals hold for the maps that they were fitted to
+            unfit = ensemble.calibration.model_copy(update={"area": None})
+            ensemble = replace(ensemble, predict=predict, calibration=unfit)
+        return ensemble
 
     def save(self, path: str | os.PathLike, measured: dict[str, Any]) -> None:
         """Write `ensemble.yaml`; its bundles must be files."""
@@ -228,6 +242,11 @@ class Predictor:
         size = sum(2 * m.path.stat().st_size for m in ensemble.members if m.path)  # half precision on disk
         together = len(ensemble.members) == 1 or size < _free(self.device) / 2
         self.models = [m.softmax(self.device) for m in ensemble.members] if together else None
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """End a call that runs in another thread, and refuse all others; the call raises `PredictionError`."""
+        self._cancelled = True
 
     def __call__(self, windows: Sequence[np.ndarray]) -> list[Tensor]:
         """Return probabilities `(K, h, w)` of each window `(C, h, w)`, all of one size, NaN where there is no data.
@@ -281,6 +300,8 @@ class Predictor:
         total: Any = 0
         for k, scale in self.ensemble.predict.passes:
             for m, model, x in zip(group, models, inputs, strict=True):
+                if self._cancelled:
+                    raise PredictionError("cancelled")
                 total = total + self.ensemble.members[m].weight * one_pass(model, x, k, scale)
         return total
 

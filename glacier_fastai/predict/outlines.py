@@ -12,11 +12,12 @@ import numpy as np
 import shapely
 from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 from pyproj import CRS
+from pyproj.exceptions import ProjError
 
 from ..bands import CLASSES, ICE, IGNORE
 from ..core.areas import LEAST, area_interval
 from ..core.rings import Regions, RegionTracer
-from ..errors import OutputError, PredictionError
+from ..errors import DataError, OutputError, PredictionError
 from .sink import Strip
 
 __all__ = ["Outlines", "equal_area_crs", "polygons"]
@@ -70,7 +71,13 @@ class Outlines:
         t = source.transform
         self.pixel = abs(t.a * t.e - t.b * t.d) ** 0.5
         x, y = source.width / 2, source.height / 2
-        self.near = equal_area_crs(source.crs, t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f)
+        try:
+            self.near = equal_area_crs(source.crs, t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f)
+        except ProjError as err:
+            raise DataError(
+                f"{self.path.name}: no areas, as the scene's coordinate reference system does not lead to the Earth "
+                f"({' '.join(str(err).split())[:200]}); assign the right one, or leave out --outlines"
+            ) from err
 
     def __enter__(self) -> Outlines:
         return self

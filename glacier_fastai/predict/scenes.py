@@ -51,17 +51,17 @@ def find_scenes(
 def _listed(path: Path) -> list[Path]:
     try:
         if path.suffix.lower() == ".csv":
-            table = pd.read_csv(path, dtype=str)
+            table = pd.read_csv(path, dtype=str, encoding="utf-8-sig")
             if "scene" not in table:
                 raise DataError(f"{path}: no column scene; it has {', '.join(table.columns)}")
             lines = table["scene"].dropna().tolist()
         else:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as err:
         raise DataError(f"{path}: cannot be read ({err.strerror})") from err
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as err:
         raise DataError(f"{path}: no list of scenes ({' '.join(str(err).split())})") from err
-    if not (scenes := [path.parent / line.strip() for line in lines if line.strip() and line[0] != "#"]):
+    if not (scenes := [path.parent / line for line in map(str.strip, lines) if line and line[0] != "#"]):
         raise DataError(f"{path}: names no scene")
     return scenes
 

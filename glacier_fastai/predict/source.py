@@ -40,14 +40,16 @@ def compute_channels(
     channels: Sequence[Channel],  # what is wanted
 ) -> np.ndarray:
     """Return the channels, float32 `(len(channels), H, W)`: bands, indices (0 where undefined) and textures."""
+    bases = {texture_of(band)[1] for band, texture in channels if texture and band not in names} - set(names)
+    for base in sorted(bases):  # texture of an index
+        image, names = np.concatenate([image, _index(image, names, base)[None]]), [*names, base]
     out = np.empty((len(channels), *image.shape[1:]), np.float32)
     textures: list[tuple[Texture, list[int]]] = []
     for k, (band, texture) in enumerate(channels):
         if band in names:
             out[k] = image[names.index(band)]
         elif band in INDICES:
-            a, b = (image[names.index(n)] for n in INDICES[band])
-            out[k] = np.where(a + b == 0, 0, (a - b) / np.where(a + b == 0, 1, a + b))
+            out[k] = _index(image, names, band)
         elif places := next((p for known, p in textures if known == texture), None):
             places.append(k)
         else:
@@ -55,6 +57,11 @@ def compute_channels(
     for texture, places in textures:
         out[places] = texture.compute(image, names, [channels[k][0] for k in places])
     return out
+
+
+def _index(image: np.ndarray, names: Sequence[str], index: str) -> np.ndarray:
+    a, b = (image[names.index(n)] for n in INDICES[index])
+    return np.where(a + b == 0, 0, (a - b) / np.where(a + b == 0, 1, a + b))
 
 
 class SceneSource(SceneRaster):
@@ -82,7 +89,7 @@ class SceneSource(SceneRaster):
     def _made_of(self, band: str) -> tuple[str, ...]:
         if band in self.bands:
             return (band,)
-        return INDICES[band] if band in INDICES else (texture_of(band)[1],)
+        return INDICES[band] if band in INDICES else self._made_of(texture_of(band)[1])
 
     def read(self, row: int, height: int) -> np.ndarray:
         """Return channels `(C, height, W)` from `row` on, float32, NaN in every channel where there is no data."""

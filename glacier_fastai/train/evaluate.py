@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from fastai.torch_core import default_device
 
-from ..bands import CLASSES
+from ..bands import CLASSES, IGNORE
 from ..core.confusion import confusion_matrix, mcc, scores
+from ..core.morphology import postprocess
 from ..data.block import folds_hash, store_folds
 from ..data.texture import Texture, textured
 from ..data.tiles import TileStore
@@ -114,7 +115,17 @@ def evaluate(
     """
     tiles = np.arange(len(store)) if tiles is None else np.asarray(tiles, np.int64)
     found = predicted(bundle, store, tiles, batch_size, device)
-    return score(((i, probs.argmax(0)) for i, probs in found), store, tiles)
+    return score(((i, _mapped(bundle, store, i, probs)) for i, probs in found), store, tiles)
+
+
+def _mapped(bundle: ModelBundle, store: TileStore, i: int, probs: torch.Tensor) -> torch.Tensor:
+    """Return the class codes of a tile, post-processed where the recipe wants it."""
+    classes = probs.argmax(0)
+    if (cleaning := bundle.predict.postprocess) is None:
+        return classes
+    codes = classes.numpy().astype(np.uint8)
+    codes[np.isnan(store.read(i, [0])[0])] = IGNORE
+    return torch.from_numpy(postprocess(codes, **cleaning.by_code()))
 
 
 def score(

@@ -2,6 +2,7 @@
 
 The epoch that a model is kept from was chosen on these very tiles, so they flatter it a little.
 
+OUT/oof/models.json        SHA-256 of each model, by its path from OUT
 OUT/oof/tiles.csv          a row per tile: key (as `TileStore.keys`), id, fold
 OUT/oof/probabilities.npy  (N, K, H, W) float16, views and scales averaged as the recipe wants
 OUT/oof/labels.npy         (N, H, W) uint8, 255 = no label
@@ -9,6 +10,7 @@ OUT/oof/labels.npy         (N, H, W) uint8, 255 = no label
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -19,6 +21,7 @@ import pandas as pd
 from ..bands import CLASSES
 from ..data.tiles import TileStore
 from ..errors import DataError, OutputError
+from ..files import file_hash
 from .bundle import ModelBundle
 from .evaluate import predicted
 
@@ -35,6 +38,7 @@ class OutOfFold:
         path = Path(path)
         self.path = path / "oof" if (path / "oof").is_dir() else path
         try:
+            self.models = dict(json.loads((self.path / "models.json").read_text(encoding="utf-8")))
             self.table = pd.read_csv(self.path / "tiles.csv", dtype={"key": str, "id": str})
             self.probabilities = np.load(self.path / "probabilities.npy", mmap_mode="r")
             self.labels = np.load(self.path / "labels.npy", mmap_mode="r")
@@ -43,22 +47,29 @@ class OutOfFold:
                 f"{path}: no out-of-fold predictions, or damaged ({' '.join(str(err).split())}); "
                 "`glacier-fastai crossval` writes them"
             ) from err
+        self.folder = self.path.parent
         n, k = self.probabilities.shape[:2]
         if not len(self.table) == n == len(self.labels) or k != len(CLASSES):
             raise DataError(f"{self.path}: files do not fit each other; repeat the cross-validation")
 
+    def stale(self) -> str | None:
+        """Return the first model that is not the one that predicted, or None."""
+        now = ((name, self.folder / name) for name in self.models)
+        return next((n for n, p in now if not p.is_file() or file_hash(p) != self.models[n]), None)
+
     @staticmethod
     def write(
-        path: Path,  # folder to make
-        bundles: dict[int, ModelBundle],  # by fold
+        folder: Path,  # of the cross-validation
+        models: dict[int, str],  # by fold, the path of its bundle from there
         store: TileStore,  # the tiles they were trained on and validated on
     ) -> None:
-        """Predict the validation tiles of each fold; the folder appears when it is whole.
+        """Predict the validation tiles of each fold; FOLDER/oof appears when it is whole, in place of one before it.
 
         Raises:
             OutputError: It cannot be written.
         """
-        partial = path.with_name(f".{path.name}.partial")
+        path, partial = folder / "oof", folder / ".oof.partial"
+        bundles = {fold: ModelBundle.load(folder / name) for fold, name in models.items()}
         keys = store.keys()
         place = {key: i for i, key in enumerate(keys)}
         tiles = [(fold, place[key]) for fold, b in bundles.items() for key in b.trained_on["valid"]]
@@ -77,6 +88,10 @@ class OutOfFold:
             labels.flush()
             rows = [{"key": keys[i], "id": store.table["id"][i], "fold": fold} for fold, i in tiles]
             pd.DataFrame(rows).to_csv(partial / "tiles.csv", index=False)
+            hashes = {name: file_hash(folder / name) for name in models.values()}
+            (partial / "models.json").write_text(json.dumps(hashes, indent=1), encoding="utf-8")
+            if path.exists():
+                shutil.rmtree(path)
             partial.rename(path)
         except OSError as err:
             raise OutputError(f"{path}: cannot be written ({err.strerror or err}); make room") from err

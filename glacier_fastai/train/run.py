@@ -426,6 +426,6 @@ def crossval(recipe: Recipe, weights=None, data=None, out=None, *, started=None,
 
 
 def _out_of_fold(out: Path, store: TileStore, folds: int) -> None:
-    if not (out / "oof").exists():
-        bundles = {fold: ModelBundle.load(out / f"fold{fold}" / BEST) for fold in range(folds)}
-        OutOfFold.write(out / "oof", bundles, store)
+    models = {fold: f"fold{fold}/{BEST}" for fold in range(folds)}
+    if not (out / "oof").exists() or OutOfFold(out).stale():
+        OutOfFold.write(out, models, store)

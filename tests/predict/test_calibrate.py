@@ -1,5 +1,7 @@
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,8 +13,10 @@ import yaml
 from glacier_fastai.core.calibration import calibrated, fit_temperature, nll
 from glacier_fastai.core.confusion import confusion_matrix, mcc
 from glacier_fastai.errors import BundleError, DataError, OutputError
+from glacier_fastai.files import file_hash
 from glacier_fastai.predict.calibrate import calibrate, glacier_areas
 from glacier_fastai.predict.ensemble import Calibration, Ensemble
+from glacier_fastai.train.bundle import ModelBundle
 
 K, SIDE = 4, 48
 
@@ -41,6 +45,7 @@ def fake(folder, models, seed, sharper=1.0, uneven=False, lift=0.0):
     for k in range(3):
         (folder / f"fold{k}").mkdir()
         shutil.copy(models / f"fold{k}" / "best.safetensors", folder / f"fold{k}")
+    shutil.copy(models / "oof" / "models.json", folder / "oof")
     return folder
 
 
@@ -122,13 +127,23 @@ def test_refusals(crossvalidated, tmp_path):
     alone = fake(tmp_path / "alone", crossvalidated[0], 5)
     table = pd.read_csv(alone / "oof" / "tiles.csv").assign(fold=1)
     table.to_csv(alone / "oof" / "tiles.csv", index=False)
-    with pytest.raises(DataError, match=r"one fold alone; finish the cross-validation \(--resume\)"):
+    with pytest.raises(DataError, match="alone: predictions of one fold alone; finish it with crossval --resume"):
         calibrate([alone], tmp_path / "e.yaml")
-    bare = fake(tmp_path / "bare", crossvalidated[0], 6)
-    for k in range(3):
-        shutil.rmtree(bare / f"fold{k}")
-    with pytest.raises(BundleError, match=r"bare: holds no fold\*/best\.safetensors"):
-        calibrate([bare], tmp_path / "e.yaml")
+    with pytest.raises(DataError, match="alone: is named twice"):
+        calibrate([alone, alone / "oof"], tmp_path / "e.yaml")
+    for k, change in enumerate((Path.unlink, lambda path: ModelBundle.load(path).save(path, half=False))):
+        other = fake(tmp_path / f"other{k}", crossvalidated[0], 6)
+        change(other / "fold1" / "best.safetensors")
+        with pytest.raises(BundleError, match=f"other{k}/fold1/best.safetensors: is not the model that predicted"):
+            calibrate([other], tmp_path / "e.yaml")
+    twice = [fake(tmp_path / f"settings{k}", crossvalidated[0], 8) for k in range(2)]
+    path = twice[1] / "fold0" / "best.safetensors"
+    bundle = ModelBundle.load(path)
+    replace(bundle, recipe={**bundle.recipe, "predict": {"views": False}}).save(path)
+    models = json.loads((twice[1] / "oof" / "models.json").read_text())
+    (twice[1] / "oof" / "models.json").write_text(json.dumps({**models, "fold0/best.safetensors": file_hash(path)}))
+    with pytest.raises(BundleError, match='settings1/fold0.*with other settings than .*"views":false'):
+        calibrate(twice, tmp_path / "e.yaml")
     small = fake(tmp_path / "small", crossvalidated[0], 7)
     for name in ("probabilities", "labels"):
         array = np.load(small / "oof" / f"{name}.npy")

@@ -8,8 +8,10 @@ from scenes import BANDS
 
 from glacier_fastai.core.calibration import calibrated
 from glacier_fastai.core.dihedral import VIEWS, undo_view, view
+from glacier_fastai.data.texture import Texture
 from glacier_fastai.errors import BundleError, PredictionError, RecipeError
 from glacier_fastai.predict.ensemble import Calibration, Ensemble, Member, Predictor
+from glacier_fastai.predict.source import compute_channels
 from glacier_fastai.recipe import PredictRecipe
 from glacier_fastai.train.bundle import ModelBundle
 from glacier_fastai.train.evaluate import normalise
@@ -126,7 +128,11 @@ def test_an_ensemble_is_saved_and_read_wherever_it_lies(saved, tmp_path):
     again = Ensemble.load([tmp_path / "sub" / "e.yaml"])
     assert (again.predict, again.calibration) == (ensemble.predict, ensemble.calibration)
     assert [m.fingerprint for m in again.members] == [m.fingerprint for m in ensemble.members]
-    assert Ensemble.load([tmp_path / "sub" / "e.yaml"], ["predict.views=false"]).predict.views is False
+    other = Ensemble.load([tmp_path / "sub" / "e.yaml"], ["predict.views=false"])
+    assert other.predict.views is False
+    assert other.calibration == Calibration(temperature=1.5)  # area intervals were fitted to other maps
+    (tmp_path / "link.yaml").symlink_to(tmp_path / "sub" / "e.yaml")
+    assert Ensemble.load([tmp_path / "link.yaml"]).calibration == ensemble.calibration
     tree["members"][0]["weight"] = 3.0
     (tmp_path / "sub" / "e.yaml").write_text(yaml.safe_dump(tree))
     assert Ensemble.load([tmp_path / "sub" / "e.yaml"]).members[0].weight == 3.0
@@ -137,6 +143,19 @@ def test_indices_are_computed_of_bands(tmp_path):
     ensemble.check("scene.tif", ("green", "swir1", "red"))
     with pytest.raises(BundleError, match=r"scene\.tif: the bundle needs band ndsi; here are green, red"):
         ensemble.check("scene.tif", ("green", "red"))
+
+
+def test_texture_of_an_index_is_that_of_the_index_as_a_band():
+    texture = Texture(edges={"ndsi": (-1.0, -0.5, 0.0, 0.5, 1.0)}, window=5)
+    rng = np.random.default_rng(0)
+    image = rng.uniform(1, 9, (3, 20, 20)).astype(np.float32)
+    image[:, 3, 4] = np.nan
+    ndsi = (image[1] - image[2]) / (image[1] + image[2])
+    wanted = [("red", None), ("glcm_contrast(ndsi)", texture)]
+    computed = compute_channels(image, ("red", "green", "swir1"), wanted)
+    given = compute_channels(np.stack([*image, ndsi]), ("red", "green", "swir1", "ndsi"), wanted)
+    np.testing.assert_array_equal(computed, given)
+    assert np.nanstd(computed[1]) > 0
 
 
 def test_refusals(saved, tmp_path):
@@ -166,6 +185,7 @@ def test_refusals(saved, tmp_path):
     refuse("members: [{bundl: a}]", "members.0.bundl: unknown key; allowed are bundle, weight; did you mean 'bundle'")
     refuse("members: [{bundle: a, weight: -1}]", "members.0.weight")
     refuse("members: [{bundle: a}]\ncalibration: {bias: [1, 2]}", "calibration.bias")
+    refuse("members: [{bundle: a}]\ncalibration: {area: [2, 1]}", "calibration.area: .*ascending")
     refuse("members: [{bundle: a.safetensors}]", r"a\.safetensors: no such file")
     with pytest.raises(BundleError, match="names its own bundles; leave out"):
         Ensemble.load([file, saved[0]])

@@ -29,7 +29,7 @@ def test_files_patterns_and_manifests_name_scenes(tmp_path):
         (tmp_path / "in" / name).write_text("")
     files = [tmp_path / "in" / n for n in ("a.tif", "b.tif")]
     assert find_scenes([tmp_path / "in" / "*.tif"]) == files
-    (tmp_path / "list.txt").write_text("# ours\nin/b.tif\n\nin/a.tif\n")
+    (tmp_path / "list.txt").write_text("\ufeff# ours\n in/b.tif \n\n # theirs\nin/a.tif\n", encoding="utf-8")
     assert find_scenes([tmp_path / "list.txt", files[0]]) == files[::-1]
     pd.DataFrame({"scene": ["in/a.tif", "in/b.tif"], "note": 1}).to_csv(tmp_path / "list.csv")
     assert find_scenes([tmp_path / "list.csv"]) == files
@@ -144,6 +144,12 @@ def test_a_scene_in_degrees_is_mapped_with_true_areas_and_one_without_crs_is_ref
     nowhere = write_raster(tmp_path / "n.tif", values, nodata=0, bands=BANDS, crs=None)
     with pytest.raises(DataError, match=r"n\.tif: has no coordinate reference system; assign one"):
         predict_scene(bundle, nowhere, tmp_path)
+    site = rasterio.CRS.from_wkt('LOCAL_CS["site grid",UNIT["metre",1]]')
+    path = write_raster(tmp_path / "local.tif", values, nodata=0, bands=BANDS, crs=site)
+    with pytest.raises(DataError, match="local_outlines.gpkg: no areas.*does not lead to the Earth.*leave out --outl"):
+        predict_scene(bundle, path, tmp_path / "local", Wanted(outlines=True))
+    assert list((tmp_path / "local").iterdir()) == []
+    assert predict_scene(bundle, path, tmp_path / "local")["pixels"]["background"] > 0
 
 
 FULL = """

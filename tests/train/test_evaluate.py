@@ -8,6 +8,8 @@ from sklearn.metrics import matthews_corrcoef
 
 from glacier_fastai.data.tiles import TileStore, TileWriter
 from glacier_fastai.errors import BundleError, DataError
+from glacier_fastai.predict.ensemble import Ensemble
+from glacier_fastai.predict.tiles import map_tiles
 from glacier_fastai.train.bundle import ModelBundle
 from glacier_fastai.train.evaluate import evaluate, normalise, tiles_to_score
 from glacier_fastai.train.run import finetune
@@ -47,6 +49,18 @@ def test_bands_are_found_by_name(bundle, trained, tmp_path):
     assert np.array(result["confusion"]).sum() == swapped.class_counts().sum()
     with pytest.raises(BundleError, match="the bundle needs band swir1, thermal; here are blue, green, red"):
         evaluate(bundle, make_store(tmp_path / "t", ("blue", "green", "red")))
+
+
+def test_a_bundle_is_scored_on_the_maps_it_makes_post_processed_where_its_recipe_says_so(bundle, trained):
+    store = trained[1]
+    cleaned = replace(bundle, recipe={"predict": {"postprocess": {"smooth": 2}}})
+    result = evaluate(cleaned, store)
+    assert result["confusion"] != evaluate(bundle, store)["confusion"]
+    by_hand = np.zeros((4, 4), int)
+    for i, classes, _ in map_tiles(Ensemble.of(cleaned), store):
+        known = store.masks[i] != 255
+        np.add.at(by_hand, (store.masks[i][known], classes[known]), 1)
+    np.testing.assert_array_equal(result["confusion"], by_hand)
 
 
 def test_values_under_nodata_do_not_matter(bundle, trained):

@@ -42,8 +42,21 @@ def test_refusals_and_nothing_half_written(crossvalidated, tmp_path):
     np.save(tmp_path / "pickled" / "labels.npy", np.array([{}], object))
     with pytest.raises(DataError, match="damaged"):
         OutOfFold(tmp_path / "pickled")
-    (tmp_path / "file").write_text("")
-    bundles = {0: ModelBundle.load(folder / "fold0" / "best.safetensors")}
-    with pytest.raises(OutputError, match="cannot be written"):
-        OutOfFold.write(tmp_path / "file" / "oof", bundles, store)
-    assert not [p for p in tmp_path.iterdir() if p.name.endswith(".partial")]
+    shutil.copytree(folder / "fold0", tmp_path / "cv" / "fold0")
+    (tmp_path / "cv" / ".oof.partial").write_text("")
+    with pytest.raises(OutputError, match="cv/oof: cannot be written"):
+        OutOfFold.write(tmp_path / "cv", {0: "fold0/best.safetensors"}, store)
+    assert not (tmp_path / "cv" / "oof").exists()
+
+
+def test_predictions_of_a_model_that_was_replaced_are_stale_until_they_are_written_anew(crossvalidated, tmp_path):
+    folder, store = crossvalidated
+    for name in ("fold0", "fold1", "oof"):
+        shutil.copytree(folder / name, tmp_path / name)
+    models = {k: f"fold{k}/best.safetensors" for k in range(2)}
+    assert OutOfFold(folder).stale() is None
+    assert OutOfFold(tmp_path).stale() == "fold2/best.safetensors"
+    shutil.copy(folder / models[0], tmp_path / models[1])
+    assert OutOfFold(tmp_path).stale() == models[1]
+    OutOfFold.write(tmp_path, models, store)
+    assert OutOfFold(tmp_path).stale() is None and set(OutOfFold(tmp_path).table["fold"]) == {0, 1}

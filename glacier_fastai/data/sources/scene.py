@@ -51,6 +51,8 @@ class SceneRaster:
             self.bands, self._numbers = self._names(bands, sensor)
             if self.raster.crs is None:
                 raise DataError(f"{self.path}: has no coordinate reference system; assign one (gdal_edit.py -a_srs)")
+            if any(t.startswith("complex") for t in self.raster.dtypes):
+                raise DataError(f"{self.path}: holds complex numbers; give real ones, such as amplitudes")
         except BaseException:
             self.raster.close()
             raise

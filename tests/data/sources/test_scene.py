@@ -217,6 +217,8 @@ def test_bad_scenes(scene, tmp_path):
     refuse(tmp_path, "unknown band 'violet'", [plain], labels=label, bands=["violet", *BANDS[1:]])
     nowhere = write_raster(tmp_path / "nowhere.tif", values, bands=BANDS, crs=None)
     refuse(tmp_path, "no coordinate reference system; assign one", [nowhere], labels=label)
+    waves = write_raster(tmp_path / "waves.tif", values.astype(np.complex64), bands=BANDS)
+    refuse(tmp_path, "waves.tif: holds complex numbers", [waves], labels=label)
     refuse(
         tmp_path, "96 x 80 px, smaller than a tile of 128; use --tile-size 80", [scene[0]], labels=label, tile_size=128
     )
