@@ -296,7 +296,7 @@ class Predictor:
         inputs = []
         for m in group:
             index, mean, std = self.inputs[m]
-            inputs.append(torch.nan_to_num((raw[:, index] - mean) / std, nan=0.0))
+            inputs.append(raw[:, index].sub_(mean).div_(std).nan_to_num_(nan=0.0))
         total: Any = 0
         for k, scale in self.ensemble.predict.passes:
             for m, model, x in zip(group, models, inputs, strict=True):

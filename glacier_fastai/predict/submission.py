@@ -139,7 +139,7 @@ def check_submission(
         raise DataError(f"{data}: no folder Band1 in it; give the folder that holds Band1 .. Band5")
     wanted = {}
     store = open_tiles(data, BANDS)
-    for i, classes, _ in map_tiles(ensemble, store):
+    for i, classes, _ in map_tiles(ensemble, store, device=torch.device("cpu")):  # as it runs
         wanted[store.table["id"][i]] = np.array(COMPETITION_CODES, np.uint8)[np.where(classes == IGNORE, 0, classes)]
     with tempfile.TemporaryDirectory() as work:
         out = Path(work) / "maps"

@@ -26,6 +26,7 @@ def map_tiles(
     ensemble: Ensemble,
     store: TileStore,
     tiles: Sequence[int] | None = None,  # positions, default all
+    device: torch.device | None = None,  # default fastai's
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yield position, class codes `(H, W)` uint8 (255 without data) and calibrated probabilities `(K, H, W)` of tiles.
 
@@ -34,7 +35,7 @@ def map_tiles(
     """
     store = store.plain()
     ensemble.check(store.path, store.bands, store.standardised)
-    predictor, cleaning = Predictor(ensemble), ensemble.predict.postprocess
+    predictor, cleaning = Predictor(ensemble, device), ensemble.predict.postprocess
     for i in range(len(store)) if tiles is None else map(int, tiles):
         image = store.read(i)
         (mean,) = predictor([compute_channels(image, store.bands, ensemble.channels)])

@@ -21,7 +21,7 @@ from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
 
 from glacier_fastai.bands import ICE
-from glacier_fastai.core.areas import area_interval
+from glacier_fastai.core.areas import area_interval, fit_area_interval
 from glacier_fastai.core.calibration import expected_calibration_error, nll, reliability
 from glacier_fastai.core.confusion import confusion_matrix, ice, mcc, recall
 from glacier_fastai.predict.calibrate import calibrate, glacier_areas
@@ -57,7 +57,7 @@ def variants(folders: list[Path], fitted: Path) -> dict[str, Ensemble]:
 
 
 def score(ensemble: Ensemble, scenes: list[tuple[Path, Path]]) -> dict:
-    """Confusion matrix, reliability table, loss, and areas of mapped glaciers, of some scenes."""
+    """Confusion matrix, reliability table and loss of some scenes, and areas of mapped glaciers of each."""
     predictor = Predictor(ensemble)
     total, tables, losses, pixels, areas = 0, [], 0.0, 0, []
     for scene, label in scenes:
@@ -74,7 +74,7 @@ def score(ensemble: Ensemble, scenes: list[tuple[Path, Path]]) -> dict:
         classes[truth == 255] = 255
         areas.append(glacier_areas(classes, 1 - probs[list(ICE)].sum(0).numpy(), truth))
     table = sum(tables[1:], start=tables[0])
-    return {"matrix": total, "table": table, "nll": losses / pixels, "areas": np.concatenate(areas)}
+    return {"matrix": total, "table": table, "nll": losses / pixels, "areas": areas}
 
 
 def row(found: dict, calibration: Calibration) -> dict:
@@ -82,12 +82,23 @@ def row(found: dict, calibration: Calibration) -> dict:
     out = {"MCC": mcc(found["matrix"]), "ice MCC": mcc(ice(found["matrix"]))}
     out |= {"debris recall": recall(found["matrix"])[2].item(), "NLL": found["nll"]}
     out["ECE"] = expected_calibration_error(found["table"])
-    if calibration.area and len(found["areas"]):
-        area, doubt, truth = found["areas"].T
+    area, doubt, truth = np.concatenate(found["areas"]).T
+    if calibration.area and len(area):
         low, high = area_interval(area, doubt, *calibration.area)
         out["glaciers"], out["coverage"] = len(area), float(((low <= truth) & (truth <= high)).mean())
         out["width"] = float(np.median((high - low) / area))
     return out
+
+
+def coverage_of_halves(areas: list[np.ndarray]) -> np.ndarray:
+    """Coverage of the glaciers of half the scenes by intervals fitted to the other half, 200 times."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(200):
+        order = rng.permutation(len(areas))
+        fitted_to, held = (np.concatenate([areas[k] for k in part]) for part in np.array_split(order, 2))
+        low, high = area_interval(*held[:, :2].T, *fit_area_interval(*fitted_to.T))
+        found.append(((low <= held[:, 2]) & (held[:, 2] <= high)).mean())
+    return np.array(found)
 
 
 def fitted(out: Path, recipe: str, overrides: tuple[str, ...], store: Path, seeds: int) -> tuple[list[Path], Path]:
@@ -169,9 +180,15 @@ def main() -> None:
         scene.parent.mkdir(exist_ok=True)
         bands = load_recipe("demo").bands
         unseen.append(write_scene(scene, "landsat8", size=256, bands=bands, seed=500 + k))
-    found = {v: row(score(e, unseen), e.calibration) for v, e in variants(folders, file).items()}
+    ensembles = variants(folders, file)
+    scores = {v: score(e, unseen) for v, e in ensembles.items()}
     print(f"\nsynthetic, {len(unseen)} landscapes held out")
-    print(pd.DataFrame(found).T.round(3).to_string())
+    print(pd.DataFrame({v: row(s, ensembles[v].calibration) for v, s in scores.items()}).T.round(3).to_string())
+    halves = coverage_of_halves(scores["the same, and offsets"]["areas"])
+    print(
+        "coverage by intervals fitted to half of these landscapes, of the other half: "
+        f"{halves.mean():.3f} (5 to 95 %: {np.quantile(halves, 0.05):.3f} to {np.quantile(halves, 0.95):.3f})"
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import rasterio
 from scipy import ndimage as ndi
 
 from glacier_fastai.bands import IGNORE
@@ -168,7 +169,6 @@ def test_store(tmp_path):
 
 
 def test_scene_is_a_geotiff_that_agrees_with_the_store(tmp_path):
-    rasterio = pytest.importorskip("rasterio")
     image, label = write_scene(tmp_path / "a.tif", "landsat8", size=96, seed=2, number=1)
     store = synthetic_store(tmp_path / "s", "landsat8", n_scenes=2, tile_size=96, scene_size=96, seed=2)
     with rasterio.open(image) as file:
