@@ -159,7 +159,7 @@ def _read_tile(files):
 def _read(path):
     """Return pixels and declared nodata (or None), by the first reader that can: tifffile lacks some compressions."""
     said = []
-    for reader in (_by_tifffile, _by_cv2, _by_pillow):
+    for reader in (_by_tifffile, _by_pillow, _by_cv2):  # the last one knows nothing of nodata
         try:
             return reader(str(path))
         except Exception as err:  # whatever this one cannot do, the next one may
