@@ -45,6 +45,7 @@ from ..recipe import Recipe
 from .build import compile_model, effective_precision, make_dls, make_learner
 from .bundle import ModelBundle
 from .callbacks import AverageWeightsCallback, ProgressiveRampCallback, plateau
+from .card import write_card
 from .checkpoint import CheckpointCallback, differences, load_checkpoint
 from .console import ConsoleCallback, balance_lines, class_table, say
 from .distributed import first, join, processes
@@ -369,6 +370,7 @@ def _finish(learn: GlacierLearner, out: Path) -> None:
     elif learn.confusion_matrix.latest is not None:
         say("last epoch, on the training tiles:")
         say(class_table(learn.confusion_matrix.latest))
+    write_card(out, bundle, out / BEST, learn.dls.store)
     learn.dls.show_batch(max_n=6)
     _figure(plt.gcf(), out / "figures" / "batch.png")
     if len(learn.dls.valid_tiles):

@@ -159,11 +159,14 @@ def test_memory_does_not_grow_with_the_height(tmp_path):
     found = {}
     for rows in (width, height):
         scene = write_noise(tmp_path / f"{rows}.tif", rows, width)
-        found[rows] = measured("memory", scene, tmp_path / f"maps{rows}")
-    ratio = found[height]["MB"] / found[width]["MB"]
-    for rows, result in found.items():
-        print(f"\n{rows} x {width} px, all maps: {result['MB']:.0f} MB, {result['seconds']:.0f} s", end="")
-    print(f"\nratio of memory {ratio:.3f}")
+        found[rows] = [measured("memory", scene, tmp_path / f"maps{rows}{k}") for k in range(5)]
+    middle = {}
+    for rows, results in found.items():  # threads meet by chance: peaks of the same scene differ by a fifth
+        peaks = sorted(result["MB"] for result in results)
+        middle[rows] = np.median(peaks)
+        seconds = min(result["seconds"] for result in results)
+        print(f"\n{rows} x {width} px, all maps: {peaks[0]:.0f} to {peaks[-1]:.0f} MB, {seconds:.0f} s", end="")
+    print(f"\nratio of the medians {middle[height] / middle[width]:.3f}")
 
 
 if __name__ == "__main__":
