@@ -21,6 +21,7 @@ from .predict.scenes import *
 from .predict.submission import *
 from .predict.tiles import *
 from .recipe import *
+from .show.interpret import *
 from .train.build import *
 from .train.bundle import *
 from .train.callbacks import *

@@ -56,7 +56,7 @@ def error_rgba(
 ) -> np.ndarray:
     """Return RGBA `(H, W, 4)`: red where the prediction is wrong, pale grey where right, clear where ignored."""
     out = np.zeros((*target.shape, 4), np.float32)
-    out[pred == target] = (*to_rgb(CORRECT), 1)
+    out[(pred == target) & (target != IGNORE)] = (*to_rgb(CORRECT), 1)
     out[(pred != target) & (target != IGNORE)] = (*to_rgb(WRONG), 1)
     return out
 

@@ -152,7 +152,10 @@ class ProbabilityMap(RasterMap):
         """Return probabilities `(bands, h, W)` in the file's type, nodata where the map has none."""
         unknown = strip.classes == IGNORE
         if self.profile["dtype"] == "uint8":
-            return np.where(unknown, IGNORE, np.rint(probs * BYTE)).astype(np.uint8)
+            scaled = probs * np.float32(BYTE)
+            kept = np.rint(scaled, out=scaled).astype(np.uint8)
+            kept[:, unknown] = IGNORE
+            return kept
         return np.where(unknown, np.float32(np.nan), probs)
 
 

@@ -40,6 +40,8 @@ def compute_channels(
     channels: Sequence[Channel],  # what is wanted
 ) -> np.ndarray:
     """Return the channels, float32 `(len(channels), H, W)`: bands, indices (0 where undefined) and textures."""
+    if [band for band, _ in channels] == list(names):
+        return image
     bases = {texture_of(band)[1] for band, texture in channels if texture and band not in names} - set(names)
     for base in sorted(bases):  # texture of an index
         image, names = np.concatenate([image, _index(image, names, base)[None]]), [*names, base]

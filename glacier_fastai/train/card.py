@@ -80,8 +80,8 @@ Made {made} by glacier_fastai {packages["glacier-fastai"]}. SHA-256 of `{path.na
 ## Intended use
 
 Maps of clean ice, debris-covered ice and lakes from scenes like the training data: sensor {sensor}, values {values},
-at its pixel size. On other sensors or regions fine-tune it first. Look at maps before you use areas of them; do not base
-warnings of hazards on them alone.
+at its pixel size. On other sensors or regions fine-tune it first. Look at maps before you use areas of them; do not
+base warnings of hazards on them alone.
 
 ## Training data
 

@@ -18,7 +18,7 @@ from ..data.tiles import TileStore
 from ..errors import DataError
 from .bundle import ModelBundle
 
-__all__ = ["evaluate", "normalise", "predicted", "score", "tiles_to_score"]
+__all__ = ["evaluate", "mapped", "normalise", "predicted", "score", "tiles_to_score"]
 
 
 def normalise(
@@ -115,17 +115,19 @@ def evaluate(
     """
     tiles = np.arange(len(store)) if tiles is None else np.asarray(tiles, np.int64)
     found = predicted(bundle, store, tiles, batch_size, device)
-    return score(((i, _mapped(bundle, store, i, probs)) for i, probs in found), store, tiles)
+    maps = ((i, mapped(bundle, probs, np.isfinite(store.read(i, [0])[0]))) for i, probs in found)
+    return score(((i, torch.from_numpy(classes)) for i, classes in maps), store, tiles)
 
 
-def _mapped(bundle: ModelBundle, store: TileStore, i: int, probs: torch.Tensor) -> torch.Tensor:
-    """Return the class codes of a tile, post-processed where the recipe wants it."""
-    classes = probs.argmax(0)
-    if (cleaning := bundle.predict.postprocess) is None:
-        return classes
-    codes = classes.numpy().astype(np.uint8)
-    codes[np.isnan(store.read(i, [0])[0])] = IGNORE
-    return torch.from_numpy(postprocess(codes, **cleaning.by_code()))
+def mapped(
+    bundle: ModelBundle,
+    probs: torch.Tensor,  # (K, H, W), as from `predicted`
+    valid: np.ndarray,  # bool (H, W), where there is data
+) -> np.ndarray:
+    """Return the class codes, uint8 `(H, W)`, 255 without data, post-processed where the recipe wants it."""
+    classes = np.where(valid, probs.argmax(0).numpy(), IGNORE).astype(np.uint8)
+    cleaning = bundle.predict.postprocess
+    return classes if cleaning is None else postprocess(classes, **cleaning.by_code())
 
 
 def score(

@@ -41,6 +41,7 @@ def test_classes_and_errors_have_their_colours():
     rgba = class_rgba(mask)
     np.testing.assert_allclose(rgba[0, :4, :3], [to_rgb(c) for c in CLASS_COLOURS], atol=1e-6)
     assert rgba[0, :, 3].tolist() == [1, 1, 1, 1, 0]
+    assert error_rgba(mask, mask)[0, 4, 3] == 0  # neither right nor wrong
     errors = error_rgba(np.array([[0, 2, 2, 3, 1]]), mask)
     right, wrong = errors[0, 0], errors[0, 1]
     assert not np.allclose(right, wrong)

@@ -1,0 +1,365 @@
+"""What a model gets wrong, and where: hard tiles, confusions, errors by what may cause them, bands it stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from ..bands import CLASS_COLOURS, CLASSES, ICE, IGNORE, composite
+from ..core.calibration import Reliability, expected_calibration_error, nll, reliability
+from ..core.confusion import confusion_matrix, mcc
+from ..core.strata import count_errors, edge_distance, patch_size
+from ..data.tiles import TileStore
+from ..data.types import class_rgba, draw, error_rgba, false_colour, legend
+from ..errors import BundleError, DataError, did_you_mean
+from ..predict.ensemble import Ensemble, Predictor
+from ..predict.source import compute_channels
+from ..train.bundle import ModelBundle
+from ..train.distributed import unwrapped
+from ..train.evaluate import mapped, normalise, predicted
+from ..train.models import GlacierUnet
+from .style import LINES, styled
+
+__all__ = ["GlacierInterpretation"]
+
+VISIBLE = ("blue", "green", "red")
+EDGES = {
+    "distance": (0, 1, 2, 4, 8, 16, 32, np.inf),
+    "area": (0, 10, 100, 1_000, 10_000, 100_000, np.inf),
+    "brightness": (-np.inf, -2, -1, -0.5, 0, 0.5, 1, 2, np.inf),
+}
+"""Bins of each stratum; a bin holds its upper edge."""
+
+LEAST = 100  # pixels; what is measured on fewer is not drawn by class
+POINTS = {"marker": "o", "mec": "0.3", "mew": 0.5}
+
+
+class GlacierInterpretation:
+    """What a model gets wrong, and where; one pass over the tiles, in bounded memory.
+
+    Its maps are those that `train.evaluate.evaluate` scores, so `confusion` is the same. All counts are of labelled
+    pixels; a stratum sees of edges and patches what lies within the tile.
+    """
+
+    table: pd.DataFrame
+    """A row per tile: `tile` (position), `id`, `scene`, `labelled` (pixels), `loss` (mean negative log-likelihood of
+    the labels, nats), `mcc`, `ice_share` (of labelled pixels), `brightness` (mean over pixels with data of the bands
+    `bright`, as delivered). What has no pixel to be measured on is NaN."""
+
+    confusion: torch.Tensor
+    """int64 `(K, K)`, rows are the truth."""
+
+    reliability: dict[str, Reliability]
+    """Of the most probable class, and of each class by its name; of the probabilities, before post-processing."""
+
+    strata: dict[str, pd.DataFrame]
+    """By "distance" (to the nearest class edge of the truth, px), "area" (of the truth's patch, px) and "brightness"
+    (mean of the standardised bands `bright`), a row per bin: `low` (not in it), `high`, `pixels`, `errors`, `share`
+    (errors of pixels), and `pixels_CLASS` and `share_CLASS` of each class in the truth. A share of nothing is NaN."""
+
+    bright: tuple[str, ...]
+    """Bands whose mean is the brightness: the visible ones that the model takes, if it takes none its first band."""
+
+    def __init__(
+        self,
+        bundle: ModelBundle,  # trained model
+        store: TileStore,  # labelled tiles
+        tiles: Sequence[int] | None = None,  # positions of the tiles to look at, default all
+    ):
+        """Look at the tiles.
+
+        Raises:
+            BundleError: As `train.evaluate.predicted`.
+            DataError: No such tile, or none of them has a label.
+        """
+        self.bundle, self.store = bundle, store.plain()
+        self.tiles = self._known(range(len(store)) if tiles is None else tiles)
+        if not self.store.class_counts()[self.tiles].any():
+            raise DataError(f"{store.path}: no labelled pixel in these tiles, so nothing to interpret")
+        self.bright = tuple(b for b in bundle.bands if b in VISIBLE) or bundle.bands[:1]
+        self._ensemble = Ensemble.of(bundle)
+        self._look()
+
+    @classmethod
+    def from_learner(
+        cls,
+        learn,  # `GlacierLearner`
+        tiles: Sequence[int] | None = None,  # positions in `learn.dls.store`, default the validation tiles
+    ) -> GlacierInterpretation:
+        """Return the interpretation of a learner's present weights, without views and post-processing.
+
+        Raises:
+            BundleError: Its model is none that a bundle can hold.
+            DataError: As `GlacierInterpretation`, or there are no validation tiles.
+        """
+        if not isinstance(unwrapped(learn.model), GlacierUnet):
+            raise BundleError(f"model {type(unwrapped(learn.model)).__name__}: no bundle can hold it; use glacier_unet")
+        tiles = learn.dls.valid_tiles if tiles is None else tiles
+        if not len(tiles):
+            raise DataError("there are no validation tiles (fold=None): name tiles")
+        return cls(ModelBundle.from_learner(learn), learn.dls.store, tiles)
+
+    def hardest(
+        self,
+        n: int = 9,  # rows at most
+        by: str = "loss",  # "loss", largest first, or "mcc", lowest first
+    ) -> pd.DataFrame:
+        """Return the rows of `table` of the hardest labelled tiles; raises `DataError` for another `by` or no row."""
+        _check("by", by, ("loss", "mcc"))
+        if n < 1:
+            raise DataError(f"{n} tiles: use at least 1")
+        return self.table.dropna(subset=by).sort_values(by, ascending=by == "mcc", kind="stable").head(n)
+
+    def probabilities(
+        self,
+        tile: int,  # position in the store
+    ) -> torch.Tensor:
+        """Return a tile's probabilities `(K, H, W)`, computed anew; raises `DataError` if there is no such tile."""
+        return next(predicted(self.bundle, self.store, self._known([tile])))[1]
+
+    def band_importance(
+        self,
+        method: str = "permutation",  # values of a band shuffled, or "occlusion": all of them set to its mean
+        repeats: int = 3,  # shuffles of each band; occlusion is done once
+        tiles: int = 24,  # labelled tiles to look at, at most, spread evenly
+        seed: int = 0,  # of the shuffles
+    ) -> pd.DataFrame:
+        """Return by how much the MCC of the tiles falls without what a band says: `band`, `drop`, `spread`, `method`.
+
+        Values are shuffled among the pixels with data of a tile, so both what a pixel is worth and how the band looks
+        are lost; texture is a band of its own. The mean is that of training. Bands that say the same stand in for each
+        other, and then all of them look unimportant.
+
+        `drop` is the mean over the repeats. `spread` is the standard deviation over the repeats, which says nothing of
+        how other tiles would do; for occlusion, which has no chance in it, it is the jackknife standard error over the
+        tiles. It is NaN of one repeat or tile. `tiles` is how many were looked at, `mcc` theirs with all bands.
+
+        Source: Breiman 2001, doi 10.1023/A:1010933404324; Fisher et al. 2019, JMLR 20(177); the jackknife, Efron and
+        Stein 1981, doi 10.1214/aos/1176345462.
+
+        Raises:
+            DataError: Another method, or no repeat or tile.
+        """
+        _check("method", method, ("permutation", "occlusion"))
+        if repeats < 1 or tiles < 1:
+            raise DataError(f"{repeats} repeats, {tiles} tiles: use at least 1 of each")
+        repeats = repeats if method == "permutation" else 1
+        labelled = self.table["tile"][self.table["labelled"] > 0].to_numpy()
+        chosen = labelled[np.linspace(0, len(labelled) - 1, min(tiles, len(labelled))).round().astype(int)]
+        channels, k = self._ensemble.channels, len(CLASSES)
+        plain = torch.zeros(len(chosen), k, k, dtype=torch.int64)
+        less = torch.zeros(len(channels), repeats, *plain.shape, dtype=torch.int64)
+        predictor = Predictor(self._ensemble)
+
+        def count(i: int, image: np.ndarray) -> torch.Tensor:
+            (probs,) = predictor([image])  # always one, since digits may change with the size of a batch
+            classes = mapped(self.bundle, probs.cpu(), np.isfinite(image[0]))
+            return confusion_matrix(classes, np.array(self.store.masks[i]), k)
+
+        for t, i in enumerate(chosen):
+            image = compute_channels(self.store.read(i), self.store.bands, channels)
+            valid, rng = np.isfinite(image[0]), np.random.default_rng([seed, int(i)])
+            plain[t] = count(i, image)
+            for band, mean in enumerate(self.bundle.mean):
+                for repeat in range(repeats):
+                    changed = image.copy()
+                    changed[band, valid] = rng.permutation(image[band, valid]) if method == "permutation" else mean
+                    less[band, repeat, t] = count(i, changed)
+
+        whole, n = plain.sum(0), len(chosen)
+        rows = []
+        for band, counts in zip(self.bundle.bands, less, strict=True):
+            drops = pd.Series([mcc(whole) - mcc(c.sum(0)) for c in counts])
+            spread = drops.std()
+            if method == "occlusion":
+                without = [mcc(whole - p) - mcc(c) for p, c in zip(plain, counts[0].sum(0) - counts[0], strict=True)]
+                spread = pd.Series(without).std() * (n - 1) / n**0.5
+            rows.append((band, drops.mean(), spread, method, n, mcc(whole)))
+        return pd.DataFrame(rows, columns=["band", "drop", "spread", "method", "tiles", "mcc"])
+
+    def plot_confusion_matrix(self) -> Figure:
+        """Draw what each class is mapped as."""
+        counts = self.confusion.numpy()
+        of = counts.sum(1, keepdims=True)
+        share = np.divide(counts, of, out=np.full(counts.shape, np.nan), where=of > 0)
+        with styled():
+            fig, ax = plt.subplots(figsize=(5.4, 4.6))
+            image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+            for (row, col), value in np.ndenumerate(share):
+                text = f"{value:.1%}\n{counts[row, col]:,}" if value == value else "–"
+                ax.text(col, row, text, ha="center", va="center", color="w" if value > 0.6 else "k")
+            ax.set(xticks=range(len(CLASSES)), yticks=range(len(CLASSES)), xticklabels=CLASSES, yticklabels=CLASSES)
+            ax.set(xlabel="class in the map", ylabel="class in the truth", title=f"MCC {mcc(counts):.3f}, {self._n()}")
+            ax.grid(False)
+            fig.colorbar(image, label="share of the class in the truth", format=PercentFormatter(1), shrink=0.8)
+        return fig
+
+    def plot_reliability(self) -> Figure:
+        """Draw how often a class is there, by how probable it was said to be."""
+        with styled():
+            fig, (top, bottom) = plt.subplots(2, 1, figsize=(7.4, 6.5), height_ratios=(3, 1), sharex=True)
+            top.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="as it should be")
+            for (name, table), colour in zip(self.reliability.items(), ("black", *CLASS_COLOURS), strict=True):
+                error = expected_calibration_error(table)
+                accuracy = np.where(table.pixels >= LEAST, table.accuracy, np.nan)
+                top.plot(table.confidence, accuracy, color=colour, label=f"{name}, ECE {error:.3f}", **POINTS)
+                bottom.stairs(table.pixels / table.pixels.sum(), table.edges, color=colour)
+            top.set(
+                ylabel="share of pixels where it is true", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title=self._few()
+            )
+            fig.legend(*top.get_legend_handles_labels(), loc="outside right upper")
+            bottom.set(xlabel="probability of the class", ylabel="share of pixels", yscale="log")
+        return fig
+
+    def plot_hardest(
+        self,
+        n: int = 6,  # tiles
+        by: str = "loss",  # as for `hardest`
+    ) -> Figure:
+        """Draw image, truth, map and errors of the hardest tiles; raises `DataError` as `hardest`."""
+        rows = self.hardest(n, by)
+        name, rgb = composite(self.store.bands)
+        with styled():
+            fig, axes = plt.subplots(len(rows), 4, figsize=(10.4, 2.85 * len(rows) + 0.8), squeeze=False)
+            for row, (i, probs) in zip(axes, predicted(self.bundle, self.store, rows["tile"].tolist()), strict=True):
+                about, image, truth = rows.loc[rows["tile"] == i].iloc[0], self.store.read(i), self.store.masks[i]
+                valid = np.isfinite(image[0])
+                classes = mapped(self.bundle, probs, valid)
+                wrong = (classes != truth)[truth != IGNORE].mean()
+                draw(row[0], false_colour(image, rgb), about["id"][-36:])  # the end tells tiles of a scene apart
+                draw(row[1], class_rgba(truth), f"truth, n = {about['labelled']:,} px")
+                draw(row[2], class_rgba(classes), f"map, loss {about['loss']:.2f} nats, MCC {about['mcc']:.2f}")
+                draw(row[3], error_rgba(classes, truth), f"errors, {wrong:.1%} of labelled")
+            fig.suptitle(f"hardest of n = {len(self.tiles)} tiles by {by}; image: {name}")
+            below = 0.35 / fig.get_figheight()
+            fig.get_layout_engine().set(rect=(0, below, 1, 1 - below))
+            legend(fig, errors=True)
+        return fig
+
+    def plot_errors_by(
+        self,
+        what: str = "distance",  # key of `strata`
+    ) -> Figure:
+        """Draw the share of errors by bins of a stratum; raises `DataError` for another key."""
+        _check("errors by", what, EDGES)
+        found = self.strata[what].query("pixels > 0")
+        label = {
+            "distance": "distance to the nearest class edge of the truth, px",
+            "area": "area of the patch in the truth, px",
+            "brightness": f"mean of {', '.join(self.bright)}, standard deviations from the mean of training",
+        }
+        with styled():
+            fig, ax = plt.subplots(figsize=(7.4, 4.2))
+            at = np.arange(len(found))
+            drawn = [ax.bar(at, found["share"], color="0.88", label="all classes")]
+            for name, colour in zip(CLASSES, CLASS_COLOURS, strict=True):
+                share = found[f"share_{name}"].where(found[f"pixels_{name}"] >= LEAST)
+                drawn += ax.plot(at, share, color=colour, label=name, **POINTS)
+            bins = zip(found["low"], found["high"], found["pixels"], strict=True)
+            ax.set_xticks(at, [f"{_bin(low, high)}\n{pixels:,}" for low, high, pixels in bins], fontsize=8)
+            ax.set(xlabel=f"{label[what]}; below, n of pixels", ylabel="errors, share of pixels", ylim=(0, None))
+            ax.set_title(self._few())
+            ax.yaxis.set_major_formatter(PercentFormatter(1))
+            ax.grid(False, axis="x")
+            fig.legend(handles=drawn, loc="outside right upper")
+        return fig
+
+    def plot_band_importance(
+        self,
+        table: pd.DataFrame,  # as from `band_importance`
+    ) -> Figure:
+        """Draw by how much the MCC falls without what each band says, the largest fall on top."""
+        table = table.sort_values("drop", kind="stable")
+        method, n, whole = table[["method", "tiles", "mcc"]].iloc[0]
+        how, over = {
+            "permutation": ("shuffled within each tile", "standard deviation over the shuffles"),
+            "occlusion": ("set to its mean", "standard error over the tiles"),
+        }[method]
+        with styled():
+            fig, ax = plt.subplots(figsize=(6.4, 1.5 + 0.32 * len(table)))
+            ax.barh(table["band"], table["drop"], xerr=table["spread"], color=LINES[0], ecolor="0.3", capsize=2)
+            ax.axvline(0, color="0.3", linewidth=0.8)
+            ax.set(xlabel=f"fall of the MCC with the band {how}\nbars: {over}", ylabel="band")
+            ax.set_title(f"MCC {whole:.3f} with all bands, n = {n} tiles")
+            ax.grid(False, axis="y")
+        return fig
+
+    def _look(self) -> None:
+        """Go over the tiles, and keep nothing per pixel."""
+        k = len(CLASSES)
+        classes_of = {"most probable class": None, **{name: [code] for code, name in enumerate(CLASSES)}}
+        channels = [c for c in self._ensemble.channels if c[0] in self.bright]
+        mean, std = self.bundle.statistics(self.bright)
+        self.confusion, self.reliability = torch.zeros(k, k, dtype=torch.int64), {}
+        counts = {what: np.zeros((2, len(edges) - 1, k), np.int64) for what, edges in EDGES.items()}
+        rows = []
+        for i, probs in predicted(self.bundle, self.store, self.tiles):
+            truth = np.array(self.store.masks[i])
+            image = compute_channels(self.store.read(i), self.store.bands, channels)
+            valid = np.isfinite(image[0])
+            classes = mapped(self.bundle, probs, valid)
+            matrix = confusion_matrix(classes, truth, k)
+            labelled, ice = int(matrix.sum()), int(matrix[list(ICE)].sum())
+            rows.append(
+                {
+                    "tile": i,
+                    **self.store.table.loc[i, ["id", "scene"]],
+                    "labelled": labelled,
+                    "loss": nll(probs, truth, dim=0) if labelled else np.nan,
+                    "mcc": mcc(matrix) if labelled else np.nan,
+                    "ice_share": ice / labelled if labelled else np.nan,
+                    "brightness": image[:, valid].mean(dtype=np.float64) if valid.any() else np.nan,
+                }
+            )
+            self.confusion += matrix
+            for name, of in classes_of.items():
+                found = reliability(probs, truth, of=of, dim=0)
+                self.reliability[name] = self.reliability[name] + found if name in self.reliability else found
+            values = {
+                "distance": edge_distance(truth),
+                "area": patch_size(truth),
+                "brightness": normalise(image, mean, std).mean(0),
+            }
+            for what, value in values.items():
+                counts[what] += count_errors(value, classes != truth, truth, EDGES[what])
+        self.table = pd.DataFrame(rows)
+        self.strata = {what: _stratum(*found, EDGES[what]) for what, found in counts.items()}
+
+    def _known(self, tiles: Iterable[int]) -> np.ndarray:
+        tiles = np.array(list(tiles), np.int64)
+        if (unknown := tiles[(tiles < 0) | (tiles >= len(self.store))]).size:
+            raise DataError(f"{self.store.path}: no tile {unknown[0]}; use 0 to {len(self.store) - 1}")
+        return tiles
+
+    def _n(self) -> str:
+        return f"n = {int(self.confusion.sum()):,} labelled px of {len(self.tiles)} tiles"
+
+    def _few(self) -> str:
+        return f"{self._n()}; points of fewer than {LEAST} left out"
+
+
+def _stratum(pixels: np.ndarray, errors: np.ndarray, edges: Sequence[float]) -> pd.DataFrame:
+    """Return the table of a stratum from its counts `(bins, K)`."""
+    out = pd.DataFrame({"low": edges[:-1], "high": edges[1:], "pixels": pixels.sum(1), "errors": errors.sum(1)})
+    out["share"] = out["errors"] / out["pixels"]
+    for code, name in enumerate(CLASSES):
+        out[f"pixels_{name}"] = pixels[:, code]
+        out[f"share_{name}"] = errors[:, code] / out[f"pixels_{name}"]
+    return out
+
+
+def _bin(low: float, high: float) -> str:
+    between = " to " if low < 0 else "–"
+    name = f"≤ {high:,g}" if low == -np.inf else f"> {low:,g}" if high == np.inf else f"{low:,g}{between}{high:,g}"
+    return name.replace("-", "−")
+
+
+def _check(what: str, value: str, allowed: Iterable[str]) -> None:
+    if value not in allowed:
+        raise DataError(f"{what} {value!r}: use {' or '.join(allowed)}{did_you_mean(value, allowed)}")
