@@ -9,7 +9,6 @@ import json
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,8 +86,6 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
-    else:  # torch 2.15 warns at import of what torchvision and smp do with it
-        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     rank = int(os.environ.get("RANK", 0))
     who = f"glacier-fastai, process {rank}" if rank else "glacier-fastai"
     try:
@@ -281,7 +278,9 @@ def _progress(what: str) -> Iterator[Callable[[int, int | None], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    terminal, told = sys.stderr.isatty(), time.monotonic()
+    from .terminal import in_terminal
+
+    terminal, told = in_terminal(), time.monotonic()
     bar = Progress(console=Console(stderr=True), transient=True)
     task = bar.add_task(what, total=None)
 
@@ -636,13 +635,38 @@ def submit(
 
 
 @app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of `crossval` for all their folds.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("report.html"),
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Tile store or raw folder of the runs. Default: where each of them found it."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Write a page about runs, side by side: one HTML file that needs no network. Prints its path.
+
+    It holds what was run, scores and their spread, curves, confusion, reliability, tiles and what bands are worth. Run
+    folders are only read; what one that was cut short lacks is said at the top.
+
+    Example: `glacier-fastai report runs/crossval --out crossval.html`
+    """
+    from .show.report import write_report
+
+    write_report(runs, out, data, overwrite)
+    print(out)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder to make; must not exist.")] = Path("glacier-demo"),
 ) -> None:
     """See all of it in under 5 minutes on 2 CPU cores, without a download, on synthetic landscapes.
 
     Pretrains on one made-up sensor, fine-tunes one fold on another, evaluates on landscapes neither has seen, and maps
-    a scene. Prints where the pictures and the map are.
+    a scene. Prints where the pictures, the map and the report are.
     """
     from .show.demo import run
 

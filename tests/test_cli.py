@@ -64,6 +64,7 @@ COMMANDS = [
     ["calibrate"],
     ["predict"],
     ["submit"],
+    ["report"],
     ["recipes"],
     ["recipes", "show"],
     ["recipes", "schema"],

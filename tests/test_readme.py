@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from folders import competition_folder
+from hkh_folders import hkh_folder
 
 from glacier_fastai.cli import app
 from glacier_fastai.recipe import recipe_from
@@ -34,6 +36,22 @@ def test_every_command_in_the_readme_exists_with_its_options(command):
         node = node.commands[words.pop(0)]
     context = node.make_context(command, words, resilient_parsing=False)
     assert context.params
+
+
+def test_the_commands_of_a_whole_entry_run(tmp_path, monkeypatch):
+    """On made-up folders and with less of everything, but as they stand, one after the other."""
+    competition_folder(tmp_path / "competition", "phase2", ids=[f"{k:03}" for k in range(5)], size=64)
+    hkh_folder(tmp_path, scenes=3, size=64)
+    block = next(b for b in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if "submit cv" in b)
+    small = ["data.tile_size=64", "data.crop=32", "data.crops_per_tile=1", "train.epochs=1", "train.batch_size=2"]
+    small += ["model.arch=resnet18", "train.precision=fp32", "augment=[]", "balance=null", "train.accumulate=1"]
+    monkeypatch.chdir(tmp_path)
+    for line in block.splitlines():
+        _, command, *words = shlex.split(line)
+        if command in ("pretrain", "finetune", "crossval"):
+            words += [w for setting in small for w in ("--set", setting)]
+        app([command, *words], standalone_mode=False)
+    assert (tmp_path / "submission" / "model.pth").is_file() and (tmp_path / "cv.html").is_file()
 
 
 def test_every_name_in_the_readmes_notebook_is_public():

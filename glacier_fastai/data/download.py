@@ -28,6 +28,7 @@ from posixpath import normpath
 from typing import Any, BinaryIO
 
 from ..errors import DataError, OutputError
+from ..terminal import in_terminal
 
 __all__ = ["RemoteStream", "fetch", "members", "open_stream"]
 
@@ -46,7 +47,7 @@ class _Meter:
     def __init__(self, name: str, done: int, show: bool):
         self.name, self.first, self.show, self.bar = name, done, show, None
         self.began = self.last = time.monotonic()
-        if show and sys.stderr.isatty():
+        if show and in_terminal():
             from rich import console, progress
 
             self.bar = progress.Progress(console=console.Console(stderr=True), transient=True)

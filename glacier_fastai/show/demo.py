@@ -1,4 +1,4 @@
-"""The whole way on synthetic landscapes: two sensors, pretraining, fine-tuning, evaluation, a map, pictures."""
+"""The whole way on synthetic landscapes: two sensors, pretraining, fine-tuning, evaluation, a map, a report."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from ..train.bundle import ModelBundle
 from ..train.console import say
 from ..train.evaluate import evaluate
 from ..train.run import finetune, pretrain
+from .report import write_report
 
 __all__ = ["map_figure", "run"]
 
@@ -88,6 +89,7 @@ def run(
     files = predict_scene(bundle, scene, out / "maps", Wanted(confidence=True, outlines=True))["files"]
     classes = Path(files["classes"])
     map_figure(scene, classes, label, out / "map.png")
+    write_report([fine], out / "report.html")
     say(f"\non {len(unseen)} synthetic tiles that neither run has seen:")
     say(f"MCC {scores['mcc']:.3f}, ice MCC {scores['ice_mcc']:.3f}, mean IoU {scores['mean_iou']:.3f}")
     say(f"done in {time.monotonic() - began:.0f} s")
@@ -97,3 +99,4 @@ def run(
     print(f"pictures  {out / 'map.png'}")
     for name in ("batch", "results"):
         print(f"          {fine / 'figures' / name}.png")
+    print(f"report    {out / 'report.html'}")

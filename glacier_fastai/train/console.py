@@ -14,6 +14,7 @@ from torch import Tensor
 from ..bands import CLASSES
 from ..core.balance import Sampling
 from ..core.confusion import f1, iou, precision, recall
+from ..terminal import in_terminal
 
 __all__ = ["ConsoleCallback", "balance_lines", "class_table", "say"]
 
@@ -75,7 +76,7 @@ class ConsoleCallback(Callback):
     def before_fit(self):
         """Silence fastai's own table, and open a bar in a terminal."""
         self.kept, self.learn.logger = self.learn.logger, lambda row: None
-        if sys.stderr.isatty():
+        if in_terminal():
             from rich.console import Console
             from rich.progress import Progress
 

@@ -117,6 +117,10 @@ class GlacierLearner(Learner):
             raise TrainingError("there are no validation tiles (fold=None): use ds_idx=0, or give a dl")
         super()._do_epoch_validate(ds_idx, dl)
 
+    def show_results(self, ds_idx=1, dl=None, max_n=9, shuffle=False, **kwargs):
+        """Show whole tiles, in order; shuffled ones are crops, augmented as in training."""
+        super().show_results(ds_idx, dl, max_n, shuffle, **kwargs)
+
     def tta(self, ds_idx=1, dl=None):
         """Return probabilities averaged over the 8 flips and quarter turns, and targets.
 

@@ -417,6 +417,7 @@ def test_a_plain_line_now_and_then_where_there_is_no_terminal(path, mirror, monk
 
 def test_a_bar_in_a_terminal(path, mirror, monkeypatch, capsys):
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     get(path, mirror(LIES["404"][0]), mirror(), progress=True)

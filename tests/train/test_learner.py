@@ -89,7 +89,7 @@ def test_get_preds_gives_probabilities_and_classes(learn):
 
 
 def test_show_results_shows_truth_prediction_and_errors(learn):
-    learn.show_results(max_n=2, shuffle=False)
+    learn.show_results(max_n=2)
     fig = plt.gcf()
     panels = [ax for ax in fig.axes if ax.images]
     assert len(panels) == 8

@@ -1,0 +1,164 @@
+"""Run folders read back, whole or cut short; nothing is written into them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from ..bands import CLASSES
+from ..errors import BundleError, DataError
+from ..train.bundle import ModelBundle
+
+__all__ = ["Run", "not_comparable", "read_runs"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds (see `train.run`); what it lacks is empty, and said in `lacks`."""
+
+    path: Path
+    name: str  # tells it from the others of a report
+    recipe: dict[str, Any]
+    environment: dict[str, Any]
+    history: pd.DataFrame  # a row per epoch
+    events: list[dict[str, Any]]
+    folds: int  # of its data; 0 where it is not known
+    parts: dict[str, int]  # tiles by part: train, valid, left out, test
+    scores: dict[str, Any]  # metrics.json, else what its bundle was kept for
+    trained_on: dict[str, Any]  # as in its bundle
+    lacks: list[str]  # in words
+
+    @property
+    def model(self) -> Path | None:
+        """Its bundle, if it has one."""
+        return self.path / "best.safetensors" if self.trained_on else None
+
+    def get(self, *keys: str) -> Any:
+        """Return a field of the recipe by its path, or None."""
+        value: Any = self.recipe
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+
+def read_runs(
+    paths: Sequence[str | os.PathLike],  # run folders, and folders of `crossval`, which count as their folds
+) -> tuple[list[Run], dict[str, list[int]]]:
+    """Return the runs, and by name the positions of those that belong together: the folds of each cross-validation.
+
+    Where there is no cross-validation, all runs do, under an empty name.
+
+    Raises:
+        DataError: A folder is no run, or is named twice.
+        BundleError: A run of other classes than ours.
+    """
+    members = {Path(p).resolve(): _members(Path(p)) for p in paths}
+    folders = [f for found in members.values() for f in found]
+    if len(members) < len(paths) or len(set(folders)) < len(folders):
+        raise DataError(f"{', '.join(map(str, paths))}: a run is named twice; name each once")
+    above = Path(os.path.commonpath([f.parent for f in folders]))
+    runs = [_read(f, f.relative_to(above).as_posix()) for f in folders]
+    sets = {
+        path.name: [k for k, f in enumerate(folders) if f in found]
+        for path, found in members.items()
+        if found != [path]
+    }
+    for chosen in sets.values():
+        there = {runs[k].path.name for k in chosen}
+        if gone := [str(k) for k in range(runs[chosen[0]].folds) if f"fold{k}" not in there]:
+            runs[chosen[0]].lacks.insert(0, f"of its cross-validation fold {', '.join(gone)} is not there")
+    return runs, sets or {"": list(range(len(runs)))}
+
+
+def _members(path: Path) -> list[Path]:
+    """Return the run folders that a folder stands for."""
+    if (path / "recipe.yaml").is_file():
+        return [path.resolve()]
+    folds = [f.resolve() for f in path.glob("fold*") if (f / "recipe.yaml").is_file()]
+    if not folds:
+        what = "no run or cross-validation (no recipe.yaml in it)" if path.is_dir() else "no such folder"
+        raise DataError(f"{path}: {what}; name a folder that pretrain, finetune or crossval made")
+    return sorted(folds, key=lambda f: (len(f.name), f.name))
+
+
+def _read(path: Path, name: str) -> Run:
+    lacks: list[str] = []
+
+    def read(file: str, parse: Callable[[str], Any], empty: Any) -> Any:
+        try:
+            return parse((path / file).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            lacks.append(f"no {file}")
+        except (LookupError, OSError, TypeError, ValueError, yaml.YAMLError) as err:
+            lacks.append(f"{file} is damaged ({' '.join(str(err).split())[:100]})")
+        return empty
+
+    recipe = read("recipe.yaml", lambda text: dict(yaml.safe_load(text)), {})
+    environment = read("environment.json", lambda text: dict(json.loads(text)), {})
+    history = read("history.csv", lambda text: pd.read_csv(StringIO(text)).astype({"epoch": int}), None)
+    lines = read("events.jsonl", str.splitlines, [])
+    events = [event for line in lines if (event := _event(line))]
+    if len(events) < len(lines):
+        lacks.append(f"{len(lines) - len(events)} damaged or half-written line of events.jsonl left out")
+    table = read("folds.csv", lambda text: pd.read_csv(StringIO(text))[["fold", "part"]], None)
+    parts = {} if table is None else table["part"].value_counts().to_dict()
+    scores, bundle = {}, None
+    if not parts or "valid" in parts:
+        scores = read("metrics.json", lambda text: dict(json.loads(text)), {})
+    else:
+        lacks.append("trained on every tile, without validation, so there is nothing to score it on")
+    try:
+        bundle = ModelBundle.load(path / "best.safetensors")
+    except BundleError as err:
+        lacks.append(str(err) if (path / "best.safetensors").exists() else "no best.safetensors")
+    for classes in (scores.get("classes"), bundle and bundle.classes):
+        if classes and tuple(classes) != CLASSES:
+            raise BundleError(f"{path}: a run of {', '.join(classes)}; a report is of the classes {', '.join(CLASSES)}")
+    if bundle and bundle.metrics and not scores:
+        scores = bundle.metrics
+        lacks.append(f"its scores are those of epoch {scores['epoch']}, the best so far")
+    run = Run(
+        path=path,
+        name=name,
+        recipe=recipe,
+        environment=environment,
+        history=pd.DataFrame({"epoch": []}) if history is None else history,
+        events=events,
+        folds=0 if table is None else int(table["fold"].max()) + 1,
+        parts=parts,
+        scores=scores,
+        trained_on=bundle.trained_on if bundle else {},
+        lacks=lacks,
+    )
+    if not (path / "figures" / "batch.png").exists():  # the last that every run writes
+        lacks.insert(0, f"cut short, or not yet done: {len(run.history)} of {run.get('train', 'epochs')} epochs")
+    return run
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and {"event", "time"} <= event.keys() else None
+
+
+def not_comparable(
+    runs: Sequence[Run],
+) -> str | None:
+    """Return why scores of these runs cannot be compared, in words, or None."""
+    data = {r.name: r.trained_on["hash"] for r in runs if "hash" in r.trained_on}
+    folds = {r.name: r.environment["folds_hash"] for r in runs if "folds_hash" in r.environment}
+    for what, hashes in (("tiles", data), ("folds", folds)):
+        if len(set(hashes.values())) > 1:
+            sides = (", ".join(n for n in hashes if hashes[n] == h) for h in dict.fromkeys(hashes.values()))
+            return f"these runs are of different {what}, so their scores cannot be compared: {' / '.join(sides)}"
+    return None
