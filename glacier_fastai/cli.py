@@ -542,9 +542,12 @@ def predict(
 
     Example: `glacier-fastai predict runs/crossval/ensemble.yaml "scenes/*.tif" --out maps --outlines`
     """
+    from .memory import one_arena
+
+    one_arena()  # before torch is imported
     from .errors import PredictionError
     from .predict.ensemble import Ensemble
-    from .predict.scene import Wanted, one_arena
+    from .predict.scene import Wanted
     from .predict.scenes import find_scenes, part_of, predict_scenes, summary
     from .train.distributed import everyone, join, own_gpu, processes
 
@@ -563,7 +566,6 @@ def predict(
     scenes = part_of(find_scenes(names), part)
     ensemble = Ensemble.load(models, overrides)
     own_gpu()
-    one_arena()
     if (outlines or geoparquet) and ensemble.calibration.area is None:
         print("no area intervals: `calibrate` fits them, to one way of use; --set changes that", file=sys.stderr)
     wanted = Wanted(probabilities or None, confidence, outlines, geoparquet, simplify, stats, window)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -32,7 +30,7 @@ from .sink import ClassMap, ConfidenceMap, ProbabilityMap, Sink, Strip
 from .sliding import ahead, sliding_probabilities
 from .source import SceneSource, Source
 
-__all__ = ["Wanted", "map_strips", "one_arena", "predict_scene"]
+__all__ = ["Wanted", "map_strips", "predict_scene"]
 
 LEAST_CACHE = 2**25  # bytes of GDAL's block cache
 
@@ -61,15 +59,6 @@ class Wanted:
         if self.geoparquet:
             names |= {f"{k} parquet": f"{stem}_outlines_{k}.parquet" for k in ("glaciers", "classes")}
         return names
-
-
-def one_arena() -> None:
-    """Let the threads of this process share one pool of memory, where glibc would give each its own.
-
-    What strips leave behind in the others was 100 MB of a scene of 4,096 x 16,384 px, and the model was slower.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(-8, 1)  # M_ARENA_MAX
 
 
 def map_strips(

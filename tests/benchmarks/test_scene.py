@@ -9,6 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+from glacier_fastai.memory import one_arena
+
+if __name__ == "__main__":
+    one_arena()  # as the command does, before torch is imported
+
 import numpy as np
 import pytest
 import rasterio
@@ -18,7 +23,7 @@ from rasterio.windows import Window
 
 from glacier_fastai.core.tiling import starts
 from glacier_fastai.predict.ensemble import Ensemble, Predictor
-from glacier_fastai.predict.scene import Wanted, map_strips, one_arena, predict_scene
+from glacier_fastai.predict.scene import Wanted, map_strips, predict_scene
 from glacier_fastai.predict.source import SceneSource
 from glacier_fastai.train.bundle import ModelBundle
 from glacier_fastai.train.models import glacier_unet
@@ -74,7 +79,6 @@ def all_at_once(scene: Path, predictor: Predictor) -> np.ndarray:
 
 def speed(scene: Path) -> dict[str, float]:
     """Seconds of ours, of the bare model on as many windows, and of the common way; memory of ours and of that."""
-    one_arena()
     ensemble = Ensemble.of(bundle())
     predictor = Predictor(ensemble)
     model = bundle().model().to(memory_format=torch.channels_last)
@@ -113,7 +117,6 @@ def speed(scene: Path) -> dict[str, float]:
 
 def memory(scene: Path, out: Path) -> dict[str, float]:
     """MB above what was held before, of all maps of a scene, with a model that costs nothing."""
-    one_arena()
     ensemble = Ensemble.of(bundle())
 
     class Tiny(Predictor):
