@@ -28,6 +28,7 @@ from glacier_fastai.data.sources.scene import SceneRaster, prepare_scenes
 from glacier_fastai.data.texture import Texture, textured
 from glacier_fastai.predict.scene import Wanted, predict_scene
 from glacier_fastai.train.bundle import ModelBundle
+from glacier_fastai.show.interpret import GlacierInterpretation
 from glacier_fastai.train.evaluate import evaluate
 from glacier_fastai.train.learner import glacier_learner
 from glacier_fastai.train.models import glacier_unet
@@ -171,6 +172,13 @@ def evaluation(w):
     return result["confusion"], result["mcc_image_mean"]
 
 
+def interpretation(w):
+    interp = GlacierInterpretation(w.bundle(), w.store, w.tiles)
+    numbers = interp.table.drop(columns=["id", "scene"]).to_numpy()
+    importance = interp.band_importance(repeats=1, tiles=2)["drop"]
+    return (numbers, interp.confusion, importance, *(t.to_numpy() for t in interp.strata.values()))
+
+
 def prediction(w):
     made = predict_scene(w.bundle(), w.scene, w.folder / "maps", Wanted("float32", True, True, window=48))["files"]
     found = []
@@ -224,6 +232,7 @@ STAGES = [
     metrics,
     training,
     evaluation,
+    interpretation,
     prediction,
     calibration,
     figures,

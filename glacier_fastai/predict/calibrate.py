@@ -239,14 +239,14 @@ def _areas(
 def _interval(areas: np.ndarray) -> tuple[tuple[float, float] | None, float | None]:
     """Return the interval fitted to all glaciers, and the coverage of those of each fold, fitted to the others."""
     try:
-        inside = []
+        fitted, inside = fit_area_interval(*areas[:, 1:].T), []
         for fold in np.unique(areas[:, 0]):
             here = areas[:, 0] == fold
             low, high = area_interval(*areas[here, 1:3].T, *fit_area_interval(*areas[~here, 1:].T))
             inside.append((low <= areas[here, 3]) & (areas[here, 3] <= high))
-        return fit_area_interval(*areas[:, 1:].T), round(float(np.concatenate(inside).mean()), 3)
-    except (DataError, ValueError):  # too few of them
+    except DataError:  # too few of them
         return None, None
+    return fitted, round(float(np.concatenate(inside).mean()), 3)
 
 
 def reliability_figure(
