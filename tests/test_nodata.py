@@ -27,8 +27,8 @@ from glacier_fastai.data.block import GlacierDataLoaders, store_folds
 from glacier_fastai.data.sources.scene import SceneRaster, prepare_scenes
 from glacier_fastai.data.texture import Texture, textured
 from glacier_fastai.predict.scene import Wanted, predict_scene
-from glacier_fastai.train.bundle import ModelBundle
 from glacier_fastai.show.interpret import GlacierInterpretation
+from glacier_fastai.train.bundle import ModelBundle
 from glacier_fastai.train.evaluate import evaluate
 from glacier_fastai.train.learner import glacier_learner
 from glacier_fastai.train.models import glacier_unet

@@ -15,13 +15,13 @@ from PIL import Image
 
 from ..bands import IGNORE, composite
 from ..core.calibration import Reliability
-from ..core.morphology import postprocess
 from ..data.raw import open_tiles
 from ..data.tiles import TileStore
 from ..data.types import class_rgba, error_rgba, false_colour
 from ..errors import DataError
 from ..train.bundle import ModelBundle
 from ..train.console import say
+from ..train.evaluate import mapped
 from .interpret import GlacierInterpretation
 from .runs import Run
 
@@ -113,21 +113,17 @@ def evenly(items: Sequence, n: int) -> list:
 def _tile(run: Run, found: GlacierInterpretation, store: TileStore, i: int) -> Tile:
     row = found.table.set_index("tile").loc[i]
     image, truth = store.read(i), store.masks[i]
-    classes = found.probabilities(i).argmax(0).numpy().astype(np.uint8)
-    classes[np.isnan(image[0])] = IGNORE
-    if cleaning := found.bundle.predict.postprocess:
-        classes = postprocess(classes, **cleaning.by_code())
+    classes = mapped(found.bundle, found.probabilities(i), np.isfinite(image[0]))
     wrong = (classes != truth)[truth != IGNORE].mean() if row["labelled"] else None
     step = -(-store.size // SIDE)
     image, truth, classes = (x[..., ::step, ::step] for x in (image, truth, classes))
-    errors = error_rgba(np.where(truth == IGNORE, 0, classes), truth)
     name, rgb = composite(store.bands)
     return Tile(
         str(row["id"]),
         run.name,
         f"{percent(wrong)} wrong, loss {number(row['loss'])}; image in {name}",
         _webp(false_colour(image, rgb)),
-        *(_webp(rgba, lossless=True) for rgba in (class_rgba(truth), class_rgba(classes), errors)),
+        *(_webp(rgba, lossless=True) for rgba in (class_rgba(truth), class_rgba(classes), error_rgba(classes, truth))),
     )
 
 
