@@ -27,6 +27,8 @@ def test_the_run_folder_holds_what_the_design_says(trained):
         "folds.csv",
         "history.csv",
         "best.safetensors",
+        "best.stac.json",
+        "MODEL_CARD.md",
         "metrics.json",
         "figures/batch.png",
         "figures/results.png",
