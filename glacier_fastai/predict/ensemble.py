@@ -242,11 +242,6 @@ class Predictor:
         size = sum(2 * m.path.stat().st_size for m in ensemble.members if m.path)  # half precision on disk
         together = len(ensemble.members) == 1 or size < _free(self.device) / 2
         self.models = [m.softmax(self.device) for m in ensemble.members] if together else None
-        self._cancelled = False
-
-    def cancel(self) -> None:
-        """End a call that runs in another thread, and refuse all others; the call raises `PredictionError`."""
-        self._cancelled = True
 
     def __call__(self, windows: Sequence[np.ndarray]) -> list[Tensor]:
         """Return probabilities `(K, h, w)` of each window `(C, h, w)`, all of one size, NaN where there is no data.
@@ -300,8 +295,6 @@ class Predictor:
         total: Any = 0
         for k, scale in self.ensemble.predict.passes:
             for m, model, x in zip(group, models, inputs, strict=True):
-                if self._cancelled:
-                    raise PredictionError("cancelled")
                 total = total + self.ensemble.members[m].weight * one_pass(model, x, k, scale)
         return total
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from .ensemble import Ensemble, Predictor
 from .outlines import Outlines
 from .postprocess import postprocessed
 from .sink import ClassMap, ConfidenceMap, ProbabilityMap, Sink, Strip
-from .sliding import ahead, sliding_probabilities
+from .sliding import sliding_probabilities
 from .source import SceneSource, Source
 
 __all__ = ["Wanted", "map_strips", "predict_scene"]
@@ -66,10 +67,7 @@ def map_strips(
     predictor: Predictor,
     window: int = 512,  # side of a window, pixels; windows overlap by a quarter
 ) -> Iterator[Strip]:
-    """Yield the map of a scene, top to bottom, calibrated, decided and post-processed.
-
-    Reading, the models, and what is done with the result run in three threads.
-    """
+    """Yield the map of a scene, top to bottom, calibrated, decided and post-processed; it is read ahead in a thread."""
     ensemble = predictor.ensemble
 
     def strips() -> Iterator[Strip]:
@@ -80,7 +78,7 @@ def map_strips(
             classes[~valid] = IGNORE
             yield Strip(row, classes, probs)
 
-    return postprocessed(ahead(strips(), predictor.cancel), ensemble.predict.postprocess)
+    return postprocessed(strips(), ensemble.predict.postprocess)
 
 
 def predict_scene(
@@ -178,10 +176,22 @@ def _write(source: SceneSource, predictor: Predictor, wanted: Wanted, files: dic
             area = predictor.ensemble.calibration.area
             outlines = Outlines(files["outlines"], source, area, wanted.simplify, wanted.geoparquet)
             sinks.append(stack.enter_context(outlines))
-        for strip in stack.enter_context(closing(map_strips(source, predictor, wanted.window))):
+
+        def write(strip: Strip) -> None:
+            nonlocal counts
             counts += np.bincount(strip.classes.ravel(), minlength=256)
             for sink in sinks:
                 sink.write(strip)
+
+        strips = stack.enter_context(closing(map_strips(source, predictor, wanted.window)))
+        with ThreadPoolExecutor(1) as pool:  # while the models see the next rows, in this thread
+            written = None
+            for strip in strips:
+                if written:
+                    written.result()
+                written = pool.submit(write, strip)
+            if written:
+                written.result()
         if counts[IGNORE] == counts.sum():
             raise DataError(f"{source.path}: every pixel is nodata, so there is nothing to map")
     return counts

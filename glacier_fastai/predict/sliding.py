@@ -17,24 +17,18 @@ __all__ = ["ahead", "sliding_probabilities"]
 T = TypeVar("T")
 
 
-def ahead(
-    items: Iterable[T],
-    cancel: Callable[[], None] = lambda: None,  # is called when no more are wanted, to end the making of the next one
-) -> Iterator[T]:
+def ahead(items: Iterable[T]) -> Iterator[T]:
     """Yield the items, each made in a thread while the one before it is used."""
     items, end = iter(items), object()
-    with ThreadPoolExecutor(1) as pool:
-        try:
+    try:
+        with ThreadPoolExecutor(1) as pool:
             following = pool.submit(next, items, end)
             while (item := following.result()) is not end:
                 following = pool.submit(next, items, end)
                 yield item
-        except BaseException:
-            cancel()
-            raise
-        finally:
-            if close := getattr(items, "close", None):
-                pool.submit(close)
+    finally:
+        if close := getattr(items, "close", None):
+            close()
 
 
 def sliding_probabilities(

@@ -1,4 +1,3 @@
-import time
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +7,8 @@ import torch
 from rasterio.transform import Affine
 from scenes import BANDS, made_up, write_raster, write_scene
 
-from glacier_fastai.errors import BundleError, DataError, OutputError, PredictionError
-from glacier_fastai.predict.ensemble import Ensemble, Predictor
-from glacier_fastai.predict.scene import Wanted, map_strips, predict_scene
-from glacier_fastai.predict.source import SceneSource
+from glacier_fastai.errors import BundleError, DataError, OutputError
+from glacier_fastai.predict.scene import Wanted, predict_scene
 from glacier_fastai.train.bundle import ModelBundle
 from glacier_fastai.train.evaluate import normalise
 
@@ -104,21 +101,6 @@ def test_refusals_leave_no_map_behind(bundle, scene, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="file"):
         predict_scene(bundle, scene[0], tmp_path / "file")
-
-
-def test_a_map_that_is_given_up_ends_the_row_of_windows_that_runs(bundle, tmp_path):
-    write_scene(tmp_path / "s.tif", 320, 320)
-    ensemble = Ensemble.load([bundle.save(tmp_path / "b.safetensors") or tmp_path / "b.safetensors"])
-    predictor, calls = Predictor(ensemble), []
-    softmax = predictor.models[0]
-    predictor.models[0] = lambda x: calls.append(time.sleep(0.05)) or softmax(x)
-    with SceneSource(tmp_path / "s.tif", ensemble.channels) as source:
-        strips = map_strips(source, predictor, 32)
-        next(strips)  # the second row of windows begins
-        strips.close()
-    assert 14 <= len(calls) < 22
-    with pytest.raises(PredictionError, match="cancelled"):
-        predictor([np.zeros((len(BANDS), 32, 32), np.float32)])
 
 
 def test_what_is_done_is_not_done_again_and_what_is_other_is_kept(bundle, scene, tmp_path):

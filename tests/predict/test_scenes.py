@@ -204,6 +204,14 @@ def test_kill_9_in_mid_scene_leaves_no_map_and_the_same_command_makes_it(trained
     assert record["wanted"]["window"] == 64 and sum(record["pixels"].values()) == made_up()[2].sum()
 
 
+def test_ctrl_c_in_mid_scene_ends_at_once_and_leaves_nothing(trained, scene, tmp_path):
+    interrupted = KILLED.replace("SIGKILL", "SIGINT")
+    words = [sys.executable, "-c", interrupted, trained[0] / "best.safetensors", scene[0], tmp_path / "maps"]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGINT and done.stderr.splitlines()[-1] == "KeyboardInterrupt"
+    assert list((tmp_path / "maps").iterdir()) == []
+
+
 def test_two_processes_do_not_write_the_same_scene(bundle, scene, tmp_path):
     from filelock import FileLock
 
