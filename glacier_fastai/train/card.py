@@ -101,7 +101,7 @@ base warnings of hazards on them alone.
 
 - Snow, cloud and shadow are no classes of their own: fresh snow may be taken for ice.
 - Classes that are rare above are learned from few examples.
-- Probabilities are not calibrated; `glacier-fastai crossval` makes an ensemble that is.{made_up}
+- Its probabilities are not calibrated; `glacier-fastai crossval` measures whether that helps.{made_up}
 
 ## Licences
 

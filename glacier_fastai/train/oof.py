@@ -42,14 +42,14 @@ class OutOfFold:
             self.table = pd.read_csv(self.path / "tiles.csv", dtype={"key": str, "id": str})
             self.probabilities = np.load(self.path / "probabilities.npy", mmap_mode="r")
             self.labels = np.load(self.path / "labels.npy", mmap_mode="r")
-        except (OSError, ValueError) as err:
+        except (OSError, TypeError, ValueError) as err:
             raise DataError(
                 f"{path}: no out-of-fold predictions, or damaged ({' '.join(str(err).split())}); "
                 "`glacier-fastai crossval` writes them"
             ) from err
         self.folder = self.path.parent
         n, k = self.probabilities.shape[:2]
-        if not len(self.table) == n == len(self.labels) or k != len(CLASSES):
+        if not len(self.table) == n == len(self.labels) or k != len(CLASSES) or not self.models:
             raise DataError(f"{self.path}: files do not fit each other; repeat the cross-validation")
 
     def stale(self) -> str | None:

@@ -429,5 +429,9 @@ def crossval(recipe: Recipe, weights=None, data=None, out=None, *, started=None,
 
 def _out_of_fold(out: Path, store: TileStore, folds: int) -> None:
     models = {fold: f"fold{fold}/{BEST}" for fold in range(folds)}
-    if not (out / "oof").exists() or OutOfFold(out).stale():
+    try:
+        fresh = OutOfFold(out).stale() is None
+    except DataError:  # none yet, or of a version that did not name its models
+        fresh = False
+    if not fresh:
         OutOfFold.write(out, models, store)

@@ -4,11 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scenes import tiny_recipe
 
 from glacier_fastai.errors import DataError, OutputError
 from glacier_fastai.train.bundle import ModelBundle
 from glacier_fastai.train.evaluate import normalise
 from glacier_fastai.train.oof import OutOfFold
+from glacier_fastai.train.run import crossval
 
 
 def test_every_tile_is_predicted_by_the_model_that_never_saw_it(crossvalidated):
@@ -42,6 +44,11 @@ def test_refusals_and_nothing_half_written(crossvalidated, tmp_path):
     np.save(tmp_path / "pickled" / "labels.npy", np.array([{}], object))
     with pytest.raises(DataError, match="damaged"):
         OutOfFold(tmp_path / "pickled")
+    for k, text in enumerate(("{}", "[1]", "{")):
+        shutil.copytree(folder / "oof", tmp_path / f"models{k}")
+        (tmp_path / f"models{k}" / "models.json").write_text(text)
+        with pytest.raises(DataError, match="damaged|do not fit each other"):
+            OutOfFold(tmp_path / f"models{k}")
     shutil.copytree(folder / "fold0", tmp_path / "cv" / "fold0")
     (tmp_path / "cv" / ".oof.partial").write_text("")
     with pytest.raises(OutputError, match="cv/oof: cannot be written"):
@@ -60,3 +67,11 @@ def test_predictions_of_a_model_that_was_replaced_are_stale_until_they_are_writt
     assert OutOfFold(tmp_path).stale() == models[1]
     OutOfFold.write(tmp_path, models, store)
     assert OutOfFold(tmp_path).stale() is None and set(OutOfFold(tmp_path).table["fold"]) == {0, 1}
+
+
+def test_a_cross_validation_that_goes_on_repeats_predictions_that_name_no_models(crossvalidated, tmp_path):
+    folder, store = crossvalidated
+    shutil.copytree(folder, tmp_path / "cv")
+    (tmp_path / "cv" / "oof" / "models.json").unlink()  # as earlier versions left them
+    crossval(tiny_recipe("predict.views=true"), data=store.path, out=tmp_path / "cv", resume=True)
+    assert OutOfFold(tmp_path / "cv").stale() is None
