@@ -300,7 +300,8 @@ def _reliability(runs: Sequence[Run], seen: Sequence[Seen | None]) -> Section:
         found = [expected_calibration_error(t) if t and t.pixels.any() else None for t in tables]
         errors[name] = [number(v) for v in found]
         alt = f"Reliability of the {name}: calibration error {_spread(found)}."
-        drawn.append(_picture(figures.reliability(tables, f"probability of {name}"), name, alt))
+        caption = f"{name}, n = {sum(int(t.pixels.sum()) for t in tables if t):,} px"
+        drawn.append(_picture(figures.reliability(tables, f"probability of {name}"), caption, alt))
     words = [
         "How often a class is there, by how probable it was said to be. On the dotted line both are the same; below it "
         "the model is too sure."
@@ -393,7 +394,9 @@ def _importance(runs: Sequence[Run], seen: Sequence[Seen | None]) -> Section:
         "its recipe says of views. Bars are the standard deviation over the shuffles. Bands that say the same stand in "
         "for each other, and then all of them look unimportant."
     ]
-    drawn = _picture(figures.importance(tables), "fall of the MCC", f"Fall of the MCC without a band: {said}.")
+    tiles = sum(int(t["tiles"].iloc[0]) for t in known)
+    caption = f"fall of the MCC, n = {tiles} tiles"
+    drawn = _picture(figures.importance(tables), caption, f"Fall of the MCC without a band: {said}.")
     return _drawn("Band importance", [drawn], words, "")
 
 
