@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from rasterio.env import get_gdal_config
 from rasterio.transform import Affine
 from scenes import BANDS, made_up, write_raster, write_scene
 
 from glacier_fastai.errors import BundleError, DataError, OutputError
-from glacier_fastai.predict.scene import Wanted, predict_scene
+from glacier_fastai.predict.scene import Wanted, map_strips, predict_scene
 from glacier_fastai.train.bundle import ModelBundle
 from glacier_fastai.train.evaluate import normalise
 
@@ -101,6 +102,18 @@ def test_refusals_leave_no_map_behind(bundle, scene, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="file"):
         predict_scene(bundle, scene[0], tmp_path / "file")
+
+
+def test_gdals_cache_is_bounded_while_a_scene_is_mapped(bundle, scene, tmp_path, monkeypatch):
+    limits = []
+
+    def noted(*args):
+        limits.append(get_gdal_config("GDAL_CACHEMAX"))
+        yield from map_strips(*args)
+
+    monkeypatch.setattr("glacier_fastai.predict.scene.map_strips", noted)
+    predict_scene(bundle, scene[0], tmp_path / "maps")
+    assert limits == [2**25]
 
 
 def test_what_is_done_is_not_done_again_and_what_is_other_is_kept(bundle, scene, tmp_path):
