@@ -22,8 +22,8 @@ __all__ = [
     "INDICES",
     "SENSORS",
     "TEXTURES",
+    "Bands",
     "canonical_band",
-    "check_bands",
     "composite",
     "texture_of",
 ]
@@ -159,19 +159,52 @@ def texture_of(band: str) -> tuple[str, str] | None:
     return (match[1], match[2]) if match else None
 
 
-def check_bands(names: Iterable[str]) -> tuple[str, ...]:
-    """Return `names` in our spelling.
+class Bands(tuple[str, ...]):
+    """Names of bands in our spelling, each once, in the order of the tensors.
+
+    >>> bands = Bands(["Green", "SWIR1", "ndsi", "glcm_contrast(swir1)"])
+    >>> bands, bands.textures
+    (('green', 'swir1', 'ndsi', 'glcm_contrast(swir1)'), {'glcm_contrast(swir1)': ('contrast', 'swir1')})
+    >>> bands.made_of(["green", "swir1"])
+    ('green', 'swir1')
 
     Raises:
         DataError: The list is empty, or a band is unknown or named twice.
     """
-    out = tuple(canonical_band(n) for n in names)
-    if not out:
-        raise DataError("no bands given: name at least one")
-    for i, name in enumerate(out):
-        if name in out[:i]:
-            raise DataError(f"band {name!r} is named twice in {', '.join(out)}: name each band once")
-    return out
+
+    def __new__(cls, names: Iterable[str]) -> Bands:
+        """Parse the names; those of `Bands` are right already."""
+        if isinstance(names, Bands):
+            return names
+        out = tuple(canonical_band(n) for n in names)
+        if not out:
+            raise DataError("no bands given: name at least one")
+        for i, name in enumerate(out):
+            if name in out[:i]:
+                raise DataError(f"band {name!r} is named twice in {', '.join(out)}: name each band once")
+        return super().__new__(cls, out)
+
+    @property
+    def textures(self) -> dict[str, tuple[str, str]]:
+        """Kind and base of each texture band, by its name."""
+        return {b: t for b in self if (t := texture_of(b))}
+
+    def made_of(self, there: Iterable[str]) -> tuple[str, ...]:
+        """Return the bands that must be read to have these, where `there` are those that can be, each once.
+
+        Bands that are not there are computed, indices of two others and texture of one; what can be neither read nor
+        computed is returned as it is.
+        """
+        there = set(there)
+
+        def bases(band: str) -> tuple[str, ...]:
+            if band in there:
+                return (band,)
+            if texture := texture_of(band):
+                return bases(texture[1])
+            return INDICES.get(band, (band,))
+
+        return tuple(dict.fromkeys(base for band in self for base in bases(band)))
 
 
 def composite(bands: Sequence[str]) -> tuple[str, tuple[int, int, int]]:

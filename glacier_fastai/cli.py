@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from .errors import DataError, GlacierError, RunStopped, TrainingError
+from .terminal import progress, rank, show_messages
 
 __all__ = ["app", "main"]
 
@@ -86,15 +86,17 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
-    rank = int(os.environ.get("RANK", 0))
-    who = f"glacier-fastai, process {rank}" if rank else "glacier-fastai"
+    who = f"glacier-fastai, process {rank()}" if rank() else "glacier-fastai"
+    show_messages()
     try:
         app()
     except GlacierError as err:
         if debug:
             raise
         line = str(err).rpartition("\n\t")[2]  # fastai puts the name of the callback in front
-        if not (rank and isinstance(err, RunStopped)):  # all processes stop alike
+        if isinstance(err, RunStopped):
+            line += f", with {_again()}" if "WORLD_SIZE" not in os.environ else ", with the same launch and --resume"
+        if not (rank() and isinstance(err, RunStopped)):  # all processes stop alike
             print(f"{who}: {line}", file=sys.stderr)
         sys.exit(err.exit_code)
     except OSError as err:  # a full or read-only disk
@@ -102,6 +104,11 @@ def main() -> None:
             raise
         print(f"{who}: {err.filename or 'input or output'}: {err.strerror or err}", file=sys.stderr)
         sys.exit(2)
+
+
+def _again() -> str:
+    """Return the command that goes on with this one."""
+    return shlex.join(["glacier-fastai", *(w for w in sys.argv[1:] if w != "--resume"), "--resume"])
 
 
 def _split(text: str) -> list[str] | None:
@@ -241,8 +248,8 @@ def prepare_hkh(
     if source is None and not download:
         raise DataError("no data: name the folder or the archive, or ask for --download")
     run = download_hkh if download else run
-    with _progress("tiles") as progress:
-        store = run(source, out, bands=_split(bands) or [], min_ice=min_ice, min_valid=min_valid, progress=progress)
+    with progress("tiles") as show:
+        store = run(source, out, bands=_split(bands) or [], min_ice=min_ice, min_valid=min_valid, progress=show)
     _describe(store)
 
 
@@ -270,34 +277,6 @@ def prepare_synthetic(
             seed=seed,
         )
     )
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Yield what is called with the number done and their total: a bar in a terminal, else a line twice a minute."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from .terminal import in_terminal
-
-    terminal, told = in_terminal(), time.monotonic()
-    bar = Progress(console=Console(stderr=True), transient=True)
-    task = bar.add_task(what, total=None)
-
-    def progress(done: int, total: int | None) -> None:
-        nonlocal told
-        if terminal:
-            bar.start()  # at the first call: a download before it has a bar of its own
-            bar.update(task, completed=done, total=total)
-        elif time.monotonic() - told > 30:
-            told = time.monotonic()
-            print(f"{done} of {total} {what}" if total else f"{done} {what}", file=sys.stderr, flush=True)
-
-    try:
-        yield progress
-    finally:
-        if terminal:
-            bar.stop()
 
 
 def _describe(store) -> None:
@@ -346,12 +325,14 @@ def finetune(
     from .train.run import finetune as run
 
     chosen = load_recipe(recipe, overrides)
-    _result(run(chosen, _fold(fold), weights, data, out, started=began, resume=resume) / "best.safetensors")
+    _result(
+        run(chosen, data, out, fold=_fold(fold), weights=weights, started=began, resume=resume) / "best.safetensors"
+    )
 
 
 def _result(path: Path) -> None:
-    """Print a result; of the processes of a launch the first does."""
-    if not int(os.environ.get("RANK", 0)):
+    """Print a result; of the processes of a launch rank 0 does."""
+    if not rank():
         print(path)
 
 
@@ -361,7 +342,7 @@ def _fold(text: str) -> int | None:
     try:
         return int(text)
     except ValueError:
-        raise DataError(f"--fold {text}: use a number, or all") from None
+        raise DataError(f"fold {text}: use a number, or all") from None
 
 
 @app.command()
@@ -382,14 +363,10 @@ def crossval(
     from .recipe import load_recipe
     from .train.run import crossval as run
 
-    made = run(load_recipe(recipe, overrides), weights, data, out, started=began, resume=resume)
-    if not int(os.environ.get("RANK", 0)):
-        print(made / "crossval.csv")
-        file = made / "ensemble.yaml"
-        if file.exists():  # of the run that is resumed, and maybe edited since
-            print(file)
-        elif len(list(made.glob("fold*"))) > 1:
-            _calibrate([made], file, False)
+    made = run(load_recipe(recipe, overrides), data, out, weights=weights, started=began, resume=resume)
+    for path in (made / "crossval.csv", made / "ensemble.yaml"):
+        if path.exists():
+            _result(path)
 
 
 @app.command()
@@ -405,23 +382,9 @@ def calibrate(
     Temperature, decision offsets and area intervals are fitted to the mean prediction of each tile by the models that
     never saw it. What is printed of their effect is measured on each fold with what was fitted to the others.
     """
-    _calibrate(crossvals, out, bias)
+    from .model.calibrate import calibrate as run
 
-
-def _calibrate(crossvals: list[Path], out: Path, bias: bool) -> None:
-    from .predict.calibrate import calibrate as run
-
-    found = run(crossvals, out, bias)
-    kept = "kept" if found["nll"][1] < found["nll"][0] else "left out, for it does not help on other folds"
-    print(f"out of fold: {found['tiles']} tiles; each fold with what was fitted to the others", file=sys.stderr)
-    print(f"temperature {found['temperature']:.2f}: {kept}", file=sys.stderr)
-    for name in ("nll", "ece"):
-        print(f"{name.upper():<32}{found[name][0]:.4f} -> {found[name][1]:.4f}", file=sys.stderr)
-    for name in ("plain", "offsets", "plain postprocessed", "offsets postprocessed"):
-        print(f"MCC, {name:<27}{found[name]['mcc']:.4f}, ice {found[name]['ice_mcc']:.4f}", file=sys.stderr)
-    area = found["area"]
-    covered = "too few for intervals" if area["coverage"] is None else f"intervals of 0.9 hold {area['coverage']:.3f}"
-    print(f"areas: {area['glaciers']} mapped glaciers, {covered}", file=sys.stderr)
+    run(crossvals, out, bias)
     print(out)
 
 
@@ -464,34 +427,16 @@ def evaluate(
     Of an ensemble, by default all tiles are scored that none of its models has seen, and calibration as well (ECE).
     """
     from .data.raw import open_tiles
-    from .predict.ensemble import Ensemble
-    from .predict.tiles import evaluate_ensemble
-    from .train.bundle import ModelBundle
-    from .train.console import class_table, say
-    from .train.evaluate import evaluate as run
-    from .train.evaluate import tiles_to_score
+    from .model.ensemble import Ensemble
+    from .model.evaluate import evaluate as run
+    from .model.evaluate import score_table, tiles_to_score
 
-    if model.suffix in (".yaml", ".yml"):
-        ensemble = Ensemble.load([model])
-        store = open_tiles(data, [band for band, _ in ensemble.channels], say)
-        result, why = evaluate_ensemble(ensemble, store, fold or None)
-    else:
-        bundle = ModelBundle.load(model)
-        store = open_tiles(data, bundle.bands, say)
-        tiles, why = tiles_to_score(bundle, store, fold or None)
-        result = run(bundle, store, tiles)
-    print(f"{store.path}: {why}", file=sys.stderr)
-    if as_json:
-        print(json.dumps(result, indent=1))
-        return
-    import torch
-
-    names = {"mcc": "MCC", "ice_mcc": "ice MCC", "mean_iou": "mean IoU", "ice_iou": "ice IoU"}
-    names |= {"mcc_image_mean": "MCC, mean of tiles", "ece": "ECE"}
-    for key, name in names.items():
-        if key in result:
-            print(f"{name:<20}{result[key]:.4f}")
-    print(class_table(torch.tensor(result["confusion"])))
+    ensemble = Ensemble.load([model])
+    store = open_tiles(data, [band for band, _ in ensemble.channels])
+    tiles, which = tiles_to_score(ensemble, store, int(fold) if fold.isdecimal() else fold or None)
+    result = run(ensemble, store, tiles)
+    print(f"{store.path}: {which}", file=sys.stderr)
+    print(json.dumps(result, indent=1) if as_json else score_table(result))
 
 
 @app.command()
@@ -512,8 +457,9 @@ def predict(
         bool, typer.Option("--confidence", help="Write the probability that the class shown is right.")
     ] = False,
     probabilities: Annotated[
-        str, typer.Option(help="Write the probabilities of all classes: uint8 (steps of 1/254) or float32.")
-    ] = "",
+        Literal["uint8", "float32"] | None,
+        typer.Option(help="Write the probabilities of all classes, bytes in steps of 1/254."),
+    ] = None,
     outlines: Annotated[
         bool, typer.Option("--outlines", help="Write polygons of glaciers and classes with areas (GeoPackage).")
     ] = False,
@@ -522,14 +468,17 @@ def predict(
         float, typer.Option(min=0, help="Simplify the outlines: tolerance in pixels. Areas are measured before.")
     ] = 0.0,
     stats: Annotated[
-        str, typer.Option(help="Normalise bands as in training (bundle), or by the scene's own statistics (scene).")
+        Literal["bundle", "scene"],
+        typer.Option(help="Normalise bands as in training (bundle), or by the scene's own statistics (scene)."),
     ] = "bundle",
     window: Annotated[int, typer.Option(min=32, help="Side of the windows that the model sees, pixels.")] = 512,
     batch_size: Annotated[
         int, typer.Option(min=0, help="Windows at once; 0 finds out on a GPU, and is 1 on a CPU.")
     ] = 0,
     part: Annotated[str, typer.Option(help="i/n: do only every n-th scene, from the i-th on, here.")] = "",
-    on_error: Annotated[str, typer.Option(help="After a scene that fails: continue, or stop.")] = "continue",
+    on_error: Annotated[
+        Literal["continue", "stop"], typer.Option(help="After a scene that fails among several.")
+    ] = "continue",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace maps of other models or settings.")] = False,
     overrides: Set = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON record per scene instead of paths.")] = False,
@@ -542,40 +491,21 @@ def predict(
 
     Example: `glacier-fastai predict runs/crossval/ensemble.yaml "scenes/*.tif" --out maps --outlines`
     """
-    from .memory import one_arena
+    from .terminal import one_arena
 
     one_arena()  # before torch is imported
-    from .errors import PredictionError
-    from .predict.ensemble import Ensemble
+    from .model.ensemble import Ensemble
     from .predict.scene import Wanted
-    from .predict.scenes import find_scenes, part_of, predict_scenes, summary
-    from .train.distributed import everyone, join, own_gpu, processes
+    from .predict.scenes import predict_scenes, raise_failed, split_models, summary
 
-    models = [p for p in paths if Path(p).suffix in (".safetensors", ".yaml", ".yml")]
-    names = [p for p in paths if p not in models]
-    for name, value, allowed in (
-        ("--stats", stats, ("bundle", "scene")),
-        ("--probabilities", probabilities, ("", "uint8", "float32")),
-        ("--on-error", on_error, ("continue", "stop")),
-    ):
-        if value not in allowed:
-            raise DataError(f"{name} {value}: use {' or '.join(a for a in allowed if a)}")
-    if not models or not names:
-        missing = "no model: name a bundle (.safetensors) or an ensemble.yaml" if not models else "no scene to map"
-        raise DataError(f"{missing}; the order is MODEL... SCENE...")
-    scenes = part_of(find_scenes(names), part)
-    ensemble = Ensemble.load(models, overrides)
-    own_gpu()
-    if (outlines or geoparquet) and ensemble.calibration.area is None:
-        print("no area intervals: `calibrate` fits them, to one way of use; --set changes that", file=sys.stderr)
-    wanted = Wanted(probabilities or None, confidence, outlines, geoparquet, simplify, stats, window)
+    models, scenes = split_models(paths)
     table = predict_scenes(
-        ensemble,
+        Ensemble.load(models, overrides),
         scenes,
         out,
-        wanted,
-        stop=on_error == "stop" or (len(scenes) == 1 and processes() == 1),
-        report=lambda line: print(line, file=sys.stderr, flush=True) if len(scenes) > 1 or processes() > 1 else None,
+        Wanted(probabilities, confidence, outlines, geoparquet, simplify, stats, window),
+        part=part,
+        on_error=on_error,
         bands=_split(bands),
         sensor=sensor or None,
         batch_size=batch_size or None,
@@ -588,12 +518,7 @@ def predict(
             print(*files.values(), sep="\n")
     if len(table) > 1:
         print(summary(table), file=sys.stderr)
-    failed = [int((table["state"] == "failed").sum()) if len(table) else 0, len(table)]
-    if processes() > 1:  # a launcher ends all processes when one fails, so they meet before
-        join()
-        failed = [sum(counts) for counts in zip(*everyone(failed), strict=True)]
-    if failed[0]:
-        raise PredictionError(f"{failed[0]} of {failed[1]} scenes failed, see above; the others are done")
+    raise_failed(table)
 
 
 @app.command()
@@ -621,7 +546,7 @@ def submit(
 
     Example: `glacier-fastai submit runs/crossval/ensemble.yaml --out submission --check competition`
     """
-    from .predict.ensemble import Ensemble
+    from .model.ensemble import Ensemble
     from .predict.submission import check_submission, write_submission
 
     ensemble = Ensemble.load(models, overrides)

@@ -1,17 +1,21 @@
-"""Files that are whole or absent."""
+"""Files and folders that are whole or absent, and their hashes."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
 
 from .errors import OutputError
 
-__all__ = ["file_hash", "whole_file"]
+__all__ = ["digest", "file_hash", "whole_file", "whole_folder", "write_text"]
 
 
 def file_hash(
@@ -20,6 +24,20 @@ def file_hash(
     """Return the SHA-256 of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(
+    what: Any,  # bytes, text, or plain data that JSON can hold
+    length: int = 16,  # hexadecimal digits
+) -> str:
+    """Return the first digits of the SHA-256 of plain data.
+
+    >>> digest("tiles"), digest({"b": 1, "a": [2.5]}, 12)
+    ('ad9243fa6fb22714', 'e29416a8e900')
+    """
+    if not isinstance(what, (bytes, str)):
+        what = json.dumps(what, sort_keys=True)
+    return hashlib.sha256(what if isinstance(what, bytes) else what.encode()).hexdigest()[:length]
 
 
 @contextmanager
@@ -49,3 +67,58 @@ def whole_file(
             kept = "the one before it is kept" if path.exists() else "there is none before it"
             raise OutputError(f"{path}: cannot be written ({cause.strerror}); {kept}") from err
         raise
+
+
+def write_text(
+    path: str | os.PathLike,  # file to write
+    text: str,
+) -> None:
+    """Write a text file, whole or not at all; raises `OutputError`."""
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def whole_folder(
+    path: str | os.PathLike,  # folder to make
+    replace: bool = False,  # one that is there is replaced when the new one is whole; else it is an error
+) -> Iterator[Path]:
+    """Yield a temporary folder that takes its name when the block ends; on an exception nothing of it stays.
+
+    A lock, which goes with the process however that ends, keeps others from making the same folder.
+
+    Raises:
+        OutputError: It exists already, is being made by another process, or cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    if path.exists() and not replace:
+        raise OutputError(f"{path}: exists already; choose another name or remove it first")
+    lock = FileLock(path.with_name(f".{path.name}.partial.lock"), timeout=0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    except Timeout as err:
+        raise OutputError(f"{path}: another process is writing it; wait, or choose another name") from err
+    except OSError as err:
+        lock.release(force=True)
+        where = err.filename or partial
+        raise OutputError(f"{where}: cannot be made ({err.strerror}); choose another place") from err
+    try:
+        yield partial
+        if replace:
+            shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+    except OSError as err:
+        if isinstance(err, OutputError):
+            raise
+        raise OutputError(
+            f"{path}: cannot be written ({err.strerror or err}); nothing was kept; make room or choose another place"
+        ) from err
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()

@@ -12,13 +12,16 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .bands import CLASSES, check_bands
+from .bands import CLASSES, Bands
 from .core.balance import TARGET, PixelBalance
 from .core.dihedral import VIEWS
 from .errors import DataError, RecipeError, did_you_mean
 from .files import whole_file
 
 __all__ = ["PredictRecipe", "Recipe", "load_recipe", "recipe_dir", "recipe_names"]
+
+ENCODERS = ("resnet18", "resnet34", "resnet50")
+"""What `model.arch` was while every network was a U-Net."""
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -67,10 +70,19 @@ class TextureRecipe(Section):
 
 
 class ModelRecipe(Section):
-    """The network: a U-Net of segmentation-models-pytorch, trained from scratch unless weights are given."""
+    """The network, trained from scratch unless weights are given; `model.registry` knows what each of them takes."""
 
-    arch: Literal["resnet18", "resnet34", "resnet50"] = Field("resnet34", description="encoder")
-    attention: Literal["scse", "cse"] | None = Field("scse", description="attention in the decoder")
+    arch: str = Field("unet", description="unet, unetplusplus, fpn, deeplabv3plus, segformer, ..., or your own")
+    encoder: str = Field("resnet34", description="encoder of segmentation-models-pytorch, or of timm as tu-NAME")
+    attention: str | None = Field("scse", description="attention in the decoder of unet: scse, cse or null")
+    options: dict[str, Any] = Field({}, description="options of a network of your own, by name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _encoder_alone(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("arch") in ENCODERS:
+            return {**value, "arch": "unet", "encoder": value["arch"]}
+        return value
 
 
 class LossRecipe(Section):
@@ -307,7 +319,7 @@ class Recipe(Section):
     @field_validator("bands")
     @classmethod
     def _bands(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return check_bands(value)
+        return Bands(value)
 
     @model_validator(mode="after")
     def _ramped(self) -> Recipe:

@@ -40,7 +40,7 @@ def trained(tmp_path_factory):
 
     base = tmp_path_factory.mktemp("trained")
     data = make_store(base / "store")
-    return finetune(tiny_recipe(), 0, data=data.path, out=base / "run"), data
+    return finetune(tiny_recipe(), fold=0, data=data.path, out=base / "run"), data
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from glacier_fastai.recipe import load_recipe
 EVEREST = Path(__file__).resolve().parents[2] / "shared" / "data" / "everest"
 BANDS = ("blue", "green", "red", "swir1", "thermal")
 CRS = "EPSG:32645"
+TINY = "tu-test_resnet.r160_in1k"  # the encoder with which smp tests itself
 
 
 def made_up(height=96, width=80, bands=BANDS, seed=0, nodata=True):
@@ -73,5 +74,22 @@ def make_store(path, bands=BANDS, scenes=3, size=32, dtype="uint16", seed=0):
 
 def tiny_recipe(*overrides):
     """Return the demo recipe, made as small as it goes."""
-    small = ["data.tile_size=32", "data.crop=32", "data.folds=3", "train.epochs=2", "train.batch_size=4"]
-    return load_recipe("demo", [*small, "data.crops_per_tile=1", "train.precision=fp32", "train.lr=1e-3", *overrides])
+    small = [
+        f"model.encoder={TINY}",
+        "record.panels_every=0",
+        "data.tile_size=32",
+        "data.crop=32",
+        "data.folds=3",
+        "train.epochs=2",
+        "train.batch_size=4",
+    ]
+    return load_recipe(
+        "demo",
+        [*small, "data.crops_per_tile=1", "train.precision=fp32", "train.lr=1e-3", f"model.encoder={TINY}", *overrides],
+    )
+
+
+def normalised(image, mean, std):
+    """Return (C, H, W) standardised by the plain formula, 0 without data."""
+    shape = (-1, 1, 1)
+    return np.nan_to_num((image - np.float32(mean).reshape(shape)) / np.float32(std).reshape(shape), nan=0.0)

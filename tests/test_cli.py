@@ -169,7 +169,7 @@ def test_from_a_cross_validation_to_maps_and_a_submission(tmp_path):
 def test_the_competitions_own_folder_is_trained_on_and_scored(tmp_path):
     ids = [f"{r:02}_{c:02}" for r in (0, 2, 4) for c in (0, 1, 3)]
     competition_folder(tmp_path / "comp", ids=ids)
-    recipe = ["--recipe", "competition_finetune", *SET, "--set", "model.arch=resnet18"]
+    recipe = ["--recipe", "competition_finetune", *SET, "--set", "model.encoder=resnet18"]
     recipe += ["--set", "bands=[red, swir1, glcm_contrast(swir1)]", "--set", "texture.levels=16"]
     done = run("finetune", "--fold", 2, "--data", tmp_path / "comp", "--out", tmp_path / "run", *recipe)
     assert done.returncode == 0, done.stderr
@@ -186,7 +186,7 @@ def test_the_competitions_own_folder_is_trained_on_and_scored(tmp_path):
 
 def test_hkhs_own_folder_is_trained_on(tmp_path):
     root = hkh_folder(tmp_path, scenes=3, size=32)
-    recipe = ["--recipe", "hkh_pretrain", *SET, "--set", "model.arch=resnet18"]
+    recipe = ["--recipe", "hkh_pretrain", *SET, "--set", "model.encoder=resnet18"]
     done = run("pretrain", "--data", tmp_path, "--out", tmp_path / "run", *recipe)
     assert done.returncode == 0, done.stderr
     assert "making its tile store" in done.stderr

@@ -5,7 +5,7 @@ import pytest
 
 ARENAS = """
 import ctypes, sys, threading
-from glacier_fastai.memory import one_arena
+from glacier_fastai.terminal import one_arena
 
 if sys.argv[2] == "one":
     one_arena()

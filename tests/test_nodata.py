@@ -14,7 +14,7 @@ import torch
 from fastai.torch_core import set_seed
 from rasterio.features import rasterize
 from rasterio.transform import from_origin
-from scenes import BANDS, CRS, made_up, write_raster
+from scenes import BANDS, CRS, TINY, made_up, write_raster
 from shapely.geometry import box
 
 from glacier_fastai.core.balance import PixelBalance
@@ -24,14 +24,14 @@ from glacier_fastai.core.folds import train_valid
 from glacier_fastai.core.losses import CombinedLoss
 from glacier_fastai.data.augment import AugmentTiles
 from glacier_fastai.data.block import GlacierDataLoaders, store_folds
+from glacier_fastai.data.channels import Texture, with_channels
 from glacier_fastai.data.sources.scene import SceneRaster, prepare_scenes
-from glacier_fastai.data.texture import Texture, textured
+from glacier_fastai.model.bundle import ModelBundle
+from glacier_fastai.model.evaluate import evaluate
+from glacier_fastai.model.unet import glacier_unet
 from glacier_fastai.predict.scene import Wanted, predict_scene
 from glacier_fastai.show.interpret import GlacierInterpretation
-from glacier_fastai.train.bundle import ModelBundle
-from glacier_fastai.train.evaluate import evaluate
 from glacier_fastai.train.learner import glacier_learner
-from glacier_fastai.train.models import glacier_unet
 
 SIZE = (96, 80)
 ALL = (*BANDS, "glcm_contrast(swir1)", "glcm_energy(swir1)")
@@ -94,7 +94,15 @@ class World:
         mean, std = self.store.statistics(BANDS, self.tiles)
         weights = glacier_unet("resnet18", len(ALL), attention=None).state_dict()
         about = {"window": texture.window, "edges": texture.edges}
-        return ModelBundle(weights, "resnet18", None, ALL, (*mean, 9.0, 0.3), (*std, 9.0, 0.2), texture=about)
+        return ModelBundle(
+            weights,
+            "unet",
+            {"encoder": TINY, "attention": None},
+            ALL,
+            (*mean, 9.0, 0.3),
+            (*std, 9.0, 0.2),
+            texture=about,
+        )
 
     def masks(self):
         return torch.from_numpy(np.array(self.store.masks[:4])).long()
@@ -115,7 +123,7 @@ def glcm_levels(w):
 
 
 def glcm(w):
-    found = textured(w.store, ALL, Texture.of_tiles(w.store, ALL, w.tiles, levels=8))
+    found = with_channels(w.store, ALL, Texture.of_tiles(w.store, ALL, w.tiles, levels=8))
     assert (np.isnan(found.images).all(1) == (w.store.masks == 255)).all()  # texture changes nothing about nodata
     return found.images, found.masks
 
@@ -160,7 +168,7 @@ def metrics(w):
 
 
 def training(w):
-    learn = glacier_learner(w.loaders(), "resnet18", None, loss=CombinedLoss.phase_b(), seed=0)
+    learn = glacier_learner(w.loaders(), encoder=TINY, attention=None, loss_func=CombinedLoss.phase_b(), seed=0)
     with learn.no_bar(), learn.no_logging():
         set_seed(2)
         learn.fit(1, 1e-3)

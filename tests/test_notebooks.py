@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 from glacier_fastai.recipe import recipe_dir, recipe_names
 
 NOTEBOOKS = sorted((recipe_dir() / "notebooks").glob("*.ipynb"))
-SMALL = ("data.crop=32", "data.crops_per_tile=1", "model.arch=resnet18", "train.epochs=1", "train.batch_size=8")
+SMALL = ("data.crop=32", "data.crops_per_tile=1", "model.encoder=resnet18", "train.epochs=1", "train.batch_size=8")
 TINY = ("data.tile_size=32", *SMALL)
 PAIRS = [f"{row:02}_{col:02}" for row in (1, 4, 7) for col in (1, 2)]  # tiles of one touch those of no other
 

@@ -44,7 +44,7 @@ def test_the_commands_of_a_whole_entry_run(tmp_path, monkeypatch):
     hkh_folder(tmp_path, scenes=3, size=64)
     block = next(b for b in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if "submit cv" in b)
     small = ["data.tile_size=64", "data.crop=32", "data.crops_per_tile=1", "train.epochs=1", "train.batch_size=2"]
-    small += ["model.arch=resnet18", "train.precision=fp32", "augment=[]", "balance=null", "train.accumulate=1"]
+    small += ["model.encoder=resnet18", "train.precision=fp32", "augment=[]", "balance=null", "train.accumulate=1"]
     monkeypatch.chdir(tmp_path)
     for line in block.splitlines():
         _, command, *words = shlex.split(line)

@@ -1,12 +1,16 @@
-"""The 8 views of a square: its flips and quarter turns, exact and exactly undone."""
+"""The 8 views of a square, its flips and quarter turns, exact and exactly undone; and one look of a model at an image.
+
+Test-time augmentation is the mean of such looks (`one_pass`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["VIEWS", "average_views", "undo_view", "view"]
+__all__ = ["VIEWS", "at_scale", "one_pass", "undo_view", "view"]
 
 VIEWS = range(8)
 """Numbers of the views; 0 changes nothing. Bit 0 flips columns, bit 1 flips rows, bit 2 then transposes."""
@@ -16,7 +20,13 @@ def view(
     x: Tensor,  # (..., H, W); from view 4 on, height and width change places
     k: int,  # number of the view
 ) -> Tensor:
-    """Return view `k` of `x`."""
+    """Return view `k` of `x`.
+
+    >>> import torch
+    >>> view(torch.tensor([[1, 2], [3, 4]]), 5)
+    tensor([[2, 4],
+            [1, 3]])
+    """
     x = x.flip([d for bit, d in ((1, -1), (2, -2)) if k & bit])
     return x.mT if k & 4 else x
 
@@ -25,17 +35,52 @@ def undo_view(
     x: Tensor,  # (..., H, W), view k of something
     k: int,  # number of the view
 ) -> Tensor:
-    """Return that of which `x` is view `k`."""
+    """Return that of which `x` is view `k`.
+
+    >>> import torch
+    >>> x = torch.arange(6).view(2, 3)
+    >>> all(torch.equal(undo_view(view(x, k), k), x) for k in VIEWS)
+    True
+    """
     x = x.mT if k & 4 else x
     return x.flip([d for bit, d in ((1, -1), (2, -2)) if k & bit])
 
 
-def average_views(
-    model: Callable[[Tensor], Tensor],  # (B, C, H, W) -> (B, K, H, W)
-    x: Tensor,  # (B, C, H, W)
+def at_scale(
+    model: Callable[[Tensor], Tensor],  # (B, C, h, w) -> probabilities (B, K, h, w)
+    x: Tensor,  # (B, C, H, W), normalised, 0 in every band where there is no data
+    scale: float,  # the model sees sides of `round(scale * side)` pixels
 ) -> Tensor:
-    """Return the mean of what the model says of the 8 views, each turned back, (B, K, H, W)."""
-    total = model(x)
-    for k in VIEWS[1:]:
-        total = total + undo_view(model(view(x, k)), k)
-    return total / len(VIEWS)
+    """Return what the model says of the image at a scale, at the image's own size `(B, K, H, W)`.
+
+    Resizing is bilinear, of the pixels with data alone: where less than half of a pixel has data, it has none.
+
+    >>> import torch
+    >>> at_scale(lambda x: x[:, :1] * 0 + x.shape[-1], torch.ones(1, 2, 8, 8), 0.5).unique()
+    tensor([4.])
+    """
+    if scale == 1:
+        return model(x)
+    height, width = x.shape[-2:]
+    size = [max(round(side * scale), 1) for side in (height, width)]
+    data = (x != 0).any(1, keepdim=True).to(x.dtype)
+    share = F.interpolate(data, size, mode="bilinear", align_corners=False)
+    values = F.interpolate(x * data, size, mode="bilinear", align_corners=False)
+    small = values / share.clamp(min=0.5) * (share >= 0.5)
+    return F.interpolate(model(small), (height, width), mode="bilinear", align_corners=False)
+
+
+def one_pass(
+    model: Callable[[Tensor], Tensor],  # (B, C, h, w) -> probabilities (B, K, h, w)
+    x: Tensor,  # (B, C, H, W), normalised, 0 in every band where there is no data
+    k: int,  # number of the view
+    scale: float,  # see `at_scale`
+) -> Tensor:
+    """Return what the model says of one view at one scale, turned and resized back, `(B, K, H, W)`.
+
+    >>> import torch
+    >>> x = torch.rand(1, 2, 4, 6)
+    >>> torch.equal(one_pass(lambda x: x, x, 6, 1.0), x)
+    True
+    """
+    return undo_view(at_scale(model, view(x, k), scale), k)

@@ -1,12 +1,13 @@
-"""Sums over the pixels with data, from which the statistics of any set of tiles follow exactly."""
+"""Sums over the pixels with data, from which the statistics of any set of tiles follow exactly; and their use."""
 
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor
 
 from .jit import jit
 
-__all__ = ["blank", "moments"]
+__all__ = ["blank", "moments", "standardise"]
 
 
 def moments(
@@ -28,6 +29,21 @@ def blank(
     """Put `fill` where there is no data."""
     bits = np.dtype(f"u{values.dtype.itemsize}")
     jit(_blank)(values.reshape(len(values), -1).view(bits), valid.ravel(), values.dtype.type(fill).view(bits))
+
+
+def standardise(
+    x: Tensor,  # (..., C, H, W) float, NaN where there is no data
+    mean: Tensor,  # (C, 1, 1), mean of each band
+    std: Tensor,  # (C, 1, 1), its standard deviation
+) -> Tensor:
+    """Return `(x - mean) / std`, exactly 0 where there is no data.
+
+    >>> import torch
+    >>> x = torch.tensor([3.0, torch.nan]).view(1, 1, 2)
+    >>> standardise(x, torch.full((1, 1, 1), 1.0), torch.full((1, 1, 1), 4.0))
+    tensor([[[0.5000, 0.0000]]])
+    """
+    return (x - mean).div_(std).nan_to_num_(nan=0.0)
 
 
 def _moments(values, valid, sums):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 
@@ -19,15 +18,17 @@ from fastai.vision.all import (
     delegates,
 )
 
-from ..bands import check_bands, texture_of
+from ..bands import Bands
 from ..core.balance import PixelBalance
-from ..core.folds import ALWAYS, NEVER, assign_folds, train_valid
+from ..core.folds import ALWAYS, NEVER, train_valid
+from ..core.moments import standardise
 from ..errors import DataError
 from .augment import AugmentTiles
 from .balanced import BalancedCrops, IgnoreSurplus, PixelBalancedDL
+from .channels import Texture, with_channels
+from .folds import store_folds
 from .raw import open_tiles
 from .sources.competition import find_competition
-from .texture import Texture, textured
 from .tiles import TileStore
 from .types import TensorGlacierMask, TensorMultispectral
 
@@ -38,8 +39,6 @@ __all__ = [
     "NormalizeBands",
     "ReadImage",
     "ReadMask",
-    "folds_hash",
-    "store_folds",
 ]
 
 
@@ -91,7 +90,7 @@ class NormalizeBands(DisplayedTransform):
     def encodes(self, x: TensorMultispectral):
         """Standardise."""
         plain = x.as_subclass(torch.Tensor)
-        return TensorMultispectral((plain - self.mean).div_(self.std).nan_to_num_(0.0))
+        return TensorMultispectral(standardise(plain, self.mean, self.std))
 
     def decodes(self, x: TensorMultispectral):
         """Give values as delivered, NaN where there is no data."""
@@ -116,38 +115,6 @@ def GlacierMaskBlock(
 ):
     """Return the `TransformBlock` of masks: `TensorGlacierMask`, never scaled to 0..1 as fastai's MaskBlock does."""
     return TransformBlock(type_tfms=[ReadMask(store)])
-
-
-def store_folds(
-    store: TileStore,  # the tiles
-    n_folds: int = 5,  # number of folds
-    spatial: bool = True,  # neighbours stay together
-) -> np.ndarray:
-    """Return the fold of each tile, `ALWAYS` or `NEVER` (see `core.folds`); the order of tiles does not matter.
-
-    Tiles of the split "test" are in no fold. Where the source names validation tiles, those are fold 0, the only one.
-    """
-    split = store.table["split"].to_numpy()
-    if store.has_split:
-        return np.select([split == "valid", split == "test"], [0, NEVER], ALWAYS)
-    fold, used = np.full(len(store), NEVER), np.flatnonzero(split != "test")
-    used = used[np.argsort(store.table["id"].to_numpy()[used], kind="stable")]
-    place = {k: v[used] for k, v in store.place().items()}
-    unit = np.array(store.units())[used]
-    try:
-        fold[used] = assign_folds(store.class_counts()[used], n_folds, spatial=spatial, unit=unit, **place)
-    except DataError as err:
-        raise DataError(f"{store.path}: {err}") from err
-    return fold
-
-
-def folds_hash(
-    store: TileStore,  # the tiles
-    fold: np.ndarray,  # fold of each
-) -> str:
-    """Return a hash of the table of tile ids and folds, whatever the order of the tiles."""
-    lines = sorted(f"{name},{k}" for name, k in zip(store.table["id"], fold, strict=True))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 class GlacierDataLoaders(DataLoaders):
@@ -180,13 +147,13 @@ class GlacierDataLoaders(DataLoaders):
     ) -> GlacierDataLoaders:
         """Return loaders of random crops for training and of whole tiles for validation.
 
-        Texture bands that the store lacks are computed, and kept in the cache (see `data.texture`).
+        Indices and texture that the store lacks are computed, and kept in the cache (see `data.channels`).
 
         Raises:
             DataError: A band the store lacks, a crop larger than a tile, a fold out of range, or nothing to train on.
         """
         store = store.plain() if isinstance(store, TileStore) else open_tiles(store, bands)
-        bands = check_bands(bands or store.bands)
+        bands = Bands(bands or store.bands)
         crop = crop or store.size
         if crop > store.size:
             raise DataError(f"{store.path}: crop {crop} is larger than its tiles of {store.size} px; lower data.crop")
@@ -206,8 +173,10 @@ class GlacierDataLoaders(DataLoaders):
             raise DataError(f"{store.path}: fold {fold}: no validation tile has a label; choose another fold")
         if not len(train):
             raise DataError(f"{store.path}: no labelled tile with at least {min_valid:.0%} data is left to train on")
-        if any(texture_of(b) and b not in store.bands for b in bands):
-            store = textured(store, bands, Texture.of_tiles(store, bands, train, glcm_window, glcm_levels))
+        if set(bands.textures) <= set(store.bands):
+            store = with_channels(store, bands)
+        else:
+            store = with_channels(store, bands, Texture.of_tiles(store, bands, train, glcm_window, glcm_levels))
         stats = stats or store.statistics(bands, train)
         crops = BalancedCrops(store, train, crop, balance) if balance else None
         pixels = [IgnoreSurplus(crops.sampling.keep)] if balance and balance.level == "pixel" else []

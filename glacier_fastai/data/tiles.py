@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from ..bands import CLASSES, IGNORE, check_bands, texture_of
+from ..bands import CLASSES, IGNORE, Bands, texture_of
 from ..core.moments import blank, moments
 from ..errors import DataError, OutputError
 
@@ -70,7 +70,7 @@ class TileStore:
                 "prepare the store again"
             )
         try:
-            self.bands: tuple[str, ...] = check_bands(self.info["bands"])
+            self.bands: tuple[str, ...] = Bands(self.info["bands"])
             self.size: int = int(self.info["size"])
         except (AttributeError, KeyError, TypeError, ValueError) as err:
             raise DataError(f"{info_path}: damaged ({err!r}); prepare the store again") from err
@@ -238,7 +238,7 @@ class TileWriter:
         self.path = Path(path)
         if self.path.exists():
             raise OutputError(f"{self.path}: exists already; choose another name or remove it first")
-        self.bands, self.size, self.dtype = check_bands(bands), int(size), store_dtype(dtype)
+        self.bands, self.size, self.dtype = Bands(bands), int(size), store_dtype(dtype)
         self.info = {
             "format": FORMAT,
             "version": VERSION,

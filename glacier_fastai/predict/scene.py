@@ -23,8 +23,9 @@ from .. import __version__
 from ..bands import CLASSES, IGNORE
 from ..errors import DataError, OutputError
 from ..files import file_hash, whole_file
-from ..train.bundle import ModelBundle
-from .ensemble import Ensemble, Predictor
+from ..model.bundle import ModelBundle
+from ..model.ensemble import Ensemble
+from ..model.predictor import Predictor
 from .outlines import Outlines
 from .postprocess import postprocessed
 from .sink import ClassMap, ConfidenceMap, ProbabilityMap, Sink, Strip
@@ -91,7 +92,7 @@ def predict_scene(
     sensor: str | None = None,  # one of `bands.SENSORS`
     batch_size: int | None = None,  # windows at once, default as `Predictor`
     overwrite: bool = False,  # replace what is there of another prediction
-    device: torch.device | None = None,  # default fastai's
+    device: torch.device | None = None,  # default `predictor.default_device`
 ) -> dict[str, Any]:
     """Write `OUT/SCENE_classes.tif`, uint8 class codes on the scene's grid, 255 without data, and what else is wanted.
 
@@ -126,7 +127,7 @@ def predict_scene(
                     return {**before, "files": {k: str(p) for k, p in files.items()}, "done_before": True}
                 if not (ours or overwrite) and (there := next((p for p in every if p.exists()), None)):
                     raise OutputError(
-                        f"{there}: exists already, of other models or settings; use --overwrite or another --out"
+                        f"{there}: exists already, of other models or settings; overwrite it, or choose another folder"
                     )
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
@@ -150,7 +151,7 @@ def predict_scene(
     except OSError as err:
         if isinstance(err, OutputError):
             raise
-        raise OutputError(f"{err.filename or out}: cannot be written ({err.strerror}); choose another --out") from err
+        raise OutputError(f"{err.filename or out}: cannot be written ({err.strerror}); choose another folder") from err
     return {**about, "files": {k: str(p) for k, p in files.items()}, "done_before": False}
 
 

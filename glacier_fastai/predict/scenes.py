@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
 from ..bands import CLASSES, ICE
-from ..errors import DataError, GlacierError
-from ..train.bundle import ModelBundle
-from .ensemble import Ensemble
+from ..errors import DataError, GlacierError, PredictionError
+from ..model.bundle import ModelBundle
+from ..model.ensemble import Ensemble
+from ..model.processes import all_gather, init_processes, select_gpu, world_size
 from .scene import Wanted, predict_scene
 
-__all__ = ["find_scenes", "part_of", "predict_scenes", "summary"]
+__all__ = ["find_scenes", "part_of", "predict_scenes", "raise_failed", "split_models", "summary"]
+
+log = logging.getLogger(__name__)
+
+
+def split_models(
+    paths: Sequence[str],  # models and scenes, as a command names them
+) -> tuple[list[str], list[str]]:
+    """Return the models, known by their suffix, and the scenes, all else; raises `DataError` if either is missing."""
+    models = [p for p in paths if Path(p).suffix in (".safetensors", ".yaml", ".yml")]
+    scenes = [p for p in paths if p not in models]
+    if not models or not scenes:
+        missing = "no model: name a bundle (.safetensors) or an ensemble.yaml" if not models else "no scene to map"
+        raise DataError(f"{missing}; the order is MODEL... SCENE...")
+    return models, scenes
 
 
 def find_scenes(
@@ -44,7 +60,7 @@ def find_scenes(
     stems: dict[str, Path] = {}
     for path in found:
         if (other := stems.setdefault(path.stem, path)) != path:
-            raise DataError(f"{path}: its map would have the name of that of {other}; use an --out for each")
+            raise DataError(f"{path}: its map would have the name of that of {other}; use an output folder for each")
     return found
 
 
@@ -82,40 +98,61 @@ def part_of(
     except ValueError:
         i = n = 0
     if not 1 <= i <= n:
-        raise DataError(f"--part {part}: write it as i/n with i from 1 to n, for instance 2/8")
+        raise DataError(f"part {part}: write it as i/n with i from 1 to n, for instance 2/8")
     return list(scenes[i - 1 :: n])
 
 
 def predict_scenes(
     model: ModelBundle | Ensemble,
-    scenes: Sequence[Path],
+    scenes: Sequence[str | os.PathLike],  # see `find_scenes`
     out: str | os.PathLike,  # folder for the maps
-    wanted: Wanted | None = None,
+    wanted: Wanted | None = None,  # what else is made, default the map of classes alone
     *,
-    stop: bool = False,  # at the first scene that fails; else the others are done
-    report: Callable[[str], None] = lambda line: None,  # is told of each scene
+    part: str = "",  # which of the scenes are done here, see `part_of`
+    on_error: Literal["continue", "stop"] = "continue",  # after a scene that fails
     **kwargs: Any,  # of `predict_scene`
 ) -> pd.DataFrame:
-    """Map scenes one after the other; return a row for each: scene, state, error, pixels by class, seconds.
+    """Map scenes one after the other; return a row for each: scene, state, error, pixels by class, seconds, files.
 
-    `state` is "done", "done before" or "failed".
+    `state` is "done", "done before" or "failed". In a launch every process does its share, on its own GPU.
+
+    Raises:
+        DataError: As `find_scenes` and `part_of`.
+        GlacierError: Whatever a scene raised, where errors are to stop it.
     """
+    chosen = part_of(find_scenes(scenes), part)
+    select_gpu()
     rows: list[dict[str, Any]] = []
-    ensemble = Ensemble.of(model)
-    for k, scene in enumerate(scenes, 1):
+    ensemble, alone = Ensemble.of(model), len(chosen) == 1 and world_size() == 1
+    if wanted and (wanted.outlines or wanted.geoparquet) and ensemble.calibration.area is None:
+        log.info("no area intervals: `calibrate` fits them, to one way of use; other settings leave them out")
+    for k, scene in enumerate(chosen, 1):
         try:
             result = predict_scene(ensemble, scene, out, wanted, **kwargs)
         except (GlacierError, OSError) as err:
-            if stop:
+            if alone or on_error == "stop":
                 raise
             rows.append({"scene": str(scene), "state": "failed", "error": str(err), "files": None})
         else:
             state = "done before" if result["done_before"] else "done"
             rows.append({"scene": str(scene), "state": state, "error": "", "seconds": result["seconds"]})
             rows[-1] |= {**result["pixels"], "files": result["files"]}
-        said = rows[-1]["error"] or f"{rows[-1]['state']}, {rows[-1]['seconds']} s"
-        report(f"{k} of {len(scenes)}: {scene}: {said}")
+        if not alone:
+            said = rows[-1]["error"] or f"{rows[-1]['state']}, {rows[-1]['seconds']} s"
+            log.log(logging.ERROR if world_size() > 1 else logging.INFO, f"{k} of {len(chosen)}: {scene}: {said}")
     return pd.DataFrame(rows)
+
+
+def raise_failed(
+    table: pd.DataFrame,  # as from `predict_scenes`
+) -> None:
+    """Raise `PredictionError` if scenes failed, here or in another process of the launch; each must call it."""
+    counts = [int((table["state"] == "failed").sum()) if len(table) else 0, len(table)]
+    if world_size() > 1:  # a launcher ends all processes when one fails, so they meet before
+        init_processes()
+        counts = [sum(each) for each in zip(*all_gather(counts), strict=True)]
+    if counts[0]:
+        raise PredictionError(f"{counts[0]} of {counts[1]} scenes failed, see above; the others are done")
 
 
 def summary(

@@ -19,9 +19,10 @@ from ..data.raw import open_tiles
 from ..data.sources.competition import find_competition
 from ..errors import BundleError, DataError, OutputError, PredictionError
 from ..files import whole_file
-from ..recipe import PostprocessRecipe
-from .ensemble import Ensemble, Member
-from .tiles import map_tiles
+from ..model.bundle import described
+from ..model.ensemble import Ensemble, Member
+from ..model.evaluate import predict_tiles
+from ..recipe import ENCODERS, PostprocessRecipe
 
 __all__ = ["check_submission", "write_submission"]
 
@@ -53,14 +54,19 @@ def write_submission(
     out = Path(out).absolute()
     if out.exists():
         if not overwrite:
-            raise OutputError(f"{out}: exists already; use --overwrite, or another --out")
+            raise OutputError(f"{out}: exists already; overwrite it, or choose another folder")
         if not out.is_dir() or not {p.name for p in out.iterdir()} <= {"solution.py", "model.pth", "__pycache__"}:
-            raise OutputError(f"{out}: holds other things than a submission; choose another --out")
+            raise OutputError(f"{out}: holds other things than a submission; choose another folder")
     for member in ensemble.members:
         known = (*BANDS, *(b for b in member.bundle.bands if (t := texture_of(b)) and t[1] in BANDS))
         if other := [b for b in member.bundle.bands if b not in known]:
             raise BundleError(
                 f"{member.path or 'bundle'}: takes {', '.join(other)}; the competition has {', '.join(BANDS)}"
+            )
+        if member.bundle.arch != "unet" or member.bundle.options["encoder"] not in ENCODERS:
+            raise BundleError(
+                f"{member.path or 'bundle'}: is a {described(member.bundle.arch, member.bundle.options)}; a submission "
+                f"carries a unet with encoder {', '.join(ENCODERS)}"
             )
         if member.bundle.standardised:
             raise BundleError(f"{member.path or 'bundle'}: trained on standardised values; fine-tune it on its tiles")
@@ -97,7 +103,7 @@ def write_submission(
     except OSError as err:
         if isinstance(err, OutputError):
             raise
-        raise OutputError(f"{out}: cannot be written ({err.strerror or err}); choose another --out") from err
+        raise OutputError(f"{out}: cannot be written ({err.strerror or err}); choose another folder") from err
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
@@ -106,8 +112,8 @@ def write_submission(
 def _member(member: Member) -> dict[str, Any]:
     bundle = member.loaded()
     return {
-        "arch": bundle.arch,
-        "attention": bundle.attention,
+        "arch": bundle.options["encoder"],
+        "attention": bundle.options["attention"],
         "bands": list(bundle.bands),
         "mean": list(bundle.mean),
         "std": list(bundle.std),
@@ -139,7 +145,7 @@ def check_submission(
         raise DataError(f"{data}: no folder Band1 in it; give the folder that holds Band1 .. Band5")
     wanted = {}
     store = open_tiles(data, BANDS)
-    for i, classes, _ in map_tiles(ensemble, store, device=torch.device("cpu")):  # as it runs
+    for i, classes, _ in predict_tiles(ensemble, store, device=torch.device("cpu")):  # as it runs
         wanted[store.table["id"][i]] = np.array(COMPETITION_CODES, np.uint8)[np.where(classes == IGNORE, 0, classes)]
     with tempfile.TemporaryDirectory() as work:
         out = Path(work) / "maps"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,17 +17,18 @@ import rasterio
 from ..bands import composite
 from ..data.sources.scene import SceneRaster
 from ..data.sources.synthetic import synthetic_store, write_scene
-from ..data.types import class_rgba, draw, error_rgba, false_colour, legend
 from ..errors import OutputError
+from ..model.bundle import ModelBundle
+from ..model.evaluate import evaluate
+from ..plots.panels import class_rgba, draw, error_rgba, false_colour, legend
 from ..predict.scene import Wanted, predict_scene
 from ..recipe import load_recipe
-from ..train.bundle import ModelBundle
-from ..train.console import say
-from ..train.evaluate import evaluate
 from ..train.run import finetune, pretrain
 from .report import write_report
 
 __all__ = ["map_figure", "run"]
+
+log = logging.getLogger(__name__)
 
 PHASE_A = ("loss.focal=0.6", "loss.dice=0.4", "loss.mcc=0", "loss.boundary=0", "ramp=null")
 
@@ -73,16 +75,16 @@ def run(
     out.mkdir(parents=True)
     recipe = load_recipe("demo", overrides)
     cut = {"tile_size": recipe.data.tile_size, "scene_size": 256, "bands": recipe.bands}
-    say("making synthetic landscapes")
+    log.info("making synthetic landscapes")
     first = synthetic_store(out / "pretrain-tiles", "landsat7", n_scenes=12, seed=1, **cut)
     second = synthetic_store(out / "finetune-tiles", "landsat8", n_scenes=10, seed=2, **cut)
     unseen = synthetic_store(out / "test-tiles", "landsat8", n_scenes=4, seed=3, **cut)
     scene, label = write_scene(out / "scene.tif", "landsat8", size=384, bands=recipe.bands, seed=4)
 
-    say("\npretraining on synthetic Landsat 7")
+    log.info("\npretraining on synthetic Landsat 7")
     pre = pretrain(load_recipe("demo", [*overrides, *PHASE_A]), first.path, out / "pretrain")
-    say("\nfine-tuning on synthetic Landsat 8, fold 0")
-    fine = finetune(recipe, 0, pre / "best.safetensors", second.path, out / "finetune")
+    log.info("\nfine-tuning on synthetic Landsat 8, fold 0")
+    fine = finetune(recipe, second.path, out / "finetune", fold=0, weights=pre / "best.safetensors")
 
     bundle = ModelBundle.load(fine / "best.safetensors")
     scores = evaluate(bundle, unseen)
@@ -90,9 +92,9 @@ def run(
     classes = Path(files["classes"])
     map_figure(scene, classes, label, out / "map.png")
     write_report([fine], out / "report.html")
-    say(f"\non {len(unseen)} synthetic tiles that neither run has seen:")
-    say(f"MCC {scores['mcc']:.3f}, ice MCC {scores['ice_mcc']:.3f}, mean IoU {scores['mean_iou']:.3f}")
-    say(f"done in {time.monotonic() - began:.0f} s")
+    log.info(f"\non {len(unseen)} synthetic tiles that neither run has seen:")
+    log.info(f"MCC {scores['mcc']:.3f}, ice MCC {scores['ice_mcc']:.3f}, mean IoU {scores['mean_iou']:.3f}")
+    log.info(f"done in {time.monotonic() - began:.0f} s")
     print(f"bundle    {fine / 'best.safetensors'}")
     print(f"map       {classes}")
     print(f"outlines  {files['outlines']}")

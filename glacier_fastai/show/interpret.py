@@ -14,17 +14,17 @@ from matplotlib.ticker import PercentFormatter
 from ..bands import CLASS_COLOURS, CLASSES, ICE, IGNORE, composite
 from ..core.calibration import Reliability, expected_calibration_error, nll, reliability
 from ..core.confusion import confusion_matrix, mcc
+from ..core.moments import standardise
 from ..core.strata import count_errors, edge_distance, patch_size
+from ..data.channels import compute_channels
 from ..data.tiles import TileStore
-from ..data.types import class_rgba, draw, error_rgba, false_colour, legend
-from ..errors import BundleError, DataError, did_you_mean
-from ..predict.ensemble import Ensemble, Predictor
-from ..predict.source import compute_channels
-from ..train.bundle import ModelBundle
-from ..train.distributed import unwrapped
-from ..train.evaluate import mapped, normalise, predicted
-from ..train.models import GlacierUnet
-from .style import LINES, styled
+from ..errors import DataError, did_you_mean
+from ..model.bundle import ModelBundle
+from ..model.ensemble import Ensemble
+from ..model.evaluate import TilePrediction, predict_tiles, to_map
+from ..model.predictor import Predictor
+from ..plots.panels import class_rgba, draw, error_rgba, false_colour, legend
+from ..plots.style import LINES, styled
 
 __all__ = ["GlacierInterpretation"]
 
@@ -43,7 +43,7 @@ POINTS = {"marker": "o", "mec": "0.3", "mew": 0.5}
 class GlacierInterpretation:
     """What a model gets wrong, and where; one pass over the tiles, in bounded memory.
 
-    Its maps are those that `train.evaluate.evaluate` scores, so `confusion` is the same. All counts are of labelled
+    Its maps are those that `model.evaluate.evaluate` scores, so `confusion` is the same. All counts are of labelled
     pixels; a stratum sees of edges and patches what lies within the tile.
     """
 
@@ -75,7 +75,7 @@ class GlacierInterpretation:
         """Look at the tiles.
 
         Raises:
-            BundleError: As `train.evaluate.predicted`.
+            BundleError: As `model.evaluate.predict_tiles`.
             DataError: No such tile, or none of them has a label.
         """
         self.bundle, self.store = bundle, store.plain()
@@ -98,8 +98,6 @@ class GlacierInterpretation:
             BundleError: Its model is none that a bundle can hold.
             DataError: As `GlacierInterpretation`, or there are no validation tiles.
         """
-        if not isinstance(unwrapped(learn.model), GlacierUnet):
-            raise BundleError(f"model {type(unwrapped(learn.model)).__name__}: no bundle can hold it; use glacier_unet")
         tiles = learn.dls.valid_tiles if tiles is None else tiles
         if not len(tiles):
             raise DataError("there are no validation tiles (fold=None): name tiles")
@@ -116,12 +114,12 @@ class GlacierInterpretation:
             raise DataError(f"{n} tiles: use at least 1")
         return self.table.dropna(subset=by).sort_values(by, ascending=by == "mcc", kind="stable").head(n)
 
-    def probabilities(
+    def predict(
         self,
         tile: int,  # position in the store
-    ) -> torch.Tensor:
-        """Return a tile's probabilities `(K, H, W)`, computed anew; raises `DataError` if there is no such tile."""
-        return next(predicted(self.bundle, self.store, self._known([tile])))[1]
+    ) -> TilePrediction:
+        """Return a tile's classes and probabilities, computed anew; raises `DataError` if there is no such tile."""
+        return next(predict_tiles(self.bundle, self.store, self._known([tile]).tolist()))
 
     def band_importance(
         self,
@@ -159,7 +157,7 @@ class GlacierInterpretation:
 
         def count(i: int, image: np.ndarray) -> torch.Tensor:
             (probs,) = predictor([image])  # always one, since digits may change with the size of a batch
-            classes = mapped(self.bundle, probs.cpu(), np.isfinite(image[0]))
+            classes, _ = to_map(self._ensemble, probs, np.isfinite(image[0]))
             return confusion_matrix(classes, np.array(self.store.masks[i]), k)
 
         for t, i in enumerate(chosen):
@@ -227,10 +225,9 @@ class GlacierInterpretation:
         name, rgb = composite(self.store.bands)
         with styled():
             fig, axes = plt.subplots(len(rows), 4, figsize=(10.4, 2.85 * len(rows) + 0.8), squeeze=False)
-            for row, (i, probs) in zip(axes, predicted(self.bundle, self.store, rows["tile"].tolist()), strict=True):
+            found = predict_tiles(self.bundle, self.store, rows["tile"].tolist())
+            for row, (i, classes, _) in zip(axes, found, strict=True):
                 about, image, truth = rows.loc[rows["tile"] == i].iloc[0], self.store.read(i), self.store.masks[i]
-                valid = np.isfinite(image[0])
-                classes = mapped(self.bundle, probs, valid)
                 wrong = (classes != truth)[truth != IGNORE].mean()
                 draw(row[0], false_colour(image, rgb), about["id"][-36:])  # the end tells tiles of a scene apart
                 draw(row[1], class_rgba(truth), f"truth, n = {about['labelled']:,} px")
@@ -295,15 +292,14 @@ class GlacierInterpretation:
         k = len(CLASSES)
         classes_of = {"most probable class": None, **{name: [code] for code, name in enumerate(CLASSES)}}
         channels = [c for c in self._ensemble.channels if c[0] in self.bright]
-        mean, std = self.bundle.statistics(self.bright)
+        mean, std = (torch.tensor(v)[:, None, None] for v in self.bundle.statistics(self.bright))
         self.confusion, self.reliability = torch.zeros(k, k, dtype=torch.int64), {}
         counts = {what: np.zeros((2, len(edges) - 1, k), np.int64) for what, edges in EDGES.items()}
         rows = []
-        for i, probs in predicted(self.bundle, self.store, self.tiles):
+        for i, classes, probs in predict_tiles(self.bundle, self.store, self.tiles.tolist()):
             truth = np.array(self.store.masks[i])
             image = compute_channels(self.store.read(i), self.store.bands, channels)
             valid = np.isfinite(image[0])
-            classes = mapped(self.bundle, probs, valid)
             matrix = confusion_matrix(classes, truth, k)
             labelled, ice = int(matrix.sum()), int(matrix[list(ICE)].sum())
             rows.append(
@@ -324,7 +320,7 @@ class GlacierInterpretation:
             values = {
                 "distance": edge_distance(truth),
                 "area": patch_size(truth),
-                "brightness": normalise(image, mean, std).mean(0),
+                "brightness": standardise(torch.from_numpy(image), mean, std).mean(0).numpy(),
             }
             for what, value in values.items():
                 counts[what] += count_errors(value, classes != truth, truth, EDGES[what])

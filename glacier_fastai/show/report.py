@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -12,16 +13,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from .. import __version__
 from ..bands import CLASS_COLOURS, CLASSES
 from ..data.raw import open_tiles
-from ..data.types import CORRECT, WRONG
 from ..errors import BundleError, DataError, OutputError
 from ..files import whole_file
-from ..train.console import say
-from .figures import colours
+from ..plots.figures import colours
+from ..plots.panels import CORRECT, WRONG
 from .runs import not_comparable, read_runs
 from .sections import sections
 from .seen import SHOWN, look, store_of, train_shares
 
 __all__ = ["write_report"]
+
+log = logging.getLogger(__name__)
 
 
 def write_report(
@@ -43,7 +45,7 @@ def write_report(
     if not out.parent.is_dir():
         raise OutputError(f"{out}: there is no folder {out.parent}; make it first, or choose another --out")
     runs, sets = read_runs(paths)
-    stores = {} if data is None else {str(data): open_tiles(data, runs[0].get("bands"), say).plain()}
+    stores = {} if data is None else {str(data): open_tiles(data, runs[0].get("bands")).plain()}
     notes = [f"{run.name}: {line}." for run in runs for line in run.lacks]
     if odd := not_comparable(runs):
         notes.append(f"{odd}.")

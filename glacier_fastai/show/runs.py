@@ -15,7 +15,7 @@ import yaml
 
 from ..bands import CLASSES
 from ..errors import BundleError, DataError
-from ..train.bundle import ModelBundle
+from ..model.bundle import ModelBundle, TrainedOn
 
 __all__ = ["Run", "not_comparable", "read_runs"]
 
@@ -33,7 +33,7 @@ class Run:
     folds: int  # of its data; 0 where it is not known
     parts: dict[str, int]  # tiles by part: train, valid, left out, test
     scores: dict[str, Any]  # metrics.json, else what its bundle was kept for
-    trained_on: dict[str, Any]  # as in its bundle
+    trained_on: TrainedOn | None  # as in its bundle
     lacks: list[str]  # in words
 
     @property
@@ -135,7 +135,7 @@ def _read(path: Path, name: str) -> Run:
         folds=0 if table is None else int(table["fold"].max()) + 1,
         parts=parts,
         scores=scores,
-        trained_on=bundle.trained_on if bundle else {},
+        trained_on=bundle.trained_on if bundle else None,
         lacks=lacks,
     )
     if not (path / "figures" / "batch.png").exists():  # the last that every run writes
@@ -155,7 +155,7 @@ def not_comparable(
     runs: Sequence[Run],
 ) -> str | None:
     """Return why scores of these runs cannot be compared, in words, or None."""
-    data = {r.name: r.trained_on["hash"] for r in runs if "hash" in r.trained_on}
+    data = {r.name: r.trained_on.hash for r in runs if r.trained_on and r.trained_on.hash}
     folds = {r.name: r.environment["folds_hash"] for r in runs if "folds_hash" in r.environment}
     for what, hashes in (("tiles", data), ("folds", folds)):
         if len(set(hashes.values())) > 1:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from ..bands import CLASSES
 from ..core.calibration import expected_calibration_error
 from ..files import file_hash
-from . import figures
+from ..plots import figures
 from .runs import Run
 from .seen import SHOWN, Seen, Tile, data_uri, evenly, number, percent
 
@@ -144,7 +144,9 @@ def _what_ran(runs: Sequence[Run]) -> Section:
         return f"{start} of its weight, over {r.get('ramp', 'epochs')} epochs" if start else "none"
 
     def fold(r: Run) -> Any:
-        return "none, trained on all" if r.trained_on and r.trained_on["fold"] is None else r.trained_on.get("fold")
+        return (
+            "none, trained on all" if r.trained_on and r.trained_on.fold is None else r.trained_on and r.trained_on.fold
+        )
 
     def versions(r: Run) -> str:
         e = r.environment
@@ -170,8 +172,8 @@ def _what_ran(runs: Sequence[Run]) -> Section:
         },
         "Where recipes differ": {k: v for k, v in differing.items() if len(set(v)) > 1},
         "Data": {
-            "tile store": row(lambda r: r.trained_on.get("path") or r.get("data", "path")),
-            "hash of its tiles": row(lambda r: r.trained_on.get("hash")),
+            "tile store": row(lambda r: (r.trained_on and r.trained_on.path) or r.get("data", "path")),
+            "hash of its tiles": row(lambda r: r.trained_on and r.trained_on.hash),
             "hash of the folds": row(lambda r: r.environment.get("folds_hash")),
             "fold": row(fold),
             "tiles": row(lambda r: ", ".join(f"{n} {part}" for part, n in sorted(r.parts.items()))),

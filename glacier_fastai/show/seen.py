@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from base64 import b64encode
 from collections.abc import Sequence
@@ -17,15 +18,15 @@ from ..bands import IGNORE, composite
 from ..core.calibration import Reliability
 from ..data.raw import open_tiles
 from ..data.tiles import TileStore
-from ..data.types import class_rgba, error_rgba, false_colour
 from ..errors import DataError
-from ..train.bundle import ModelBundle
-from ..train.console import say
-from ..train.evaluate import mapped
+from ..model.bundle import ModelBundle
+from ..plots.panels import class_rgba, error_rgba, false_colour
 from .interpret import GlacierInterpretation
 from .runs import Run
 
 __all__ = ["SHOWN", "Seen", "Tile", "data_uri", "evenly", "look", "number", "percent", "store_of", "train_shares"]
+
+log = logging.getLogger(__name__)
 
 LOOKED_AT = 200  # validation tiles of a run that its model is shown, at most
 BAND_TILES = 12  # of them, at most, that the importance of bands is measured on
@@ -60,11 +61,11 @@ class Seen:
 
 def store_of(run: Run, data: str | os.PathLike | None, stores: dict[str, TileStore]) -> TileStore:
     """Return the tiles of a run, opened once for all."""
-    known = [run.trained_on.get("path"), run.get("data", "path")] if data is None else [data]
+    known = [run.trained_on and run.trained_on.path, run.get("data", "path")] if data is None else [data]
     known = list(dict.fromkeys(str(path) for path in known if path))
     for path in known:
         if path not in stores and Path(path).exists():
-            stores[path] = open_tiles(path, run.get("bands"), say).plain()
+            stores[path] = open_tiles(path, run.get("bands")).plain()
         if path in stores:
             return stores[path]
     where = f"are not at {' or '.join(known)}" if known else "are not known"
@@ -73,7 +74,7 @@ def store_of(run: Run, data: str | os.PathLike | None, stores: dict[str, TileSto
 
 def train_shares(run: Run, store: TileStore) -> np.ndarray | None:
     """Return the share of each class in the tiles that were trained on, `(K,)`."""
-    counts = store.class_counts()[np.isin(store.keys(), run.trained_on.get("train", []))].sum(0)
+    counts = store.class_counts()[np.isin(store.keys(), run.trained_on.train if run.trained_on else ())].sum(0)
     return counts / counts.sum() if counts.any() else None
 
 
@@ -83,13 +84,13 @@ def look(
     n: int,  # tiles that are shown whatever their loss
 ) -> Seen | None:
     """Show a run's model its validation tiles, if it has both."""
-    if not run.trained_on.get("valid"):
+    if not run.trained_on or not run.trained_on.valid:
         return None
-    valid = np.flatnonzero(np.isin(store.keys(), run.trained_on["valid"]))
+    valid = np.flatnonzero(np.isin(store.keys(), run.trained_on.valid))
     if not len(valid):
         raise DataError(f"none of its validation tiles is in {store.path}, so none are shown; name them with --data")
     tiles = evenly(valid, LOOKED_AT)
-    say(f"{run.name}: looking at {len(tiles)} tiles")
+    log.info(f"{run.name}: looking at {len(tiles)} tiles")
     bundle = ModelBundle.load(run.model)
     found = GlacierInterpretation(bundle, store, tiles)
     some, hardest = evenly(tiles, n), found.hardest(SHOWN, "loss")
@@ -113,7 +114,7 @@ def evenly(items: Sequence, n: int) -> list:
 def _tile(run: Run, found: GlacierInterpretation, store: TileStore, i: int) -> Tile:
     row = found.table.set_index("tile").loc[i]
     image, truth = store.read(i), store.masks[i]
-    classes = mapped(found.bundle, found.probabilities(i), np.isfinite(image[0]))
+    classes = found.predict(i).classes
     wrong = (classes != truth)[truth != IGNORE].mean() if row["labelled"] else None
     step = -(-store.size // SIDE)
     image, truth, classes = (x[..., ::step, ::step] for x in (image, truth, classes))

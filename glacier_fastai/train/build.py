@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
-from fastai.torch_core import default_device
+from fastai.callback.core import Callback
+from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback, TrackerCallback
+from fastai.torch_core import default_device, rank_distrib
 from torch import nn
 
 from ..core.balance import PixelBalance
+from ..core.confusion import scores
 from ..core.losses import CombinedLoss
 from ..data.augment import AugmentTiles
 from ..data.block import GlacierDataLoaders
+from ..data.folds import folds_hash
 from ..data.tiles import TileStore
 from ..errors import RecipeError
+from ..files import digest
+from ..model.bundle import ModelBundle, TrainedOn
+from ..model.processes import on_rank_zero, world_size
+from ..model.registry import of_recipe
 from ..recipe import Recipe
-from .bundle import ModelBundle
-from .console import say
-from .distributed import processes
-from .learner import AdamW, GlacierLearner, glacier_learner
-from .steps import CpuMixedPrecision
+from .callbacks import AverageWeightsCallback, ProgressiveRampCallback, plateau
+from .checkpoint import CheckpointCallback
+from .console import ConsoleCallback
+from .folder import RunFolder
+from .learner import GlacierLearner, glacier_learner
+from .record import EventsCallback, HistoryCallback, TensorBoardRecord
+from .steps import AccumulateBatches, CpuMixedPrecision, FiniteLossCallback, FreezeEncoder, GradientGuard
+from .stop import StopCallback
 
-__all__ = ["make_dls", "make_learner"]
+__all__ = ["make_callbacks", "make_dls", "make_learner"]
+
+log = logging.getLogger(__name__)
 
 
 def make_dls(
@@ -35,7 +53,7 @@ def make_dls(
             channel; or statistics of weights are asked for, and there are none.
         BundleError: The weights know nothing of a band.
     """
-    size, n = recipe.train.batch_size, processes()
+    size, n = recipe.train.batch_size, world_size()
     if size % n:
         near = size // n * n
         raise RecipeError(
@@ -44,7 +62,7 @@ def make_dls(
     stats = None
     if recipe.data.statistics == "weights":
         if weights is None:
-            raise RecipeError("data.statistics=weights: give --weights, or set it to data")
+            raise RecipeError("data.statistics=weights: there are no weights; name a bundle, or set it to data")
         stats = weights.statistics(recipe.bands)
     dls = GlacierDataLoaders.from_store(
         store,
@@ -75,15 +93,15 @@ def make_learner(
     dls: GlacierDataLoaders,  # tiles, see `make_dls`
 ) -> GlacierLearner:
     """Return the learner a recipe asks for, seeded."""
+    kind, options = of_recipe(recipe.model)
     learn = glacier_learner(
         dls,
-        recipe.model.arch,
-        recipe.model.attention,
-        loss=CombinedLoss(**recipe.loss.model_dump()),
-        opt_func=AdamW,
+        kind.name,
+        loss_func=CombinedLoss(**recipe.loss.model_dump()),
         lr=recipe.train.lr,
         wd=recipe.train.weight_decay,
         seed=recipe.seed,
+        **options,
     )
     precision = effective_precision(recipe)
     if precision == "fp16":
@@ -93,6 +111,110 @@ def make_learner(
     if dls.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # crops are all of one size
     return learn
+
+
+class BestBundleCallback(TrackerCallback):
+    """Saves the bundle at each best value of a metric, or without one after every epoch."""
+
+    order = SaveModelCallback.order
+
+    def __init__(
+        self,
+        path: Path,  # file to write
+        monitor: str | None,  # column of the Recorder, larger is better; None: keep the last
+        **about: Any,  # fields of the bundle
+    ):
+        super().__init__(monitor or "train_loss", comp=np.greater)
+        self.path, self.keep_last, self.about = path, monitor is None, about
+
+    def after_epoch(self):
+        """Save if this epoch is the best."""
+        super().after_epoch()
+        if self.keep_last or self.new_best:
+            on_rank_zero(self._save)
+
+    def _save(self) -> None:
+        matrix = self.learn.confusion_matrix.matrix["valid"]
+        metrics = {} if matrix is None else {"epoch": self.epoch + 1, **scores(matrix)}
+        ModelBundle.from_learner(self.learn, metrics=metrics, **self.about).save(self.path)
+
+
+def make_callbacks(
+    recipe: Recipe,
+    learn: GlacierLearner,  # that will be trained
+    folder: RunFolder,  # where the run is recorded
+    identity: dict[str, Any],  # see `folder.run_identity`
+    checkpoint: dict[str, Any] | None,  # that it goes on from
+    started: float,  # `time.monotonic()` from which max_minutes counts
+    store: TileStore,  # tiles as they were given, without texture
+    fold: int | None,  # that is validated on
+) -> list[Callback]:
+    """Return the callbacks a recipe asks for."""
+    t, r, dls = recipe.train, recipe.record, learn.dls
+    validates, keys = len(dls.valid_tiles) > 0, dls.store.keys()
+    trained_on = TrainedOn(
+        path=str(store.path),
+        hash=dls.store.fingerprint(),
+        folds_hash=folds_hash(dls.store, dls.fold_of),
+        train=tuple(keys[i] for i in dls.train_tiles),
+        valid=tuple(keys[i] for i in dls.valid_tiles),
+        tile_size=dls.store.size,
+        fold=fold,
+        folds=recipe.data.folds,
+        spatial=recipe.data.spatial,
+    )
+    about = {"recipe": recipe.model_dump(mode="json"), "trained_on": trained_on}
+    best = BestBundleCallback(folder.best, "mcc" if validates else None, **about)
+    cbs: list[Callback] = [
+        best,
+        GradientGuard(t.clip, t.bad_batches),
+        FiniteLossCallback(),
+        HistoryCallback(folder.path / "history.csv"),
+        CheckpointCallback(folder.last, identity, checkpoint, r.save_every, r.keep, r.save_minutes),
+        StopCallback(t.max_minutes, started),
+    ]
+    if not rank_distrib():
+        cbs += [
+            ConsoleCallback(best if validates else None),
+            EventsCallback(folder.path / "events.jsonl"),
+            TensorBoardRecord(folder.path / "tensorboard", r.panels_every),
+            *_wandb(recipe, folder.path, identity),
+        ]
+    if recipe.ramp:
+        cbs.append(ProgressiveRampCallback(**recipe.ramp.model_dump()))
+    if t.ema:
+        cbs.append(AverageWeightsCallback(t.ema))
+    if t.accumulate > 1:
+        cbs.append(AccumulateBatches(t.accumulate))
+    if t.freeze_epochs:
+        cbs.append(FreezeEncoder(t.freeze_epochs))
+    if validates:
+        cbs.append(plateau("mcc", t.plateau_factor, t.plateau_patience))
+    if validates and t.early_stop:
+        cbs.append(EarlyStoppingCallback("mcc", patience=t.early_stop))
+    return cbs
+
+
+def _wandb(recipe: Recipe, out: Path, identity: dict[str, Any]) -> list[Callback]:
+    """The callback of fastai for Weights & Biases, if the recipe names a project."""
+    if recipe.record.wandb is None:
+        return []
+    try:
+        import wandb
+        from fastai.callback.wandb import WandbCallback
+    except ImportError as err:
+        install = "pip install 'glacier-fastai[wandb]'"
+        raise RecipeError(f"record.wandb: install it with {install}, or set it to null") from err
+    run = digest([out.name, identity])  # the same when it is resumed, also on another machine
+    wandb.init(
+        project=recipe.record.wandb,
+        id=run,
+        resume="allow",
+        name=out.name,
+        dir=out,
+        config=recipe.model_dump(mode="json"),
+    )
+    return [WandbCallback(log_preds=False)]
 
 
 def effective_precision(recipe: Recipe) -> str:
@@ -130,6 +252,6 @@ def compile_model(
     except (TorchDynamoException, RuntimeError) as err:  # no compiler here, or a Python it does not know
         model._compiled_call_impl = None
         reason = next((line for line in str(err).splitlines() if line.strip()), type(err).__name__)
-        say(f"train.compile: cannot be done here, so the model is trained as it is ({reason[:200]})")
+        log.warning("train.compile: cannot be done here, so the model is trained as it is (%s)", reason[:200])
     model.zero_grad()
     model.load_state_dict(kept)

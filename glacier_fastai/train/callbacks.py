@@ -20,7 +20,7 @@ from ..bands import CLASSES
 from ..core.confusion import confusion_matrix
 from ..core.losses import CombinedLoss
 from ..errors import RecipeError, TrainingError
-from .distributed import sum_over_ranks
+from ..model.processes import all_reduce
 from .metrics import ConfusionMetric
 
 __all__ = [
@@ -77,7 +77,7 @@ class ConfusionMatrixCallback(Callback):
         self.matrix[phase] = self.matrix[phase].to(counts.device, non_blocking=True).add_(counts)
 
     def _total(self, phase: str) -> None:
-        self.matrix[phase] = sum_over_ranks(self.matrix[phase])
+        self.matrix[phase] = all_reduce(self.matrix[phase])
         for metric in self.learn.metrics:
             if isinstance(metric, ConfusionMetric):
                 metric.accumulate(self.learn)  # this process may have had no batch that would do it
@@ -145,7 +145,7 @@ class CombinedLossCallback(Callback):
     def _total(self, phase: str) -> None:
         names = [part for part, weight in self.loss_func.weights.items() if weight > 0]  # also without a batch
         sums = [float(self.sums[phase].get(part, 0)) for part in names]
-        *sums, images = sum_over_ranks(torch.tensor([*sums, self.images[phase]], dtype=torch.float64)).tolist()
+        *sums, images = all_reduce(torch.tensor([*sums, self.images[phase]], dtype=torch.float64)).tolist()
         self.sums[phase], self.images[phase] = dict(zip(names, sums, strict=True)) if images else {}, images
 
     def after_train(self):

@@ -16,9 +16,9 @@ from rasterio.warp import transform_bounds
 
 from ..bands import BANDS, CLASS_COLOURS, CLASSES
 from ..data.tiles import TileStore
-from ..files import file_hash, whole_file
-from .bundle import ModelBundle
-from .console import class_table
+from ..files import file_hash, write_text
+from ..model.bundle import ModelBundle, TrainedOn, described
+from ..model.evaluate import class_table
 
 __all__ = ["model_card", "stac_item", "write_card"]
 
@@ -40,10 +40,8 @@ def write_card(
     environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     made = datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     item = stac_item(bundle, store, path, made)
-    with whole_file(run / "MODEL_CARD.md") as file:
-        file.write(model_card(bundle, store, path, made, environment).encode())
-    with whole_file(path.with_suffix(".stac.json")) as file:
-        file.write(json.dumps(item, indent=1).encode())
+    write_text(run / "MODEL_CARD.md", model_card(bundle, store, path, made, environment))
+    write_text(path.with_suffix(".stac.json"), json.dumps(item, indent=1))
 
 
 def model_card(
@@ -56,7 +54,7 @@ def model_card(
     """Return the model card, in Markdown; sections after Mitchell et al. 2019, doi 10.1145/3287560.3287596."""
     about, info = bundle.trained_on, store.info
     source, sensor = info.get("source") or "unnamed", info.get("sensor") or "not named"
-    train, valid = (np.isin(store.keys(), about[part]) for part in ("train", "valid"))
+    train, valid = (np.isin(store.keys(), keys) for keys in (about.train, about.valid))
     counts = store.class_counts()[train].sum(0)
     shares = ", ".join(f"{c} {n / max(counts.sum(), 1):.2%}" for c, n in zip(CLASSES, counts, strict=True))
     box = _box(store)
@@ -73,8 +71,8 @@ def model_card(
     state = f", commit {git['commit']}{', with changes' if git['changed'] else ''}" if git else ""
     return f"""# {path.parent.name}: glaciers in {", ".join(bundle.bands)}
 
-A U-Net ({bundle.arch} encoder, {bundle.attention or "no"} attention, {_parameters(bundle):,} parameters, no ImageNet
-weights) that gives every pixel's probability of {", ".join(CLASSES)}.
+Network: {described(bundle.arch, bundle.options)}, {_parameters(bundle):,} parameters, without ImageNet weights. It
+gives every pixel's probability of {", ".join(CLASSES)}.
 Made {made} by glacier_fastai {packages["glacier-fastai"]}. SHA-256 of `{path.name}`: {file_hash(path)}.
 
 ## Intended use
@@ -87,7 +85,7 @@ base warnings of hazards on them alone.
 
 | | |
 |---|---|
-| source | {source} ({store.path.name}, hash {about["hash"]}) |
+| source | {source} ({store.path.name}, hash {about.hash}) |
 | where | {where} |
 | tiles | {train.sum()} of {store.size} px trained on, {valid.sum()} validated on |
 | split | {_split(about)} |
@@ -143,7 +141,7 @@ def stac_item(
             "datetime": made,
             "description": f"Glacier maps from {', '.join(bundle.bands)}; see MODEL_CARD.md",
             "mlm:name": path.parent.name,
-            "mlm:architecture": f"U-Net, {bundle.arch} encoder, {bundle.attention or 'no'} attention",
+            "mlm:architecture": described(bundle.arch, bundle.options),
             "mlm:tasks": ["semantic-segmentation"],
             "mlm:framework": "pytorch",
             "mlm:framework_version": torch.__version__.partition("+")[0],
@@ -192,11 +190,11 @@ def _parameters(bundle: ModelBundle) -> int:
     return sum(p.numel() for p in bundle.model().parameters())
 
 
-def _split(about: dict[str, Any]) -> str:
-    if about["fold"] is None:
+def _split(about: TrainedOn) -> str:
+    if about.fold is None:
         return "none: every tile was trained on"
-    kind = "spatial: no training tile touches a validation tile" if about["spatial"] else "not spatial"
-    return f"fold {about['fold']} of {about['folds']}, {kind}"
+    kind = "spatial: no training tile touches a validation tile" if about.spatial else "not spatial"
+    return f"fold {about.fold} of {about.folds}, {kind}"
 
 
 def _results(bundle: ModelBundle, tiles: int) -> str:

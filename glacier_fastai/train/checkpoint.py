@@ -24,7 +24,8 @@ from torch import nn
 from .. import __version__
 from ..errors import CheckpointError
 from ..files import whole_file
-from .distributed import everyone, first, largest, unwrapped
+from ..model.bundle import unwrapped
+from ..model.processes import all_gather, all_reduce_max, on_rank_zero
 
 __all__ = ["CheckpointCallback", "differences", "load_checkpoint", "save_checkpoint"]
 
@@ -187,7 +188,7 @@ class CheckpointCallback(Callback):
         self.at = (self.epoch, self.iter + 1)
         if self.iter + 1 == self.n_iter:
             self.trained = self._epoch_state()  # what follows sums it over processes, and may draw random numbers
-        if self.minutes and largest(int(time.monotonic() - self.saved > 60 * self.minutes)):
+        if self.minutes and all_reduce_max(int(time.monotonic() - self.saved > 60 * self.minutes)):
             self.save()
 
     def after_epoch(self):
@@ -240,13 +241,13 @@ class CheckpointCallback(Callback):
                 "iters": list(recorder.iters),
                 "smooth_loss": (recorder.smooth_loss.val, recorder.smooth_loss.count),
             },
-            "ranks": everyone(mine),
+            "ranks": all_gather(mine),
         }
 
     def save(self) -> None:
         """Write the checkpoint; every process must call it."""
         state = self.state()
-        first(lambda: self._write(state))
+        on_rank_zero(lambda: self._write(state))
         self.saved, self.saved_at = time.monotonic(), self.at
 
     def _write(self, state: dict[str, Any]) -> None:

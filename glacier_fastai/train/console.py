@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import sys
+import logging
 import time
 
 from fastai.callback.core import Callback
 from fastai.callback.tracker import SaveModelCallback
-from fastai.torch_core import rank_distrib
-from torch import Tensor
 
 from ..bands import CLASSES
 from ..core.balance import Sampling
-from ..core.confusion import f1, iou, precision, recall
+from ..model.evaluate import class_table
 from ..terminal import in_terminal
 
-__all__ = ["ConsoleCallback", "balance_lines", "class_table", "say"]
+__all__ = ["ConsoleCallback", "balance_lines"]
 
-SHORT = {"background": "BG"}
-
-
-def say(*words: object) -> None:
-    """Print a message to stderr at once; of the processes of a launch only the first speaks."""
-    if not rank_distrib():
-        print(*words, file=sys.stderr, flush=True)
-
-
-def class_table(
-    matrix: Tensor,  # int64 (K, K), rows truth
-) -> str:
-    """Return IoU, precision, recall and F1 of each class and their means, as text; a dash where undefined."""
-    columns = [fn(matrix).tolist() for fn in (iou, precision, recall, f1)]
-    rows = [(SHORT.get(c, c.capitalize()), *(col[k] for col in columns)) for k, c in enumerate(CLASSES)]
-    means = []
-    for col in columns:
-        known = [v for v in col if not math.isnan(v)]
-        means.append(sum(known) / len(known) if known else math.nan)
-    lines = [f"{'Class':<10}{'IoU':>8}{'Prec':>8}{'Recall':>8}{'F1':>8}"]
-    for name, *values in [*rows, ("Mean", *means)]:
-        lines.append(f"{name:<10}" + "".join(f"{'-' if math.isnan(v) else format(v, '.4f'):>8}" for v in values))
-    return "\n".join(lines)
+log = logging.getLogger(__name__)
 
 
 def balance_lines(
@@ -106,13 +81,13 @@ class ConsoleCallback(Callback):
         def pair(train: str, valid: str) -> str:
             return " / ".join(f"{row[k]:.4f}" for k in (train, valid) if k in row)
 
-        say(
+        log.info(
             f"epoch {self.epoch + 1}/{self.n_epoch}  loss {pair('train_loss', 'valid_loss')}"
             f"  MCC {pair('train_mcc', 'mcc')}  mean IoU {pair('train_mean_iou', 'mean_iou')}"
             f"  lr {self.opt.hypers[-1]['lr']:.1e}  {time.monotonic() - self.began:.0f} s{'  best' if new_best else ''}"
         )
         if new_best or (self.epoch + 1) % self.every == 0:
-            say(class_table(self.learn.confusion_matrix.latest))
+            log.info(class_table(self.learn.confusion_matrix.latest))
 
     def after_fit(self):
         """Close the bar; give fastai its logger back."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, MutableMapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from fastai.callback.core import Callback, CancelEpochException
@@ -17,14 +18,14 @@ from fastai.torch_core import set_seed
 from torch import nn
 
 from ..bands import CLASSES
-from ..core.dihedral import average_views
+from ..core.dihedral import VIEWS, one_pass
 from ..core.losses import CombinedLoss
 from ..data.block import GlacierDataLoaders
 from ..errors import TrainingError
+from ..model.registry import build_model, groups
 from .callbacks import CombinedLossCallback, CompositionCallback, ConfusionMatrixCallback
 from .distributed import GlacierTrainer
 from .metrics import glacier_metrics
-from .models import glacier_splitter, glacier_unet
 from .steps import GradientReset
 
 __all__ = ["AdamW", "GlacierLearner", "glacier_learner"]
@@ -75,7 +76,8 @@ class _ViewsCallback(Callback):
     order = CastToTensor.order
 
     def after_pred(self):
-        self.learn.pred = average_views(lambda x: self.model(x).float().softmax(1), self.x)
+        views = (one_pass(lambda x: self.model(x).float().softmax(1), self.x, k, 1.0) for k in VIEWS)
+        self.learn.pred = sum(views) / len(VIEWS)
 
 
 class GlacierLearner(Learner):
@@ -136,12 +138,10 @@ def _with(groups: list[list[nn.Parameter]], more: Iterable[nn.Parameter]) -> lis
 
 def glacier_learner(
     dls: GlacierDataLoaders,  # tiles to train and validate on
-    arch: str = "resnet34",  # encoder of the U-Net
-    attention: str | None = "scse",  # attention in its decoder: "scse", "cse" or None
+    model: str | nn.Module = "unet",  # a name of `model.registry`, or any module `(B, C, H, W)` -> `(B, K, H, W)`
     *,
-    model: nn.Module | None = None,  # another model `(B, C, H, W)` -> logits `(B, K, H, W)` instead
-    loss: nn.Module | None = None,  # default `CombinedLoss.phase_b()`
-    splitter: Callable = glacier_splitter,  # parameter groups, see `glacier_splitter`
+    loss_func: nn.Module | Callable | None = None,  # any of fastai, PyTorch or yours; default `CombinedLoss.phase_b()`
+    splitter: Callable | None = None,  # parameter groups, default those of the model
     opt_func: Callable = AdamW,  # optimiser
     lr: float = 1e-4,  # default learning rate
     wd: float = 1e-4,  # weight decay
@@ -149,6 +149,7 @@ def glacier_learner(
     cbs=None,  # further callback or callbacks
     seed: int | None = None,  # seed of the weights and of what follows, default none
     path: str | Path | None = None,  # where `learn.save` writes, default the working directory
+    **options: Any,  # of the named model, such as encoder="resnet18"
 ) -> GlacierLearner:
     """Return a learner that records loss parts and metrics for training and validation.
 
@@ -156,11 +157,13 @@ def glacier_learner(
     """
     if seed is not None:
         set_seed(seed)
-    model = model or glacier_unet(arch, len(dls.bands), len(CLASSES), attention)
+    if isinstance(model, str):
+        model = build_model(model, dls.bands, CLASSES, **options)
     model = model.to(memory_format=torch.channels_last)  # faster convolutions, on CPU and GPU
-    loss = loss or CombinedLoss.phase_b()
+    loss = loss_func or CombinedLoss.phase_b()
     validates = len(dls.valid) > 0
     train = glacier_metrics(phase="train")
+    split = splitter or groups
     learn = GlacierLearner(
         dls,
         model,
@@ -168,7 +171,7 @@ def glacier_learner(
         opt_func=opt_func,
         lr=lr,
         wd=wd,
-        splitter=lambda m: _with(splitter(m), loss.parameters()),
+        splitter=lambda m: _with(split(m), loss.parameters()),
         metrics=metrics or ([*glacier_metrics(), *train[:2]] if validates else train),
         cbs=[ConfusionMatrixCallback(), CombinedLossCallback(), CompositionCallback(), GradientReset(), *L(cbs)],
         path=path or Path(),

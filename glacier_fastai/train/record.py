@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import psutil
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.tracker import SaveModelCallback
@@ -21,8 +21,10 @@ from fastai.torch_core import default_device
 
 from ..bands import CLASSES
 from ..files import whole_file
-from .console import ConsoleCallback, class_table
-from .distributed import first, processes, unwrapped
+from ..model.bundle import unwrapped
+from ..model.evaluate import class_table
+from ..model.processes import on_rank_zero, world_size
+from .console import ConsoleCallback
 from .metrics import PER_CLASS
 
 __all__ = ["EventLog", "EventsCallback", "HistoryCallback", "TensorBoardRecord", "environment", "results_figure"]
@@ -53,9 +55,9 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {p: version(p) for p in ("glacier-fastai", *PACKAGES)},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "processes": processes(),
+        "processes": world_size(),
         "threads": torch.get_num_threads(),
-        "command": sys.argv,
+        "command": psutil.Process().cmdline(),
         "git": _git_state(),
     }
 
@@ -99,7 +101,7 @@ class HistoryCallback(Callback):
     def after_epoch(self):
         """Add the epoch's row."""
         self.rows.append(_row(self.learn))
-        first(self._write)
+        on_rank_zero(self._write)
 
     def _write(self) -> None:
         with whole_file(self.path) as file:
@@ -121,9 +123,9 @@ class EventsCallback(Callback):
 
     def __init__(
         self,
-        log: EventLog,  # where to
+        path: Path,  # file to append to, see `EventLog`
     ):
-        self.log = log
+        self.log = EventLog(path)
 
     def before_epoch(self):
         """Start the clock."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelBatchException, CancelStepException, TrainEvalCallback
@@ -12,8 +14,7 @@ from fastai.learner import Recorder
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..errors import TrainingError
-from .console import say
-from .distributed import everyone, largest
+from ..model.processes import all_gather, all_reduce_max
 
 __all__ = [
     "AccumulateBatches",
@@ -23,6 +24,8 @@ __all__ = [
     "GradientGuard",
     "GradientReset",
 ]
+
+log = logging.getLogger(__name__)
 
 LOSSES = ("train_loss", "valid_loss")
 
@@ -103,7 +106,7 @@ class GradientGuard(Callback):
 
     def after_loss(self):
         """Skip the batch before its gradients are made, if the loss is not finite."""
-        if largest(int(not torch.isfinite(self.loss).all())):
+        if all_reduce_max(int(not torch.isfinite(self.loss).all())):
             self._skip()
             raise CancelBatchException
 
@@ -131,11 +134,11 @@ class GradientGuard(Callback):
         _copy(self.kept, self.statistics)
         self.opt.zero_grad()
         self.learn.yb = ()  # whoever keeps a record leaves out batches without labels
-        self.tiles = sorted({name for names in everyone(self.dl.tile_names(self.iter)) for name in names})
+        self.tiles = sorted({name for names in all_gather(self.dl.tile_names(self.iter)) for name in names})
         where = f"epoch {self.epoch + 1}, batch {self.iter + 1} of {self.n_iter}"
         more = f" and {len(self.tiles) - 20} more" if len(self.tiles) > 20 else ""
         tiles = f"tiles {', '.join(self.tiles[:20])}{more}"
-        say(f"{where}: loss or gradients are not finite, so it is skipped ({self.skipped} so far); {tiles}")
+        log.warning(f"{where}: loss or gradients are not finite, so it is skipped ({self.skipped} so far); {tiles}")
         if self.in_a_row >= max(2, min(self.limit, self.n_iter)):
             raise TrainingError(
                 f"{where}: {self.in_a_row} batches in a row gave no finite loss or gradients ({tiles}); look at these "

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
 
 from fastai.callback.core import Callback, CancelFitException
 
-from .console import say
-from .distributed import largest, processes
+from ..model.processes import all_reduce_max, world_size
 
 __all__ = ["StopCallback"]
+
+log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TIME_UP = 127  # no signal has this number
@@ -45,12 +47,12 @@ class StopCallback(Callback):
             raise KeyboardInterrupt
         self.received = number
         again = "; a second Ctrl-C stops at once, with what was saved last" if number == signal.SIGINT else ""
-        say(f"{signal.Signals(number).name}: stopping after this batch{again}")
+        log.info(f"{signal.Signals(number).name}: stopping after this batch{again}")
 
     def _check(self) -> None:
         # time counts once a batch was trained, or a run resumed again and again would never come out of a validation
         late = self.trained and self.minutes is not None and time.monotonic() > self.started + 60 * self.minutes
-        code = largest(self.received or (TIME_UP if late else 0))
+        code = all_reduce_max(self.received or (TIME_UP if late else 0))
         if code:
             self.reason = f"train.max_minutes={self.minutes:g}" if code == TIME_UP else signal.Signals(code).name
             raise CancelFitException
@@ -58,7 +60,7 @@ class StopCallback(Callback):
     def after_batch(self):
         """Stop in time."""
         self.trained = self.trained or self.training
-        if self.training or processes() == 1:  # processes may validate different numbers of batches
+        if self.training or world_size() == 1:  # processes may validate different numbers of batches
             self._check()
 
     def after_epoch(self):

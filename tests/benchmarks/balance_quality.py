@@ -87,7 +87,7 @@ def run(kind: str, store: str, out: str, method: str, seed: int, fold: int) -> d
     if not folder.exists():
         planned = patch("glacier_fastai.data.balanced.solve", seed_plan)
         with planned if method == "seed plan" else nullcontext():
-            finetune(recipe, fold, data=store, out=folder)
+            finetune(recipe, fold=fold, data=store, out=folder)
     scores = json.loads((folder / "metrics.json").read_text())
     history = pd.read_csv(folder / "history.csv")
     shares = {c: history[f"share_{c}"].mean() for c in TARGET}

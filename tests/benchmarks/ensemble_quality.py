@@ -24,8 +24,9 @@ from glacier_fastai.bands import ICE
 from glacier_fastai.core.areas import area_interval, fit_area_interval
 from glacier_fastai.core.calibration import expected_calibration_error, nll, reliability
 from glacier_fastai.core.confusion import confusion_matrix, ice, mcc, recall
-from glacier_fastai.predict.calibrate import calibrate, glacier_areas
-from glacier_fastai.predict.ensemble import Calibration, Ensemble, Predictor
+from glacier_fastai.model.calibrate import calibrate, glacier_areas
+from glacier_fastai.model.ensemble import Calibration, Ensemble
+from glacier_fastai.model.predictor import Predictor
 from glacier_fastai.predict.scene import map_strips
 from glacier_fastai.predict.source import SceneSource
 from glacier_fastai.recipe import PostprocessRecipe, load_recipe

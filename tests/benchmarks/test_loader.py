@@ -106,7 +106,7 @@ def test_memory_over_1000_batches(store):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_steps_with_loading_against_a_batch_that_never_changes(store):
     from glacier_fastai.core.losses import CombinedLoss
-    from glacier_fastai.train.models import glacier_unet
+    from glacier_fastai.model.unet import glacier_unet
 
     dl = loaders(store, 2, augment=AugmentTiles.preset("heavy"), device="cuda")
     model = glacier_unet("resnet34", len(BANDS)).cuda().to(memory_format=torch.channels_last)

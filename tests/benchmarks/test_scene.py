@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from glacier_fastai.memory import one_arena
+from glacier_fastai.terminal import one_arena
 
 if __name__ == "__main__":
     one_arena()  # as the command does, before torch is imported
@@ -22,11 +22,12 @@ from rasterio.transform import from_origin
 from rasterio.windows import Window
 
 from glacier_fastai.core.tiling import starts
-from glacier_fastai.predict.ensemble import Ensemble, Predictor
+from glacier_fastai.model.bundle import ModelBundle
+from glacier_fastai.model.ensemble import Ensemble
+from glacier_fastai.model.predictor import Predictor
+from glacier_fastai.model.unet import glacier_unet
 from glacier_fastai.predict.scene import Wanted, map_strips, predict_scene
 from glacier_fastai.predict.source import SceneSource
-from glacier_fastai.train.bundle import ModelBundle
-from glacier_fastai.train.models import glacier_unet
 
 BANDS = ("blue", "green", "red", "swir1", "thermal")
 SIZE, WINDOW = 2048, 512

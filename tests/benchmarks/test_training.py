@@ -18,10 +18,10 @@ from fastai.callback.progress import ProgressCallback
 from scenes import make_store, tiny_recipe
 
 from glacier_fastai.data.block import GlacierDataLoaders
+from glacier_fastai.model.unet import glacier_unet
 from glacier_fastai.train.callbacks import AverageWeightsCallback, ProgressiveRampCallback, plateau
 from glacier_fastai.train.checkpoint import CheckpointCallback, load_checkpoint, save_checkpoint
 from glacier_fastai.train.learner import glacier_learner
-from glacier_fastai.train.models import glacier_unet
 from glacier_fastai.train.steps import CpuMixedPrecision, GradientGuard
 from glacier_fastai.train.stop import StopCallback
 

@@ -6,12 +6,11 @@ import rasterio
 import torch
 from rasterio.env import get_gdal_config
 from rasterio.transform import Affine
-from scenes import BANDS, made_up, write_raster, write_scene
+from scenes import BANDS, made_up, normalised, write_raster, write_scene
 
 from glacier_fastai.errors import BundleError, DataError, OutputError
+from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.predict.scene import Wanted, map_strips, predict_scene
-from glacier_fastai.train.bundle import ModelBundle
-from glacier_fastai.train.evaluate import normalise
 
 
 def mapped(*args, **kwargs):
@@ -39,7 +38,7 @@ def test_the_map_lies_on_the_scenes_grid(bundle, scene, tmp_path):
 def test_a_scene_of_one_window_equals_the_model_itself(bundle, tmp_path):
     write_scene(tmp_path / "s.tif", 32, 32)
     values, _, valid = made_up(32, 32)
-    x = normalise(np.where(valid, values, np.nan).astype(np.float32), bundle.mean, bundle.std)
+    x = normalised(np.where(valid, values, np.nan).astype(np.float32), bundle.mean, bundle.std)
     with torch.no_grad():
         want = bundle.model()(torch.from_numpy(x)[None]).argmax(1)[0].numpy()
     with rasterio.open(mapped(bundle, tmp_path / "s.tif", tmp_path)) as out:

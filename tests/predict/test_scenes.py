@@ -13,9 +13,9 @@ import rasterio
 from scenes import BANDS, made_up, write_raster, write_scene
 
 from glacier_fastai.errors import BundleError, DataError, OutputError
+from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.predict.scene import Wanted, predict_scene
 from glacier_fastai.predict.scenes import find_scenes, part_of, predict_scenes, summary
-from glacier_fastai.train.bundle import ModelBundle
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_a_full_disk_is_one_line_and_nothing_stays(trained, scene, tmp_path):
 KILLED = """
 import os, signal, sys
 import glacier_fastai.predict.scene as scene
-from glacier_fastai.train.bundle import ModelBundle
+from glacier_fastai.model.bundle import ModelBundle
 
 def dies(strips, settings):
     for k, strip in enumerate(strips):

@@ -15,18 +15,17 @@ from folders import IDS, competition_folder, write_one
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scenes import normalised
 
 from glacier_fastai.bands import CLASSES, COMPETITION_CODES, IGNORE
 from glacier_fastai.core.calibration import calibrated, decide
-from glacier_fastai.core.dihedral import VIEWS
+from glacier_fastai.core.dihedral import VIEWS, one_pass
 from glacier_fastai.core.morphology import postprocess
-from glacier_fastai.core.scales import one_pass
+from glacier_fastai.data.channels import Texture
 from glacier_fastai.data.sources.competition import tile_id
-from glacier_fastai.data.texture import Texture
+from glacier_fastai.model.bundle import ModelBundle
+from glacier_fastai.model.unet import glacier_unet
 from glacier_fastai.predict import solution
-from glacier_fastai.train.bundle import ModelBundle
-from glacier_fastai.train.evaluate import normalise
-from glacier_fastai.train.models import glacier_unet
 
 SOURCE = Path(solution.__file__)
 BANDS = ("blue", "green", "red", "swir1", "thermal")
@@ -59,7 +58,15 @@ def bundle(bands=BANDS, seed=0, attention="scse"):
         k: v.half().float() if v.ndim > 1 else v
         for k, v in network("resnet18", n, attention, seed).state_dict().items()
     }
-    return ModelBundle(weights, "resnet18", attention, tuple(bands), MEAN[:n], STD[:n], texture=texture)
+    return ModelBundle(
+        weights,
+        "unet",
+        {"encoder": "resnet18", "attention": attention},
+        tuple(bands),
+        MEAN[:n],
+        STD[:n],
+        texture=texture,
+    )
 
 
 def content(*bundles, **changes):
@@ -110,7 +117,7 @@ def plainly(values, valid, bundles, how):
     inputs = []
     for b in bundles:
         wanted = Texture(**b.texture).compute(image, BANDS, b.bands) if b.texture else image
-        inputs.append(torch.from_numpy(normalise(wanted, b.mean, b.std))[None])
+        inputs.append(torch.from_numpy(normalised(wanted, b.mean, b.std))[None])
     with torch.inference_mode():
         for scale in how["scales"]:
             for k in how["views"]:

@@ -10,13 +10,13 @@ from scenes import BANDS, made_up, write_raster
 from glacier_fastai.data.raw import open_tiles
 from glacier_fastai.data.tiles import TileStore, TileWriter
 from glacier_fastai.errors import BundleError, DataError, OutputError, PredictionError
-from glacier_fastai.predict.ensemble import Calibration, Ensemble, Member
+from glacier_fastai.model.bundle import ModelBundle
+from glacier_fastai.model.ensemble import Calibration, Ensemble, Member
+from glacier_fastai.model.evaluate import predict_tiles
+from glacier_fastai.model.unet import glacier_unet
 from glacier_fastai.predict.scene import predict_scene
 from glacier_fastai.predict.submission import check_submission, write_submission
-from glacier_fastai.predict.tiles import map_tiles
 from glacier_fastai.recipe import PostprocessRecipe, PredictRecipe
-from glacier_fastai.train.bundle import ModelBundle
-from glacier_fastai.train.models import glacier_unet
 
 GLCM = (*BANDS, "glcm_contrast(swir1)")
 
@@ -27,7 +27,9 @@ def saved(path, seed, bands=BANDS, **about):
     weights = glacier_unet("resnet18", len(bands), attention="scse").state_dict()
     texture = {"window": 7, "edges": {"swir1": [3000.0, 5000.0, 7000.0]}} if len(bands) > 5 else None
     mean, std = (5000.0,) * 5 + (1.0,) * (len(bands) - 5), (2500.0,) * 5 + (1.0,) * (len(bands) - 5)
-    ModelBundle(weights, "resnet18", "scse", bands, mean, std, texture=texture, **about).save(path)
+    ModelBundle(
+        weights, "unet", {"encoder": "resnet18", "attention": "scse"}, bands, mean, std, texture=texture, **about
+    ).save(path)
     return path
 
 
@@ -48,7 +50,7 @@ def test_both_interfaces_give_the_masks_of_our_own_prediction(ensemble, tmp_path
     assert found["tiles"] == len(data.tiles) == 3
     assert found["megabytes"] == pytest.approx((out / "model.pth").stat().st_size / 1e6, abs=0.1)
     assert found["seconds_per_tile"] > 0
-    shown = np.concatenate([m.ravel() for _, m, _ in map_tiles(ensemble, open_tiles(tmp_path / "comp", BANDS))])
+    shown = np.concatenate([m.ravel() for _, m, _ in predict_tiles(ensemble, open_tiles(tmp_path / "comp", BANDS))])
     assert len(np.unique(shown)) >= 3  # or equality would say little
 
 
@@ -57,7 +59,7 @@ def test_a_tile_is_mapped_as_the_scene_that_it_is(ensemble, tmp_path):
     with TileWriter(tmp_path / "store", BANDS, 80, "uint16", "made up") as writer:
         writer.add(values, classes, valid=valid, scene="s")
     path = write_raster(tmp_path / "s.tif", values, nodata=0, bands=BANDS)
-    ((_, tile, _),) = map_tiles(ensemble, TileStore(tmp_path / "store"))
+    ((_, tile, _),) = predict_tiles(ensemble, TileStore(tmp_path / "store"))
     with rasterio.open(predict_scene(ensemble, path, tmp_path / "maps")["files"]["classes"]) as file:
         np.testing.assert_array_equal(file.read(1), tile)
 

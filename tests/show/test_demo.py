@@ -3,8 +3,8 @@ import pytest
 import rasterio
 
 from glacier_fastai.errors import OutputError
+from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.show.demo import run
-from glacier_fastai.train.bundle import ModelBundle
 
 
 def test_the_demo_goes_all_the_way(tmp_path, capsys):
@@ -22,7 +22,7 @@ def test_the_demo_goes_all_the_way(tmp_path, capsys):
         "results.png",
         "report.html",
     ]
-    assert ModelBundle.load(printed[0]).trained_on["fold"] == 0
+    assert ModelBundle.load(printed[0]).trained_on.fold == 0
     with rasterio.open(printed[1]) as file:
         assert file.shape == (384, 384)
     for path in printed[3:-1]:

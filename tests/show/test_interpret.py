@@ -7,7 +7,7 @@ import pytest
 import torch
 from learners import small_learner
 from matplotlib.figure import Figure
-from scenes import BANDS, made_up, make_store
+from scenes import BANDS, TINY, made_up, make_store, normalised
 from sklearn.metrics import log_loss, matthews_corrcoef
 
 from glacier_fastai.bands import CLASSES
@@ -15,11 +15,11 @@ from glacier_fastai.core.calibration import reliability
 from glacier_fastai.data.block import GlacierDataLoaders
 from glacier_fastai.data.tiles import TileStore, TileWriter
 from glacier_fastai.errors import BundleError, DataError
-from glacier_fastai.predict.ensemble import Predictor
+from glacier_fastai.model.bundle import FIRST, ModelBundle
+from glacier_fastai.model.evaluate import evaluate
+from glacier_fastai.model.predictor import Predictor
 from glacier_fastai.show import interpret
 from glacier_fastai.show.interpret import GlacierInterpretation
-from glacier_fastai.train.bundle import FIRST, ModelBundle
-from glacier_fastai.train.evaluate import evaluate, normalise
 from glacier_fastai.train.learner import glacier_learner
 
 
@@ -41,7 +41,7 @@ def found(bundle, store):
 @pytest.fixture(scope="module")
 def probabilities(bundle, store):
     """Of all tiles (N, K, H, W), by the model alone."""
-    x = np.stack([normalise(store.read(i), bundle.mean, bundle.std) for i in range(len(store))])
+    x = np.stack([normalised(store.read(i), bundle.mean, bundle.std) for i in range(len(store))])
     with torch.no_grad():
         return bundle.model()(torch.from_numpy(x)).softmax(1).numpy()
 
@@ -146,7 +146,7 @@ def test_the_hardest_tiles_come_first(found):
 
 def learner(store, fold=0, **kwargs):
     dls = GlacierDataLoaders.from_store(store, fold, bs=4, folds=3, **kwargs)
-    return glacier_learner(dls, "resnet18", None, seed=0)
+    return glacier_learner(dls, encoder=TINY, attention=None, seed=0)
 
 
 @pytest.mark.parametrize("bands", [None, ("thermal", "red", "glcm_contrast(swir1)")])
@@ -220,7 +220,7 @@ def test_only_what_a_band_says_of_pixels_with_data_is_changed(found, bundle, sto
                 assert not np.array_equal(image[band, valid], plain[band, valid])
                 np.testing.assert_array_equal(np.sort(image[band, valid]), np.sort(plain[band, valid]))
             else:
-                assert (normalise(image, bundle.mean, bundle.std)[band] == 0).all()
+                assert (normalised(image, bundle.mean, bundle.std)[band] == 0).all()
     pd.testing.assert_frame_equal(first, found.band_importance(method, 2, tiles=3))
 
 

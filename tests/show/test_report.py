@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from glacier_fastai.cli import app
 from glacier_fastai.data.tiles import TileStore, TileWriter
 from glacier_fastai.errors import BundleError, DataError, OutputError
+from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.show import seen
 from glacier_fastai.show.report import write_report
 from glacier_fastai.show.runs import read_runs
-from glacier_fastai.train.bundle import ModelBundle
 from glacier_fastai.train.run import finetune
 
 SECTIONS = [
@@ -125,21 +125,21 @@ def test_what_was_run_is_told(trained, page):
     found = Page(page)
     for text in (store.fingerprint(), str(store.path), "resnet18 U-Net", "boundary from 0.05", "torch "):
         assert text in found.text
-    counts = store.class_counts()[np.isin(store.keys(), read_runs([run])[0][0].trained_on["train"])].sum(0)
+    counts = store.class_counts()[np.isin(store.keys(), read_runs([run])[0][0].trained_on.train)].sum(0)
     assert f"{counts[1] / counts.sum():.2%}" in found.text
     assert "epochs: 2" in found.text  # of the whole recipe
 
 
 def test_runs_stand_side_by_side(trained, tmp_path):
     run, store = trained
-    other = finetune(tiny_recipe("train.lr=2e-3", "seed=7"), 0, data=store.path, out=tmp_path / "läuft-氷河")
+    other = finetune(tiny_recipe("train.lr=2e-3", "seed=7"), fold=0, data=store.path, out=tmp_path / "läuft-氷河")
     found = made(tmp_path, run, other)
     assert "Where recipes differ" in found.text
     assert re.search(r"train\.lr</th><td>0\.001</td><td>0\.002</td>", found.html)
     assert "läuft-氷河" in found.text
     assert "mean ± std" in found.text
     assert not found.notes()
-    elsewhere = finetune(tiny_recipe(), 0, data=make_store(tmp_path / "more", scenes=4).path, out=tmp_path / "b")
+    elsewhere = finetune(tiny_recipe(), fold=0, data=make_store(tmp_path / "more", scenes=4).path, out=tmp_path / "b")
     found = made(tmp_path, run, elsewhere, overwrite=True)
     assert "different tiles, so their scores cannot be compared" in found.notes()[0]
     assert "mean ± std" not in found.text
@@ -193,7 +193,7 @@ def test_a_damaged_bundle_costs_only_the_tiles(run, tmp_path):
 
 
 def test_a_run_without_validation(store, tmp_path):
-    run = finetune(tiny_recipe("train.epochs=1"), None, data=store.path, out=tmp_path / "all")
+    run = finetune(tiny_recipe("train.epochs=1"), fold=None, data=store.path, out=tmp_path / "all")
     found = made(tmp_path, run)
     assert len(found.notes()) == 1 and "without validation" in found.notes()[0]
     assert not found.all("input")
@@ -204,7 +204,7 @@ def test_tiles_are_found_where_they_are_said_to_be(run, trained, tmp_path):
     moved = shutil.copytree(trained[1].path, tmp_path / "moved")
     gone = run / "best.safetensors"
     bundle = ModelBundle.load(gone)
-    bundle.trained_on["path"] = str(tmp_path / "gone")
+    bundle.trained_on.path = str(tmp_path / "gone")
     bundle.save(gone)
     found = made(tmp_path, run)
     assert f"its tiles are not at {tmp_path / 'gone'}, so none are shown" in found.notes()[0]

@@ -3,10 +3,10 @@ import torch
 from scenes import make_store, tiny_recipe
 
 from glacier_fastai.errors import BundleError, RecipeError
+from glacier_fastai.model.bundle import ModelBundle
+from glacier_fastai.model.unet import glacier_unet
 from glacier_fastai.train import build
 from glacier_fastai.train.build import compile_model, effective_precision, make_dls, make_learner
-from glacier_fastai.train.bundle import ModelBundle
-from glacier_fastai.train.models import glacier_unet
 from glacier_fastai.train.steps import CpuMixedPrecision
 
 

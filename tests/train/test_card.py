@@ -7,7 +7,7 @@ from scenes import make_store
 from stac_model.schema import MLModelProperties
 
 from glacier_fastai.files import file_hash
-from glacier_fastai.train.bundle import ModelBundle
+from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.train.card import model_card, stac_item
 
 MADE = "2026-11-26T15:00:00Z"
@@ -21,7 +21,7 @@ def path(trained):
 def test_the_card_of_a_run_says_what_it_was_trained_on_and_how_well_it_does(trained, path):
     card = (trained[0] / "MODEL_CARD.md").read_text(encoding="utf-8")
     bundle, store = ModelBundle.load(path), trained[1]
-    valid = len(bundle.trained_on["valid"])
+    valid = len(bundle.trained_on.valid)
     assert f"SHA-256 of `best.safetensors`: {file_hash(path)}" in card
     assert f"| {len(store) - valid} of 32 px trained on, {valid} validated on |" in card
     assert "fold 0 of 3, spatial" in card and f"MCC {bundle.metrics['mcc']:.4f}" in card

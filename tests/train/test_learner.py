@@ -6,7 +6,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import lr_find  # noqa: F401  patches Learner
 from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.callback.training import ShortEpochCallback
-from scenes import make_store
+from scenes import TINY, make_store
 
 from glacier_fastai.core.dihedral import VIEWS, undo_view, view
 from glacier_fastai.core.losses import CombinedLoss
@@ -23,7 +23,7 @@ def dls(tmp_path):
 
 @pytest.fixture
 def learn(dls, tmp_path):
-    out = glacier_learner(dls, "resnet18", seed=0, path=tmp_path)
+    out = glacier_learner(dls, encoder=TINY, seed=0, path=tmp_path)
     out.remove_cbs(ProgressCallback)
     out.logger = lambda row: None
     return out
@@ -46,7 +46,7 @@ def test_a_single_callback_may_be_given_and_short_epochs_differ(dls):
             if self.training:
                 self.seen.append(self.xb[0].clone())
 
-    learn = glacier_learner(dls, "resnet18", cbs=ShortEpochCallback(0.5))  # cancels at the second batch
+    learn = glacier_learner(dls, encoder=TINY, cbs=ShortEpochCallback(0.5))  # cancels at the second batch
     learn.logger = lambda row: None
     learn.remove_cbs(ProgressCallback)
     learn.fit(3, 1e-3, cbs=Note())
@@ -57,7 +57,7 @@ def test_a_single_callback_may_be_given_and_short_epochs_differ(dls):
 def test_the_face_of_the_design_runs_as_written(dls, tmp_path):
     from glacier_fastai.all import ReduceLROnPlateau  # as in DESIGN.md, section 3
 
-    learn = glacier_learner(dls, "resnet18", loss=CombinedLoss.phase_b())
+    learn = glacier_learner(dls, encoder=TINY, loss_func=CombinedLoss.phase_b())
     with learn.no_bar(), learn.no_logging():
         learn.fit(1, 1e-4, cbs=[ReduceLROnPlateau("mcc", patience=8, factor=2)])
         learn.show_results()
@@ -154,7 +154,7 @@ def test_freeze_and_discriminative_rates_know_encoder_and_decoder(learn):
 
 def test_without_validation_only_training_is_recorded(tmp_path):
     dls = GlacierDataLoaders.from_store(make_store(tmp_path / "s"), None, bs=4)
-    learn = glacier_learner(dls, "resnet18")
+    learn = glacier_learner(dls, encoder=TINY)
     learn.remove_cbs(ProgressCallback)
     rows = []
     learn.logger = rows.append
@@ -175,7 +175,7 @@ def test_the_seed_decides_the_weights_and_the_run(tmp_path):
 
         set_seed(5)
         dls = GlacierDataLoaders.from_store(make_store(tmp_path / f"s{len(runs)}"), 0, bs=4, folds=3, crop=16)
-        learn = glacier_learner(dls, "resnet18", seed=5)
+        learn = glacier_learner(dls, encoder=TINY, seed=5)
         learn.remove_cbs(ProgressCallback)
         learn.logger = lambda row: None
         learn.fit(1, 1e-3)
@@ -185,7 +185,7 @@ def test_the_seed_decides_the_weights_and_the_run(tmp_path):
 
 def test_learned_loss_weights_are_trained(dls):
     loss = CombinedLoss.phase_b(learned=True)
-    learn = glacier_learner(dls, "resnet18", loss=loss)
+    learn = glacier_learner(dls, encoder=TINY, loss=loss)
     learn.remove_cbs(ProgressCallback)
     learn.logger = lambda row: None
     before = [p.item() for p in loss.parameters()]

@@ -17,8 +17,8 @@ from learners import assert_same
 from scenes import make_store, tiny_recipe
 
 from glacier_fastai.errors import CheckpointError, OutputError, RunStopped
+from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.train import run as runs
-from glacier_fastai.train.bundle import ModelBundle
 from glacier_fastai.train.checkpoint import load_checkpoint
 from glacier_fastai.train.run import crossval, finetune, train
 
@@ -161,7 +161,7 @@ def test_max_minutes_saves_stops_and_goes_on(tmp_path, capsys):
     stops = 0
     while stops < 20:
         try:
-            finetune(recipe, 0, data=store, out=tmp_path / "run", resume=stops > 0)
+            finetune(recipe, fold=0, data=store, out=tmp_path / "run", resume=stops > 0)
             break
         except RunStopped as err:
             stops += 1

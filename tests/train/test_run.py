@@ -8,9 +8,9 @@ from scenes import make_store, tiny_recipe
 from glacier_fastai.bands import CLASSES
 from glacier_fastai.data.block import folds_hash
 from glacier_fastai.errors import BundleError, DataError, OutputError, RecipeError, TrainingError
+from glacier_fastai.model.bundle import ModelBundle
+from glacier_fastai.model.evaluate import evaluate
 from glacier_fastai.recipe import load_recipe
-from glacier_fastai.train.bundle import ModelBundle
-from glacier_fastai.train.evaluate import evaluate
 from glacier_fastai.train.run import crossval, finetune, pretrain, train
 
 
@@ -41,7 +41,7 @@ def test_the_run_folder_holds_what_the_design_says(trained):
     environment = json.loads((run / "environment.json").read_text())
     assert environment["packages"]["torch"]
     trained_on = ModelBundle.load(run / "best.safetensors").trained_on
-    assert environment["folds_hash"] == trained_on["folds_hash"] == folds_hash(store, folds["fold"])
+    assert environment["folds_hash"] == trained_on.folds_hash == folds_hash(store, folds["fold"])
     for part in ("train", "valid"):
         assert [k for k, p in zip(store.keys(), folds["part"], strict=True) if p == part] == trained_on[part]
 
@@ -72,12 +72,12 @@ def test_the_bundle_is_the_best_epoch_and_its_scores_are_on_record(trained):
     assert bundle.metrics["mcc"] == pytest.approx(best["mcc"], abs=1e-9)
     valid = pd.read_csv(run / "folds.csv").query("part == 'valid'").index
     assert {"epoch": record["epoch"], **evaluate(bundle, store, valid)} == record
-    assert bundle.trained_on["fold"] == 0
+    assert bundle.trained_on.fold == 0
     assert bundle.recipe == tiny_recipe().model_dump(mode="json")
 
 
 def test_the_console_says_what_is_run_and_how_it_goes(tmp_path, capsys):
-    finetune(tiny_recipe(), 1, data=make_store(tmp_path / "s").path, out=tmp_path / "run")
+    finetune(tiny_recipe(), fold=1, data=make_store(tmp_path / "s").path, out=tmp_path / "run")
     text = capsys.readouterr()
     assert text.out == ""
     for word in (
@@ -97,7 +97,7 @@ def test_the_console_says_what_is_run_and_how_it_goes(tmp_path, capsys):
 
 def test_a_balanced_run_says_what_it_expects_and_records_what_came(tmp_path, capsys):
     recipe = tiny_recipe("balance.level=pixel", "data.crop=16", "data.crops_per_tile=20")
-    run = finetune(recipe, 1, data=make_store(tmp_path / "s").path, out=tmp_path / "run")
+    run = finetune(recipe, fold=1, data=make_store(tmp_path / "s").path, out=tmp_path / "run")
     text = capsys.readouterr().err
     assert "balance  of background / glacier / debris / lake" in text
     assert re.search(r"balance  target +10\.00% / 35\.00% / 40\.00% / 15\.00%", text)
@@ -111,7 +111,7 @@ def test_a_balanced_run_says_what_it_expects_and_records_what_came(tmp_path, cap
 def test_the_same_recipe_gives_the_same_run(tmp_path):
     store = make_store(tmp_path / "s").path
     recipes = [tiny_recipe("balance.level=crop", "data.crop=16", "augment=heavy", f"train.workers={n}") for n in (0, 3)]
-    runs = [finetune(r, 0, data=store, out=tmp_path / f"run{k}") for k, r in enumerate(recipes)]
+    runs = [finetune(r, fold=0, data=store, out=tmp_path / f"run{k}") for k, r in enumerate(recipes)]
     a, b = ((run / "history.csv").read_bytes() for run in runs)
     assert a == b
 
@@ -127,9 +127,9 @@ def test_pretrain_then_finetune_with_other_bands(tmp_path, capsys):
 
 def test_fold_all_trains_on_everything_and_keeps_the_last(tmp_path):
     data = make_store(tmp_path / "s")
-    run = finetune(tiny_recipe(), None, data=data.path, out=tmp_path / "run")
+    run = finetune(tiny_recipe(), fold=None, data=data.path, out=tmp_path / "run")
     bundle = ModelBundle.load(run / "best.safetensors")
-    assert bundle.trained_on["fold"] is None
+    assert bundle.trained_on.fold is None
     assert bundle.metrics == {}
     assert (pd.read_csv(run / "folds.csv")["part"] == "train").all()
     assert not (run / "metrics.json").exists()
@@ -160,7 +160,7 @@ def test_early_stopping_accumulation_and_no_clipping(tmp_path, capsys):
     recipe = tiny_recipe(
         "train.epochs=9", "train.early_stop=1", "train.accumulate=2", "train.clip=0", "train.lr=1e-9", "train.ema=0"
     )
-    run = finetune(recipe, 0, data=make_store(tmp_path / "s").path, out=tmp_path / "run")
+    run = finetune(recipe, fold=0, data=make_store(tmp_path / "s").path, out=tmp_path / "run")
     assert len(pd.read_csv(run / "history.csv")) < 9
     said = capsys.readouterr()
     assert "early stopping" in said.err  # fastai prints it to stdout, where only results belong
@@ -209,7 +209,7 @@ def test_another_architecture_than_the_bundles_is_refused(trained, tmp_path):
     recipe = tiny_recipe("model.arch=resnet34")
     refuse(
         BundleError,
-        "set model.arch=resnet18",
+        "set model.encoder=resnet18",
         tmp_path,
         recipe,
         data=trained[1].path,

@@ -8,7 +8,7 @@ from scenes import make_store, tiny_recipe
 from torch import nn
 
 from glacier_fastai.errors import TrainingError
-from glacier_fastai.train.bundle import ModelBundle
+from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.train.run import finetune
 from glacier_fastai.train.steps import (
     AccumulateBatches,
@@ -240,7 +240,7 @@ def test_a_frozen_encoder_keeps_weights_and_norm_statistics_and_thaws(learn):
 
 def test_a_recipe_freezes_and_slows_the_encoder(tmp_path):
     data = make_store(tmp_path / "s").path
-    pre = finetune(tiny_recipe("train.epochs=1"), 0, data=data, out=tmp_path / "pre") / "best.safetensors"
+    pre = finetune(tiny_recipe("train.epochs=1"), fold=0, data=data, out=tmp_path / "pre") / "best.safetensors"
     before = ModelBundle.load(pre).weights
 
     def moved(name, wanted, *overrides):

@@ -21,7 +21,7 @@ import numpy as np
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from ...bands import CLASSES, COMPETITION_CODES, IGNORE, check_bands
+from ...bands import CLASSES, COMPETITION_CODES, IGNORE, Bands
 from ...errors import DataError, did_you_mean
 from ..tiles import TileStore, TileWriter, store_dtype
 
@@ -229,7 +229,7 @@ def _check_wanted(root: Path, bands: Sequence[str] | None) -> list[str]:
     for band in wanted:
         if band not in there:
             raise DataError(f"{root}: no band {band!r}; it holds {', '.join(there)}{did_you_mean(band, there)}")
-    check_bands(wanted)
+    Bands(wanted)
     return [b for b in there if b in wanted]
 
 

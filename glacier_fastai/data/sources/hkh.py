@@ -32,7 +32,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ...bands import IGNORE, canonical_band, check_bands, texture_of
+from ...bands import IGNORE, Bands, canonical_band, texture_of
 from ...core.jit import jit
 from ...core.moments import blank
 from ...errors import DataError, OutputError
@@ -139,7 +139,7 @@ def _channels(bands: Sequence[str]) -> dict[str, str]:
             raise DataError("HKH: no band 'ndsi', the files hold it with its sign flipped; ask for 'ndsi_flipped'")
     if {"thermal", "thermal_high"} <= set(names):
         raise DataError("HKH: 'thermal' is 'thermal_high'; name one of them")
-    return {name: "thermal_high" if name == "thermal" else name for name in check_bands(names)}
+    return {name: "thermal_high" if name == "thermal" else name for name in Bands(names)}
 
 
 def _imputed(folder: Path) -> dict[str, float]:

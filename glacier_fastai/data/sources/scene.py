@@ -14,7 +14,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from ...bands import CLASSES, ICE, IGNORE, SENSORS, canonical_band, check_bands
+from ...bands import CLASSES, ICE, IGNORE, SENSORS, Bands, canonical_band
 from ...core.tiling import starts
 from ...errors import DataError, did_you_mean
 from ..tiles import TileStore, TileWriter, store_dtype
@@ -71,7 +71,7 @@ class SceneRaster:
             )
         numbers = [i + 1 for i, b in enumerate(given) if b.strip() != "-"]
         try:
-            return check_bands(canonical_band(given[n - 1], sensor) for n in numbers), numbers
+            return Bands(canonical_band(given[n - 1], sensor) for n in numbers), numbers
         except DataError as err:
             raise DataError(f"{self.path}: {err}; --bands names the file's bands, '-' leaves one out") from err
 

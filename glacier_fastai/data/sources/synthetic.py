@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage as ndi
 
-from ...bands import IGNORE, check_bands
+from ...bands import IGNORE, Bands
 from ...core.tiling import starts
 from ...errors import DataError, OutputError, did_you_mean
 from ..tiles import TileStore, TileWriter
@@ -222,7 +222,7 @@ def _checked(sensor: str, bands: Sequence[str]) -> tuple[str, ...]:
         names = " or ".join(_SENSORS)
         raise DataError(f"unknown synthetic sensor {sensor!r}: use {names}{did_you_mean(sensor, _SENSORS)}")
     able = (*SPECTRAL, "thermal", "elevation", "slope")
-    for band in (bands := check_bands(bands)):
+    for band in (bands := Bands(bands)):
         if band not in able:
             raise DataError(f"no synthetic band {band!r}: use {', '.join(able)}{did_you_mean(band, able)}")
     return bands

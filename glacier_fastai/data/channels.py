@@ -1,0 +1,175 @@
+"""From the bands that are there to the channels that a model takes: bands as they are, indices, and texture.
+
+The grey levels of texture are quantiles of the training tiles. So a store cannot hold texture before it is known which
+tiles are trained on: it is added when training begins (each fold has its own), to a second store in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..bands import INDICES, Bands, texture_of
+from ..core.glcm import glcm, level_edges, quantize
+from ..errors import DataError
+from ..files import file_hash
+from .raw import cache_key, cached_store
+from .tiles import TileStore, TileWriter
+
+__all__ = ["Channel", "Texture", "channels_of", "compute_channels", "derivable", "with_channels"]
+
+SMOOTH = {"contrast": 0.0, "dissimilarity": 0.0, "energy": 1.0, "asm": 1.0, "homogeneity": 1.0}
+
+
+@dataclass(frozen=True)
+class Texture:
+    """How texture bands are computed: the window, and the edges of the grey levels of each band."""
+
+    window: int  # side of the window, pixels
+    edges: dict[str, list[float]]  # band -> inner edges of its levels, values as delivered
+
+    def __post_init__(self):
+        numbers = all(isinstance(e, (int, float)) for values in self.edges.values() for e in values)
+        if not isinstance(self.window, int) or not numbers:
+            raise TypeError("window and edges must be numbers")
+
+    @classmethod
+    def of_tiles(
+        cls,
+        store: TileStore,  # where the bands are read
+        bands: Bands,  # of a model; those that are texture say which bands are measured
+        tiles: Sequence[int],  # positions of the training tiles: no other is looked at
+        window: int = 7,  # side of the window, pixels
+        levels: int = 32,  # number of grey levels
+    ) -> Texture:
+        """Return the settings with levels that are quantiles over the valid pixels of `tiles`."""
+        edges = {}
+        for band in dict.fromkeys(base for _, base in bands.textures.values()):
+            channels = channels_of([band])
+            _check(store, channels)
+
+            def values(channels=channels):
+                for i in tiles:
+                    tile = compute_channels(store.read(i), store.bands, channels)[0]
+                    yield tile[np.isfinite(tile)]
+
+            edges[band] = [float(e) for e in level_edges(values, levels)]
+        return cls(window, edges)
+
+    def compute(
+        self,
+        values: np.ndarray,  # (H, W) float32 of one band, NaN where there is no data
+        base: str,  # its name
+        kinds: Sequence[str],  # of `bands.TEXTURES`
+    ) -> np.ndarray:
+        """Return the textures, float32 `(len(kinds), H, W)`, NaN where there is no data.
+
+        Texture of a pixel without a neighbour is that of a smooth surface, so texture never changes what has data.
+        """
+        found = glcm(quantize(values, self.edges[base]), len(self.edges[base]) + 1, list(kinds), self.window)
+        smooth = [np.nan_to_num(texture, nan=SMOOTH[kind]) for kind, texture in zip(kinds, found, strict=True)]
+        return np.where(np.isfinite(values), np.stack(smooth), np.float32(np.nan))
+
+
+Channel = tuple[str, Texture | None]
+"""A band, and how it is computed where it is texture that is not there."""
+
+
+def channels_of(
+    bands: Iterable[str],
+    texture: Texture | None = None,  # how those that are texture are computed
+) -> list[Channel]:
+    """Return the channels of bands."""
+    return [(band, texture if texture_of(band) else None) for band in bands]
+
+
+def derivable(bands: Sequence[str]) -> tuple[str, ...]:
+    """Return the bands, and the indices that can be computed of them.
+
+    >>> derivable(["green", "swir1"])
+    ('green', 'swir1', 'ndsi', 'ndsi_flipped')
+    """
+    return (*bands, *(i for i, of in INDICES.items() if i not in bands and set(of) <= set(bands)))
+
+
+def compute_channels(
+    image: np.ndarray,  # (C, H, W) float32, NaN in every band where there is no data
+    names: Sequence[str],  # its bands
+    channels: Sequence[Channel],  # what is wanted, of what is there or can be computed of it
+) -> np.ndarray:
+    """Return the channels, float32 `(len(channels), H, W)`: bands, indices (0 where undefined) and textures.
+
+    >>> image = np.float32([[[3.0, np.nan]], [[1.0, np.nan]]])
+    >>> compute_channels(image, ["green", "swir1"], channels_of(["ndsi", "green"]))
+    array([[[0.5, nan]],
+    <BLANKLINE>
+           [[3. , nan]]], dtype=float32)
+    """
+    if [band for band, _ in channels] == list(names):
+        return image
+    known = dict(zip(names, image, strict=True))
+
+    def values(band: str) -> np.ndarray:
+        if band not in known:
+            a, b = (known[of] for of in INDICES[band])
+            known[band] = np.where(a + b == 0, 0, (a - b) / np.where(a + b == 0, 1, a + b))
+        return known[band]
+
+    out = np.empty((len(channels), *image.shape[1:]), np.float32)
+    groups: list[tuple[Texture, str, list[tuple[int, str]]]] = []  # textures of one band share their windows
+    for k, (band, texture) in enumerate(channels):
+        if texture is None or band in known or (split := texture_of(band)) is None:
+            out[k] = values(band)
+            continue
+        kind, base = split
+        places = next((p for t, b, p in groups if t == texture and b == base), None)
+        if places is None:
+            groups.append((texture, base, places := []))
+        places.append((k, kind))
+    for texture, base, places in groups:
+        out[[k for k, _ in places]] = texture.compute(values(base), base, [kind for _, kind in places])
+    return out
+
+
+def _check(store: TileStore, channels: Sequence[Channel]) -> None:
+    """Raise `DataError` if the store lacks what the channels are computed of."""
+    bands = Bands([band for band, _ in channels])
+    if missing := [b for b in bands.made_of(store.bands) if b not in store.bands]:
+        raise DataError(f"{store.path}: no band {', '.join(missing)}; it holds {', '.join(store.bands)}")
+    if store.standardised and (made := [b for b in bands if b in INDICES and b not in store.bands]):
+        raise DataError(f"{store.path}: its values are standardised, so {made[0]} cannot be computed of them")
+
+
+def with_channels(
+    store: TileStore,  # the tiles
+    bands: Bands,  # of a model
+    texture: Texture | None = None,  # how those that are texture, and that the store lacks, are computed
+) -> TileStore:
+    """Return a store of the same tiles with `bands`: itself where it has them, else one from the cache.
+
+    Raises:
+        DataError: The store lacks a band, and what it could be computed of.
+    """
+    if set(bands) <= set(store.bands):
+        return store
+    channels = channels_of(bands, texture)
+    _check(store, channels)
+    base = str(store.path.resolve())
+    settings = None if texture is None else asdict(texture)
+
+    def build(out: Path) -> None:
+        made_by = {"channels of": str(store.path)}
+        with TileWriter(out, bands, store.size, "float32", store.info["source"], store.info["sensor"], made_by) as w:
+            w.info |= {"texture": settings, "base": base, "standardised": store.standardised}
+            keep = ("scene", "row", "col", "crs", "group", "split")
+            for i, row in store.table.iterrows():
+                about = {k: row[k] for k in keep}
+                about["transform"] = [float(v) for v in row["transform"].split()]
+                image = compute_channels(store.read(i), store.bands, channels)
+                w.add(image, store.masks[i], name=row["id"], **about)
+
+    content = file_hash(store.path / "tiles.csv")  # it knows the sums of every tile
+    return cached_store(store.path, f"channels-{cache_key(base, content, list(bands), settings)}", build)

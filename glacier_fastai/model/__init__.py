@@ -1,0 +1,1 @@
+"""From channels to probabilities: networks, bundles, ensembles, their scores and calibration. Without fastai."""

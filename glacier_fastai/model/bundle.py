@@ -1,0 +1,306 @@
+"""The model bundle: one safetensors file that holds a trained model and all that is needed to use it. No pickle."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import nn
+
+from ..bands import CLASSES, Bands
+from ..data.channels import Channel, Texture, channels_of
+from ..errors import BundleError, RecipeError
+from ..files import whole_file
+from ..recipe import PredictRecipe, Section, explain
+from .registry import architecture, build_model, built_as
+from .unet import adapt_first_conv, adapt_head
+
+__all__ = ["ModelBundle", "TrainedOn", "unwrapped"]
+
+FORMAT = "glacier_fastai model bundle"
+VERSION = 2
+READS = ("1", "2")  # 1: `arch` named the encoder of a U-Net, beside its `attention`
+
+
+class TrainedOn(Section):
+    """Which tiles a model was trained on, and which it was validated on."""
+
+    path: str = ""  # the tile store
+    hash: str = ""  # of its tiles (`TileStore.fingerprint`)
+    folds_hash: str = ""  # of tiles and folds (`data.folds.folds_hash`)
+    train: tuple[str, ...] = ()  # keys of tiles (`TileStore.keys`)
+    valid: tuple[str, ...] = ()
+    tile_size: int | None = None  # pixels
+    fold: int | None = None  # that was validated on; None: every tile was trained on
+    folds: int = 5  # number of folds
+    spatial: bool = True  # neighbours in one fold
+
+    model_config = {**Section.model_config, "strict": False}  # JSON has lists, no tuples
+
+
+@dataclass(frozen=True)
+class ModelBundle:
+    """Weights, and what they mean."""
+
+    weights: dict[str, torch.Tensor]  # state dict of the network
+    arch: str  # its name in the registry
+    options: dict[str, Any]  # its options
+    bands: Bands  # bands it takes, in this order
+    mean: tuple[float, ...]  # mean per band it is normalised with
+    std: tuple[float, ...]  # standard deviation per band
+    classes: tuple[str, ...] = CLASSES  # classes by code
+    recipe: dict[str, Any] | None = None  # resolved recipe of the run
+    texture: dict[str, Any] | None = None  # fields of `data.channels.Texture`, where bands are computed as texture
+    standardised: bool = False  # trained on values that came standardised: mean and std are then 0 and 1
+    metrics: dict[str, Any] = field(default_factory=dict)  # scores on the validation tiles, as `confusion.scores`
+    trained_on: TrainedOn = TrainedOn()
+
+    def __post_init__(self):
+        object.__setattr__(self, "bands", Bands(self.bands))
+
+    @classmethod
+    def from_learner(
+        cls,
+        learn: Any,  # fastai's `Learner` of `GlacierDataLoaders`
+        **about: Any,  # further fields, such as `recipe` and `metrics`
+    ) -> ModelBundle:
+        """Return the bundle of a learner's present weights.
+
+        Raises:
+            BundleError: Its model is not of the registry, so that nothing says how to build it again.
+        """
+        model, store = unwrapped(learn.model), learn.dls.store
+        arch, options = built_as(model)
+        return cls(
+            weights={k: v.detach().cpu().clone() for k, v in model.state_dict().items()},
+            arch=arch,
+            options=options,
+            bands=learn.dls.bands,
+            mean=tuple(float(v) for v in learn.dls.stats[0]),
+            std=tuple(float(v) for v in learn.dls.stats[1]),
+            texture=store.info.get("texture"),
+            standardised=store.standardised,
+            **about,
+        )
+
+    @property
+    def channels(self) -> list[Channel]:
+        """What the model takes, and how its texture is computed."""
+        return channels_of(self.bands, Texture(**self.texture) if self.texture else None)
+
+    def check(
+        self,
+        where: str | os.PathLike,  # file or folder named in errors
+        bands: tuple[str, ...],  # bands it has
+        standardised: bool = False,  # whether its values came standardised
+    ) -> None:
+        """Make sure that data fit the bundle.
+
+        Raises:
+            BundleError: A band is missing, and what it could be computed of; or one side only is standardised.
+        """
+        there = [*bands, *(b for b in self.bands.textures if not self.texture)]
+        wanted = self.bands if standardised else self.bands.made_of(there)  # standardised values make no index
+        if missing := [b for b in wanted if b not in bands]:
+            raise BundleError(f"{where}: the bundle needs band {', '.join(missing)}; here are {', '.join(bands)}")
+        if standardised != self.standardised:
+            ours, theirs = ("already standardised", "as delivered")[:: 1 if self.standardised else -1]
+            raise BundleError(
+                f"{where}: the bundle was trained on values {ours}, these are {theirs}; fine-tune it on such data first"
+            )
+
+    def statistics(
+        self,
+        bands: tuple[str, ...],  # bands wanted, in this order
+    ) -> tuple[list[float], list[float]]:
+        """Return mean and standard deviation of bands, as the bundle was trained with; raises `BundleError`."""
+        if missing := [b for b in bands if b not in self.bands]:
+            raise BundleError(f"the bundle has no statistics of band {', '.join(missing)}; set data.statistics=data")
+        at = [self.bands.index(b) for b in bands]
+        return [self.mean[i] for i in at], [self.std[i] for i in at]
+
+    def model(self) -> nn.Module:
+        """Return the model in float32, in evaluation mode."""
+        model = build_model(self.arch, self.bands, self.classes, **self.options)
+        model.load_state_dict(self.weights)
+        return model.eval()
+
+    @property
+    def predict(self) -> PredictRecipe:
+        """How its recipe wants it to be used."""
+        return PredictRecipe(**(self.recipe or {}).get("predict", {}))
+
+    def softmax(
+        self,
+        device: torch.device,  # where the model is put
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return the function from normalised images `(B, C, H, W)` to class probabilities `(B, K, H, W)`, on `device`.
+
+        Raises:
+            BundleError: Its classes are not ours, so that its codes would be taken for other classes.
+        """
+        if self.classes != CLASSES:
+            raise BundleError(f"the bundle has classes {', '.join(self.classes)}; maps are of {', '.join(CLASSES)}")
+        model = self.model().to(device=device, memory_format=torch.channels_last)
+
+        @torch.inference_mode()
+        def probs(x: torch.Tensor) -> torch.Tensor:
+            return model(x.to(device).contiguous(memory_format=torch.channels_last)).float().softmax(1)
+
+        return probs
+
+    def halved(self) -> dict[str, torch.Tensor]:
+        """Return the weights with convolutions in float16; norm statistics and biases stay float32."""
+        return {k: _halved(v) for k, v in self.weights.items()}
+
+    def save(
+        self,
+        path: str | os.PathLike,  # file to write, usually NAME.safetensors
+        half: bool = True,  # convolutions in float16, which halves the file
+    ) -> None:
+        """Write the bundle (temporary name, then rename)."""
+        tensors = self.halved() if half else self.weights
+        about = {
+            "arch": self.arch,
+            "options": self.options,
+            "bands": self.bands,
+            "mean": self.mean,
+            "std": self.std,
+            "texture": self.texture,
+            "standardised": self.standardised,
+            "classes": self.classes,
+            "recipe": self.recipe,
+            "metrics": self.metrics,
+            "trained_on": self.trained_on.model_dump(mode="json"),
+        }
+        metadata = {"format": FORMAT, "version": str(VERSION), **{k: json.dumps(v) for k, v in about.items()}}
+        with whole_file(path) as file:
+            file.write(serialize({k: v.contiguous() for k, v in tensors.items()}, metadata))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> ModelBundle:
+        """Read a bundle; nothing else is needed, and no code in it is run.
+
+        Raises:
+            BundleError: No such file, not a safetensors file, cut short, not a bundle, of another version, of a network
+                that is not registered here, or weights that do not fit it.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise BundleError(f"{path}: no such file")
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                weights = {k: _restored(file.get_tensor(k)) for k in file.keys()}  # noqa: SIM118  not a mapping
+        except (SafetensorError, OSError) as err:
+            raise BundleError(f"{path}: not a model bundle, or cut short ({' '.join(str(err).split())})") from err
+        if metadata.get("format") != FORMAT:
+            raise BundleError(f"{path}: a safetensors file, but no model bundle of glacier_fastai")
+        if metadata.get("version") not in READS:
+            raise BundleError(f"{path}: bundle version {metadata.get('version')}; this glacier_fastai reads {READS}")
+        try:
+            about = {k: json.loads(v) for k, v in metadata.items() if k not in ("format", "version")}
+            if metadata["version"] == "1":
+                about["options"] = {"encoder": about.pop("arch"), "attention": about.pop("attention")}
+                about["arch"] = "unet"
+            lists = {k: tuple(about.pop(k)) for k in ("bands", "mean", "std", "classes")}
+            about["trained_on"] = TrainedOn(**about["trained_on"])
+            bundle = cls(weights=weights, **lists, **about)
+            if not len(bundle.bands) == len(bundle.mean) == len(bundle.std):
+                raise ValueError("bands and statistics differ in number")
+            if not all(math.isfinite(m) and 0 < s < math.inf for m, s in zip(bundle.mean, bundle.std, strict=True)):
+                raise ValueError("statistics are not finite, or a deviation is not positive")
+            mappings = (bundle.recipe or {}, bundle.texture or {}, bundle.metrics, bundle.options)
+            if not all(isinstance(d, dict) for d in mappings):
+                raise ValueError("recipe, texture, metrics or options is no mapping")
+            bases = {base for _, base in bundle.bands.textures.values()}
+            if bundle.texture is not None and not bases <= Texture(**bundle.texture).edges.keys():
+                raise ValueError("no grey levels of a band whose texture it takes")
+            bundle.model()
+            _ = bundle.predict
+        except RecipeError as err:
+            raise BundleError(f"{path}: {err}") from err
+        except ValidationError as err:
+            raise BundleError(f"{path}: damaged or made by other code ({explain(err, TrainedOn)})") from err
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as err:
+            raise BundleError(f"{path}: damaged or made by other code ({' '.join(str(err).split())[:200]})") from err
+        return bundle
+
+    def load_into(
+        self,
+        model: nn.Module,  # as from `build_model`
+        bands: tuple[str, ...],  # its bands
+        classes: tuple[str, ...] = CLASSES,  # its classes
+    ) -> list[str]:
+        """Load the weights into a model, bands and classes by name; return what had to be adapted, in words.
+
+        Raises:
+            BundleError: The model is another network, or one that cannot adapt to other bands or classes.
+        """
+        name, options = built_as(model)
+        if (name, options) != (self.arch, self.options):
+            raise BundleError(
+                f"the bundle is a {described(self.arch, self.options)}, the recipe wants a {described(name, options)}; "
+                f"set {', '.join(f'model.{k}={json.dumps(v)}' for k, v in {'arch': self.arch, **self.options}.items())}"
+            )
+        kind, weights, said = architecture(name)[0], dict(self.weights), []
+        if tuple(bands) != self.bands:
+            if kind.first is None:
+                raise BundleError(f"model {name!r} takes weights of its own bands alone, {', '.join(self.bands)}")
+            kept = [b for b in bands if b in self.bands]
+            new = [b for b in bands if b not in self.bands]
+            dropped = [b for b in self.bands if b not in bands]
+            first = kind.first(model)
+            weights[first] = adapt_first_conv(weights[first], self.bands, bands)
+            said.append(
+                f"first convolution: {', '.join(kept) or 'no band'} kept"
+                + (f"; {', '.join(new)} start from the mean of {'these' if kept else 'all'}" if new else "")
+                + (f"; {', '.join(dropped)} dropped" if dropped else "")
+            )
+        if tuple(classes) != self.classes:
+            if kind.head is None:
+                raise BundleError(f"model {name!r} takes weights of its own classes alone, {', '.join(self.classes)}")
+            fresh = model.state_dict()
+            for weight in kind.head(model):
+                weights[weight] = adapt_head(weights[weight], fresh[weight].cpu(), self.classes, classes)
+            kept = [c for c in classes if c in self.classes]
+            said.append(f"last convolution: {', '.join(kept) or 'no class'} kept, the rest starts anew")
+        model.load_state_dict(weights)
+        return said
+
+
+def described(
+    arch: str,  # name of a network
+    options: dict[str, Any],  # its options
+) -> str:
+    """Return a network in words.
+
+    >>> described("unet", {"encoder": "resnet34", "attention": None})
+    'unet (encoder resnet34, attention none)'
+    """
+    said = ", ".join(f"{k} {'none' if v is None else v}" for k, v in options.items())
+    return f"{arch} ({said})" if said else arch
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside of `DistributedDataParallel`, or the model itself."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def _halved(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.ndim < 2 or not tensor.is_floating_point() or tensor.abs().max() > torch.finfo(torch.float16).max:
+        return tensor
+    return tensor.half()
+
+
+def _restored(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor

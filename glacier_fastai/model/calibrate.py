@@ -1,0 +1,288 @@
+"""From cross-validations to an ensemble that knows how sure it is: `ensemble.yaml`.
+
+Everything is fitted to out-of-fold predictions. What is said of how well it does is measured fold by fold, with what
+was fitted to the other folds.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from skimage.measure import label as components
+from torch import Tensor
+
+from ..bands import CLASSES, ICE, IGNORE
+from ..core.areas import LEAST, area_interval, fit_area_interval, matched_area
+from ..core.calibration import (
+    Reliability,
+    calibrated,
+    decide,
+    expected_calibration_error,
+    fit_offsets,
+    fit_temperature,
+    nll,
+    reliability,
+)
+from ..core.confusion import confusion_matrix, ice, mcc
+from ..core.morphology import postprocess
+from ..errors import BundleError, DataError, OutputError
+from ..files import whole_file
+from ..recipe import PostprocessRecipe
+from .ensemble import NONE, Calibration, Ensemble, Member
+from .oof import OutOfFold
+
+__all__ = ["calibrate", "glacier_areas"]
+
+log = logging.getLogger(__name__)
+
+PIXELS = 2**21  # most pixels that temperature and offsets are fitted to, evenly taken from all
+
+
+class Tile(NamedTuple):
+    """A tile's out-of-fold prediction."""
+
+    fold: int
+    probs: Tensor  # (K, H, W) float32
+    labels: np.ndarray  # (H, W) uint8, 255 = no label
+
+
+def calibrate(
+    crossvals: Sequence[str | os.PathLike],  # folders of `crossval`; of several, a tile's mean prediction counts
+    out: str | os.PathLike,  # file to write, ensemble.yaml
+    bias: bool = False,  # fit a bias per class beside the temperature
+) -> dict[str, Any]:
+    """Write the ensemble of all models of some cross-validations, calibrated, and a picture of its reliability (.png).
+
+    Temperature is kept only if it lowers the loss, and decision offsets only if they raise the MCC, of the folds that
+    they were not fitted to: folds may differ by more than what they have in common.
+
+    Returns:
+        What was measured: `tiles`, `pixels`; the `temperature` fitted; `nll` and `ece` without and with it; `mcc` and
+        `ice_mcc` of the most probable class (`plain`), with `offsets`, and of both with the default post-processing; of
+        area intervals, the number of mapped `glaciers`, and the `coverage` (None where they are too few).
+
+    Raises:
+        DataError: No out-of-fold predictions, or of tiles of different sizes, or of one fold alone.
+        BundleError: Models that do not fit each other, or are not those that predicted.
+        OutputError: The file exists already or cannot be written.
+    """
+    out = Path(out)
+    if out.suffix not in (".yaml", ".yml"):
+        raise OutputError(f"{out}: name the file NAME.yaml")
+    if out.exists():
+        raise OutputError(f"{out}: exists already; choose another name, or remove it first")
+    predictions = [OutOfFold(f) for f in crossvals]
+    ensemble = _ensemble(predictions)
+
+    fold, probs, labels = _sample(predictions)
+    folds = np.unique(fold).tolist()
+    if len(folds) < 2:
+        raise DataError(f"{predictions[0].folder}: predictions of one fold alone; resume it to finish it")
+    fits = {f: _temperature(probs[fold != f], labels[fold != f], bias) for f in folds}
+    before, after = [], []
+    for f in folds:
+        p, y = probs[fold == f], labels[fold == f]
+        q = calibrated(p, fits[f].temperature, fits[f].bias, 1)
+        for results, x in ((before, p), (after, q)):
+            results.append((reliability(x, y), nll(x, y) * len(y) / len(labels)))
+    tables = [reduce(add, (table for table, _ in results)) for results in (before, after)]
+    losses = [sum(loss for _, loss in results) for results in (before, after)]
+
+    best, fitted = Calibration(), _temperature(probs, labels, bias)
+    if losses[1] < losses[0]:
+        best = fitted
+    else:
+        fits = dict.fromkeys(folds, best)
+    fits = {f: _offsets(fits[f], probs[fold != f], labels[fold != f]) for f in folds}
+    maps = _maps(predictions, fits)
+    if maps["offsets"]["mcc"] > maps["plain"]["mcc"]:
+        best = _offsets(best, probs, labels)
+    else:
+        fits = {f: c.model_copy(update={"offsets": NONE}) for f, c in fits.items()}
+    areas = _areas(predictions, fits, ensemble.predict.postprocess)
+    interval, coverage = _interval(areas)
+    best = best.model_copy(update={"area": interval})
+
+    measured = {
+        "tiles": sum(1 for _ in _tiles(predictions)),
+        "pixels": len(labels),
+        "temperature": round(fitted.temperature, 3),
+        "nll": [round(loss, 4) for loss in losses],
+        "ece": [round(expected_calibration_error(table), 4) for table in tables],
+        **maps,
+        "area": {"glaciers": len(areas), "coverage": coverage},
+    }
+    replace(ensemble, calibration=best).save(out, measured)
+    figure = reliability_figure(*tables, f"temperature {fitted.temperature:.2f}")
+    with whole_file(out.with_suffix(".png")) as file:
+        figure.savefig(file, dpi=110)
+    plt.close(figure)
+    log.info("%s", _told(measured))
+    return measured
+
+
+def _told(measured: dict[str, Any]) -> str:
+    """Return what was measured in words."""
+    kept = "kept" if measured["nll"][1] < measured["nll"][0] else "left out, for it does not help on other folds"
+    lines = [
+        f"out of fold: {measured['tiles']} tiles; each fold with what was fitted to the others",
+        f"temperature {measured['temperature']:.2f}: {kept}",
+    ]
+    for name in ("nll", "ece"):
+        lines.append(f"{name.upper():<32}{measured[name][0]:.4f} -> {measured[name][1]:.4f}")
+    for name in ("plain", "offsets", "plain postprocessed", "offsets postprocessed"):
+        lines.append(f"MCC, {name:<27}{measured[name]['mcc']:.4f}, ice {measured[name]['ice_mcc']:.4f}")
+    coverage, glaciers = measured["area"]["coverage"], measured["area"]["glaciers"]
+    covered = "too few for intervals" if coverage is None else f"intervals of 0.9 hold {coverage:.3f}"
+    return "\n".join([*lines, f"areas: {glaciers} mapped glaciers, {covered}"])
+
+
+def _ensemble(predictions: Sequence[OutOfFold]) -> Ensemble:
+    """Return the models that predicted."""
+    folders = [oof.folder.resolve() for oof in predictions]
+    for k, (oof, folder) in enumerate(zip(predictions, folders, strict=True)):
+        if folder in folders[:k]:
+            raise DataError(f"{oof.folder}: is named twice; name each cross-validation once")
+        if name := oof.stale():
+            raise BundleError(
+                f"{oof.folder / name}: is not the model that predicted {oof.path}; resume the cross-validation "
+                "to repeat the predictions"
+            )
+    members = tuple(Member.load(oof.folder / name) for oof in predictions for name in sorted(oof.models))
+    first = members[0].bundle.predict
+    for member in members:
+        if member.bundle.predict != first:
+            raise BundleError(
+                f"{member.path}: predicted with other settings than {members[0].path} (predict: "
+                f"{member.bundle.predict.model_dump_json()} and {first.model_dump_json()}); calibrate each on its own"
+            )
+    return Ensemble(members, first)
+
+
+def _tiles(predictions: Sequence[OutOfFold]) -> Iterator[Tile]:
+    """Yield every tile once; its fold is that of the first cross-validation that knows it."""
+    places: dict[str, list[tuple[OutOfFold, int]]] = {}
+    for oof in predictions:
+        for i, key in enumerate(oof.table["key"]):
+            places.setdefault(key, []).append((oof, i))
+    for where in places.values():
+        (first, i), total = where[0], 0
+        for oof, k in where:
+            if oof.labels.shape[1:] != first.labels.shape[1:]:
+                raise DataError(f"{oof.path}: tiles of another size than in {first.path}; use the same tile store")
+            total = total + torch.from_numpy(oof.probabilities[k].astype(np.float32))
+        yield Tile(int(first.table["fold"][i]), total / len(where), np.array(first.labels[i]))
+
+
+def _sample(predictions: Sequence[OutOfFold]) -> tuple[np.ndarray, Tensor, Tensor]:
+    """Return fold `(N,)`, probabilities `(N, K)` and labels `(N,)` of at most `PIXELS` labelled pixels."""
+    labelled = sum(int((tile.labels != IGNORE).sum()) for tile in _tiles(predictions))
+    if not labelled:
+        raise DataError(f"{predictions[0].path}: no labelled pixel, so nothing can be fitted")
+    step = -(-labelled // PIXELS)
+    parts = []
+    for fold, probs, labels in _tiles(predictions):
+        at = np.flatnonzero(labels != IGNORE)[::step]
+        y = torch.from_numpy(labels.ravel()[at].astype(np.int64))
+        parts.append((np.full(len(at), fold), probs.flatten(1).T[at], y))
+    fold, probs, labels = zip(*parts, strict=True)
+    return np.concatenate(fold), torch.cat(probs), torch.cat(labels)
+
+
+def _temperature(probs: Tensor, labels: Tensor, bias: bool) -> Calibration:
+    temperature, biases = fit_temperature(probs, labels, bias)
+    return Calibration(temperature=temperature, bias=biases)
+
+
+def _offsets(fit: Calibration, probs: Tensor, labels: Tensor) -> Calibration:
+    offsets = fit_offsets(calibrated(probs, fit.temperature, fit.bias, 1), labels, 1)
+    return fit.model_copy(update={"offsets": tuple(offsets)})
+
+
+def _maps(predictions: Sequence[OutOfFold], fits: dict[int, Calibration]) -> dict[str, dict[str, float]]:
+    """Return the scores of the tiles' maps, each decided with what was fitted to the other folds."""
+    cleaning = PostprocessRecipe().by_code()
+    totals: dict[str, Tensor] = {}
+    for fold, probs, labels in _tiles(predictions):
+        c = fits[fold]
+        sure, truth = calibrated(probs, c.temperature, c.bias), torch.from_numpy(labels.astype(np.int64))
+        for name, offsets in (("plain", NONE), ("offsets", c.offsets)):
+            classes = decide(sure, offsets).numpy()
+            for suffix, codes in (("", classes), (" postprocessed", postprocess(classes, **cleaning))):
+                matrix = confusion_matrix(torch.from_numpy(codes), truth, len(CLASSES))
+                totals[name + suffix] = totals.get(name + suffix, 0) + matrix
+    return {k: {"mcc": round(mcc(m), 4), "ice_mcc": round(mcc(ice(m)), 4)} for k, m in totals.items()}
+
+
+def glacier_areas(
+    classes: np.ndarray,  # (H, W) mapped codes, 255 where there is no data or no truth
+    not_ice: np.ndarray,  # (H, W) float32, calibrated probability that there is no ice
+    labels: np.ndarray,  # (H, W) true codes, 255 = unknown
+) -> np.ndarray:
+    """Return mapped area, doubt and true area of each mapped glacier of `LEAST` pixels or more, pixels, `(n, 3)`."""
+    regions = components(np.isin(classes, ICE), connectivity=1)
+    known = labels != IGNORE
+    area = np.bincount(regions.ravel())[1:]
+    doubt = np.bincount(regions.ravel(), not_ice.ravel())[1:]
+    truth = matched_area(regions, np.isin(labels, ICE) & known, known)
+    return np.stack([area, doubt, truth], 1)[area >= LEAST]
+
+
+def _areas(
+    predictions: Sequence[OutOfFold], fits: dict[int, Calibration], cleaning: PostprocessRecipe | None
+) -> np.ndarray:
+    """Return fold, area, doubt and truth of every mapped glacier, `(n, 4)`."""
+    found = [np.empty((0, 4))]
+    for fold, probs, labels in _tiles(predictions):
+        c = fits[fold]
+        sure = calibrated(probs, c.temperature, c.bias)
+        classes = decide(sure, c.offsets).numpy()
+        classes[labels == IGNORE] = IGNORE
+        if cleaning is not None:
+            classes = postprocess(classes, **cleaning.by_code())
+        areas = glacier_areas(classes, 1 - sure[list(ICE)].sum(0).numpy(), labels)
+        found.append(np.insert(areas, 0, fold, 1))
+    return np.concatenate(found)
+
+
+def _interval(areas: np.ndarray) -> tuple[tuple[float, float] | None, float | None]:
+    """Return the interval fitted to all glaciers, and the coverage of those of each fold, fitted to the others."""
+    try:
+        fitted, inside = fit_area_interval(*areas[:, 1:].T), []
+        for fold in np.unique(areas[:, 0]):
+            here = areas[:, 0] == fold
+            low, high = area_interval(*areas[here, 1:3].T, *fit_area_interval(*areas[~here, 1:].T))
+            inside.append((low <= areas[here, 3]) & (areas[here, 3] <= high))
+    except DataError:  # too few of them
+        return None, None
+    return fitted, round(float(np.concatenate(inside).mean()), 3)
+
+
+def reliability_figure(
+    before: Reliability,
+    after: Reliability,
+    how: str,  # what was done in between
+) -> Figure:
+    """Draw how often the most probable class is right, by how probable it was said to be."""
+    fig, (top, bottom) = plt.subplots(2, 1, figsize=(5, 6.5), height_ratios=(3, 1), sharex=True, layout="constrained")
+    top.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="as it should be")
+    for table, colour, name in ((before, "#d55e00", "as predicted"), (after, "#0072b2", how)):
+        error = expected_calibration_error(table)
+        top.plot(table.confidence, table.accuracy, "o-", color=colour, label=f"{name}, ECE {error:.3f}")
+        bottom.stairs(table.pixels / table.pixels.sum(), table.edges, color=colour)
+    top.set(ylabel="share of pixels that are right", xlim=(0.2, 1), ylim=(0, 1))
+    top.set_title(f"out-of-fold pixels, n = {before.pixels.sum():,}", fontsize="medium")
+    top.legend(loc="upper left", frameon=False)
+    bottom.set(xlabel="probability of the most probable class", ylabel="share of pixels")
+    return fig

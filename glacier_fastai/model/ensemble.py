@@ -1,0 +1,209 @@
+"""Several models as one: what they take, how they are used, what they decide. A single bundle is an ensemble of one.
+
+`ensemble.yaml` names the bundles, how they are used, and what was fitted to their out-of-fold predictions:
+
+    version: 1
+    members: [{bundle: fold0/best.safetensors, weight: 1.0}, ...]   paths as seen from the file
+    predict: {views: true, scales: [1.0], postprocess: null}        as in a recipe
+    calibration: {temperature: 1.3, bias: [0, 0, 0, 0], offsets: [0, 0, 0, 0], area: [-1.2, 1.4]}
+    measured: {...}                                                 how well, by `calibrate`; nothing reads it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import yaml
+from pydantic import Field, ValidationError, field_validator
+from torch import Tensor
+
+from ..bands import CLASSES
+from ..core.calibration import calibrated, decide
+from ..data.channels import Channel
+from ..errors import BundleError
+from ..files import file_hash, whole_file
+from ..recipe import PredictRecipe, Section, explain, predict_with
+from .bundle import ModelBundle
+
+__all__ = ["Calibration", "Ensemble", "Member"]
+
+PerClass = Annotated[tuple[float, ...], Field(strict=False, min_length=len(CLASSES), max_length=len(CLASSES))]
+NONE = (0.0,) * len(CLASSES)
+
+
+class Calibration(Section):
+    """What was fitted to out-of-fold predictions (`core.calibration`). By default it changes nothing."""
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    bias: PerClass = NONE
+    offsets: PerClass = Field(NONE, description="added to the log probabilities before the class is chosen")
+    area: Annotated[tuple[float, ...], Field(strict=False, min_length=2, max_length=2)] | None = None
+
+    @field_validator("area")
+    @classmethod
+    def _ascending(cls, area: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if area and not area[0] <= area[1]:
+            raise ValueError("use two numbers in ascending order")
+        return area
+
+
+class _Listed(Section):
+    bundle: str
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+
+class _File(Section):
+    version: Literal[1] = 1
+    members: tuple[_Listed, ...] = Field(strict=False, min_length=1)
+    predict: PredictRecipe = PredictRecipe()
+    calibration: Calibration = Calibration()
+    measured: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model of an ensemble."""
+
+    bundle: ModelBundle  # without its weights where `path` says where to get them
+    weight: float = 1.0
+    path: Path | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the bundle, weights included."""
+        if self.path is not None:
+            return file_hash(self.path)
+        found = hashlib.sha256(repr(replace(self.bundle, weights={})).encode())
+        for name, weight in self.bundle.weights.items():
+            found.update(name.encode() + weight.contiguous().numpy().tobytes())
+        return found.hexdigest()
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, weight: float = 1.0) -> Member:
+        """Read a bundle, all but its weights; raises `BundleError`."""
+        return cls(replace(ModelBundle.load(path), weights={}), weight, Path(path))
+
+    def loaded(self) -> ModelBundle:
+        """Return the bundle with its weights."""
+        return self.bundle if self.path is None else ModelBundle.load(self.path)
+
+    def softmax(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """Return `ModelBundle.softmax`."""
+        return self.loaded().softmax(device)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Models of the same classes, how they are used, and what was fitted to their predictions."""
+
+    members: tuple[Member, ...]
+    predict: PredictRecipe = PredictRecipe()
+    calibration: Calibration = Calibration()
+    channels: tuple[Channel, ...] = field(init=False)  # what all of them take together
+
+    def __post_init__(self):
+        channels: list[Channel] = []
+        for member in self.members:
+            if member.bundle.classes != CLASSES:
+                raise BundleError(
+                    f"{member.path or 'bundle'}: has classes {', '.join(member.bundle.classes)}; maps are of "
+                    f"{', '.join(CLASSES)}"
+                )
+            if member.bundle.standardised != self.members[0].bundle.standardised:
+                raise BundleError(
+                    f"{member.path}: of {self.members[0].path} and this, one was trained on standardised values"
+                )
+            channels += [c for c in member.bundle.channels if c not in channels]
+        object.__setattr__(self, "channels", tuple(channels))
+
+    @classmethod
+    def of(cls, model: ModelBundle | Ensemble) -> Ensemble:
+        """Return a bundle as an ensemble of one, used as its recipe wants."""
+        return model if isinstance(model, Ensemble) else cls((Member(model),), model.predict)
+
+    @classmethod
+    def load(
+        cls,
+        paths: Sequence[str | os.PathLike],  # bundles, or one ensemble.yaml
+        overrides: Sequence[str] = (),  # of the recipe's section `predict`, for instance "predict.views=true"
+    ) -> Ensemble:
+        """Read an ensemble. Bundles alone are used as the recipe of the first one wants, with equal weights.
+
+        Overrides that change the maps leave area intervals out: these were fitted to other maps.
+
+        Raises:
+            BundleError: A bundle that cannot be used, or bundles that do not fit each other.
+            RecipeError: An override, or an ensemble.yaml, with an unknown key or an impossible value.
+        """
+        first = Path(paths[0])
+        if first.suffix in (".yaml", ".yml"):
+            if len(paths) > 1:
+                raise BundleError(f"{first}: names its own bundles; leave out {paths[1]}, or add it there")
+            file = _read(first)
+            home = first.resolve().parent  # also of a link
+            members = tuple(Member.load(home / m.bundle, m.weight) for m in file.members)
+            ensemble = cls(members, file.predict, file.calibration)
+        else:
+            members = tuple(Member.load(p) for p in paths)
+            ensemble = cls(members, members[0].bundle.predict)
+        predict = predict_with(ensemble.predict, overrides)
+        if predict != ensemble.predict:  # area intervals hold for the maps that they were fitted to
+            unfit = ensemble.calibration.model_copy(update={"area": None})
+            ensemble = replace(ensemble, predict=predict, calibration=unfit)
+        return ensemble
+
+    def save(self, path: str | os.PathLike, measured: dict[str, Any]) -> None:
+        """Write `ensemble.yaml`; its bundles must be files."""
+        path = Path(path)
+        listed = [
+            {"bundle": os.path.relpath(m.path.resolve(), path.parent.resolve()), "weight": m.weight}
+            for m in self.members
+        ]
+        tree = {
+            "version": 1,
+            "members": listed,
+            "predict": self.predict.model_dump(mode="json"),
+            "calibration": self.calibration.model_dump(mode="json"),
+            "measured": measured,
+        }
+        with whole_file(path) as file:
+            file.write(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode())
+
+    def check(
+        self,
+        where: str | os.PathLike,  # file or folder named in errors
+        bands: tuple[str, ...],  # bands it has
+        standardised: bool = False,  # whether its values came standardised
+    ) -> None:
+        """Make sure that data fit every member; raises `BundleError`."""
+        for member in self.members:
+            member.bundle.check(where, bands, standardised)
+
+    def decide(self, probs: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Return class codes `(h, W)` uint8 and calibrated probabilities `(K, h, W)` float32 of mean ones."""
+        c = self.calibration
+        if c.temperature != 1 or any(c.bias):
+            probs = calibrated(probs, c.temperature, c.bias)
+        return decide(probs, c.offsets).cpu().numpy(), probs.cpu().numpy()
+
+
+def _read(path: Path) -> _File:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(tree, dict):
+            raise BundleError(f"{path}: no ensemble; `glacier-fastai crossval` and `calibrate` write such files")
+        return _File.model_validate(tree)
+    except OSError as err:
+        raise BundleError(f"{path}: cannot be read ({err.strerror})") from err
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise BundleError(f"{path}: not YAML ({' '.join(str(err).split())})") from err
+    except ValidationError as err:
+        raise BundleError(f"{path}: {explain(err, _File)}") from err

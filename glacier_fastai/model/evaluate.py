@@ -1,0 +1,181 @@
+"""Models on the tiles of a store, each seen whole: their probabilities, their maps, and the scores of these."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from operator import add
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..bands import CLASSES, IGNORE
+from ..core.calibration import expected_calibration_error, reliability
+from ..core.confusion import confusion_matrix, f1, iou, mcc, precision, recall, scores
+from ..core.morphology import postprocess
+from ..data.channels import compute_channels
+from ..data.folds import folds_hash, store_folds
+from ..data.tiles import TileStore
+from ..errors import DataError
+from .bundle import ModelBundle
+from .ensemble import Ensemble
+from .predictor import Predictor
+
+__all__ = ["TilePrediction", "class_table", "evaluate", "predict_tiles", "score_table", "tiles_to_score"]
+
+SHORT = {"background": "BG"}
+
+
+class TilePrediction(NamedTuple):
+    """What models say of a tile."""
+
+    tile: int  # position in the store
+    classes: np.ndarray  # (H, W) uint8 class codes, 255 without data, post-processed where the ensemble wants it
+    probs: np.ndarray  # (K, H, W) float32, calibrated where the ensemble is
+
+
+def predict_tiles(
+    model: ModelBundle | Ensemble,
+    store: TileStore,  # the tiles, of bands that the models take or that theirs are computed of
+    tiles: Sequence[int] | None = None,  # positions, default all
+    device: torch.device | None = None,  # default `predictor.default_device`
+) -> Iterator[TilePrediction]:
+    """Yield the prediction of each tile, views and scales averaged as the recipe or the ensemble wants.
+
+    Raises:
+        BundleError: The store lacks a band of a model (the message names what is missing and what is there), or one of
+            them is standardised and the other is not.
+    """
+    ensemble, store = Ensemble.of(model), store.plain()
+    ensemble.check(store.path, store.bands, store.standardised)
+    predictor = Predictor(ensemble, device)
+    positions = list(range(len(store)) if tiles is None else map(int, tiles))
+    for start in range(0, len(positions), predictor.batch_size):
+        chosen = positions[start : start + predictor.batch_size]
+        images = [compute_channels(store.read(i), store.bands, ensemble.channels) for i in chosen]
+        for i, image, mean in zip(chosen, images, predictor(images), strict=True):
+            yield TilePrediction(i, *to_map(ensemble, mean, np.isfinite(image[0])))
+
+
+def to_map(
+    ensemble: Ensemble,
+    mean: Tensor,  # (K, H, W), mean probabilities as the predictor gives them
+    valid: np.ndarray,  # bool (H, W), where there is data
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return class codes `(H, W)` uint8, 255 without data, post-processed; and calibrated probabilities `(K, H, W)`."""
+    classes, probs = ensemble.decide(mean)
+    classes[~valid] = IGNORE
+    cleaning = ensemble.predict.postprocess
+    return classes if cleaning is None else postprocess(classes, **cleaning.by_code()), probs
+
+
+def evaluate(
+    model: ModelBundle | Ensemble,
+    store: TileStore,  # labelled tiles
+    tiles: Sequence[int] | None = None,  # positions of the tiles to look at, default all
+    device: torch.device | None = None,  # default `predictor.default_device`
+) -> dict[str, Any]:
+    """Return the scores of the maps of tiles.
+
+    Returns:
+        What `core.confusion.scores` returns; `mcc_image_mean`, the mean of the tiles' own MCC; and `ece`, the expected
+        calibration error of the most probable class.
+
+    Raises:
+        BundleError: As `predict_tiles`.
+        DataError: No tile has a label.
+    """
+    positions = np.arange(len(store)) if tiles is None else np.asarray(tiles, np.int64)
+    if not store.class_counts()[positions].any():
+        raise DataError(f"{store.path}: no labelled pixel in these tiles, so nothing to score")
+    total, per_image, tables = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64), [], []
+    for i, classes, probs in predict_tiles(model, store, positions.tolist(), device):
+        truth = np.array(store.masks[i])
+        matrix = confusion_matrix(torch.from_numpy(classes), torch.from_numpy(truth), len(CLASSES))
+        if matrix.sum():
+            per_image.append(mcc(matrix))
+        total += matrix
+        tables.append(reliability(probs, truth, dim=0))
+    ece = expected_calibration_error(reduce(add, tables))
+    return {**scores(total), "mcc_image_mean": float(np.mean(per_image)), "ece": ece}
+
+
+def tiles_to_score(
+    model: ModelBundle | Ensemble,
+    store: TileStore,  # labelled tiles
+    fold: int | str | None = None,  # a fold, "all", "test", or None: what was validated on, else not trained on
+) -> tuple[np.ndarray, str]:
+    """Return positions of the tiles to score, and in words which they are.
+
+    Of an ensemble, None are the tiles that none of its models has seen; they may not all be of one fold.
+
+    Raises:
+        DataError: The fold is out of range or of an ensemble, there are no test tiles, or the folds have changed.
+    """
+    bundles = [m.bundle for m in Ensemble.of(model).members]
+    n_tiles, keys = len(store), np.array(store.keys())
+    valid = np.isin(keys, bundles[0].trained_on.valid) if len(bundles) == 1 else np.zeros(n_tiles, bool)
+    known = [key for b in bundles for key in (*b.trained_on.train, *(() if len(bundles) == 1 else b.trained_on.valid))]
+    seen, what = np.isin(keys, known), "the bundle was" if len(bundles) == 1 else "models were"
+    if fold is None and valid.any():
+        return np.flatnonzero(valid), f"the {valid.sum()} tiles of fold {bundles[0].trained_on.fold}"
+    if fold is None and seen.any() and not seen.all():
+        return np.flatnonzero(~seen), f"the {(~seen).sum()} tiles of {n_tiles} that {what} not trained on"
+    if fold in (None, "all"):
+        note = f", and {what} trained on {'them' if seen.all() else f'{seen.sum()} of them'}" if seen.any() else ""
+        return np.arange(n_tiles), f"all {n_tiles} tiles{note}{': these scores say little' if seen.all() else ''}"
+    if fold == "test":
+        chosen, name = np.flatnonzero(store.table["split"] == "test"), "test tiles"
+        if not len(chosen):
+            raise DataError(f"{store.path}: has no test tiles; use the number of a fold, or all")
+    elif len(bundles) > 1:
+        raise DataError(f"fold {fold}: an ensemble has models of several folds; use all or test, or one bundle")
+    else:
+        chosen, name = np.flatnonzero(_fold_tiles(bundles[0], store, fold)), f"tiles of fold {fold}"
+    note = f"; {what} trained on {seen[chosen].sum()} of them" if seen[chosen].any() else ""
+    return chosen, f"the {len(chosen)} {name}{note}"
+
+
+def _fold_tiles(bundle: ModelBundle, store: TileStore, fold: int | str | None) -> np.ndarray:
+    about = bundle.trained_on
+    if not isinstance(fold, int):
+        raise DataError(f"fold {fold}: use a number from 0 to {about.folds - 1}, all or test")
+    fold_of = store_folds(store, about.folds, about.spatial)
+    if not 0 <= fold <= fold_of.max():
+        raise DataError(f"fold {fold}: there are folds 0 to {fold_of.max()}")
+    same = about.hash == store.fingerprint()
+    if same and about.fold is not None and about.folds_hash != folds_hash(store, fold_of):
+        raise DataError(
+            f"{store.path}: the bundle was trained on other folds of these tiles, which its run's folds.csv names; "
+            "leave out the fold, or train anew"
+        )
+    return fold_of == fold
+
+
+def class_table(
+    matrix: Tensor,  # int64 (K, K), rows truth
+) -> str:
+    """Return IoU, precision, recall and F1 of each class and their means, as text; a dash where undefined."""
+    columns = [fn(matrix).tolist() for fn in (iou, precision, recall, f1)]
+    rows = [(SHORT.get(c, c.capitalize()), *(col[k] for col in columns)) for k, c in enumerate(CLASSES)]
+    means = []
+    for col in columns:
+        known = [v for v in col if not math.isnan(v)]
+        means.append(sum(known) / len(known) if known else math.nan)
+    lines = [f"{'Class':<10}{'IoU':>8}{'Prec':>8}{'Recall':>8}{'F1':>8}"]
+    for name, *values in [*rows, ("Mean", *means)]:
+        lines.append(f"{name:<10}" + "".join(f"{'-' if math.isnan(v) else format(v, '.4f'):>8}" for v in values))
+    return "\n".join(lines)
+
+
+def score_table(
+    result: dict[str, Any],  # as from `evaluate`
+) -> str:
+    """Return scores as text: one a line, and the table of the classes."""
+    names = {"mcc": "MCC", "ice_mcc": "ice MCC", "mean_iou": "mean IoU", "ice_iou": "ice IoU"}
+    names |= {"mcc_image_mean": "MCC, mean of tiles", "ece": "ECE"}
+    lines = [f"{name:<20}{result[key]:.4f}" for key, name in names.items()]
+    return "\n".join([*lines, class_table(torch.tensor(result["confusion"]))])

@@ -1,0 +1,88 @@
+"""Out-of-fold predictions: of every tile, by the model that was not trained on it. Calibration is fitted to them.
+
+The epoch that a model is kept from was chosen on these very tiles, so they flatter it a little.
+
+OUT/oof/models.json        SHA-256 of each model, by its path from OUT
+OUT/oof/tiles.csv          a row per tile: key (as `TileStore.keys`), id, fold
+OUT/oof/probabilities.npy  (N, K, H, W) float16, views and scales averaged as the recipe wants
+OUT/oof/labels.npy         (N, H, W) uint8, 255 = no label
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..bands import CLASSES
+from ..data.tiles import TileStore
+from ..errors import DataError
+from ..files import file_hash, whole_folder
+from .bundle import ModelBundle
+from .evaluate import predict_tiles
+
+__all__ = ["OutOfFold"]
+
+
+class OutOfFold:
+    """Out-of-fold predictions on disk, opened for reading; arrays are memory-mapped."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike,  # folder that `write` made, or the one of the cross-validation that it is in
+    ):
+        path = Path(path)
+        self.path = path / "oof" if (path / "oof").is_dir() else path
+        try:
+            self.models = dict(json.loads((self.path / "models.json").read_text(encoding="utf-8")))
+            self.table = pd.read_csv(self.path / "tiles.csv", dtype={"key": str, "id": str})
+            self.probabilities = np.load(self.path / "probabilities.npy", mmap_mode="r")
+            self.labels = np.load(self.path / "labels.npy", mmap_mode="r")
+        except (OSError, TypeError, ValueError) as err:
+            raise DataError(
+                f"{path}: no out-of-fold predictions, or damaged ({' '.join(str(err).split())}); "
+                "a cross-validation writes them"
+            ) from err
+        self.folder = self.path.parent
+        n, k = self.probabilities.shape[:2]
+        if not len(self.table) == n == len(self.labels) or k != len(CLASSES) or not self.models:
+            raise DataError(f"{self.path}: files do not fit each other; repeat the cross-validation")
+
+    def stale(self) -> str | None:
+        """Return the first model that is not the one that predicted, or None."""
+        now = ((name, self.folder / name) for name in self.models)
+        return next((n for n, p in now if not p.is_file() or file_hash(p) != self.models[n]), None)
+
+    @staticmethod
+    def write(
+        folder: Path,  # of the cross-validation
+        models: dict[int, str],  # by fold, the path of its bundle from there
+        store: TileStore,  # the tiles they were trained on and validated on
+    ) -> None:
+        """Predict the validation tiles of each fold; FOLDER/oof appears when it is whole, in place of one before it.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        bundles = {fold: ModelBundle.load(folder / name) for fold, name in models.items()}
+        keys = store.keys()
+        place = {key: i for i, key in enumerate(keys)}
+        tiles = [(fold, place[key]) for fold, b in bundles.items() for key in b.trained_on.valid]
+        shape = (len(tiles), len(CLASSES), store.size, store.size)
+        with whole_folder(folder / "oof", replace=True) as out:
+            probabilities = np.lib.format.open_memmap(out / "probabilities.npy", "w+", np.float16, shape)
+            labels = np.lib.format.open_memmap(out / "labels.npy", "w+", np.uint8, (shape[0], *shape[2:]))
+            n = 0
+            for fold, bundle in bundles.items():
+                for i, _, probs in predict_tiles(bundle, store, [i for f, i in tiles if f == fold]):
+                    probabilities[n], labels[n] = probs, store.masks[i]
+                    n += 1
+            probabilities.flush()
+            labels.flush()
+            rows = [{"key": keys[i], "id": store.table["id"][i], "fold": fold} for fold, i in tiles]
+            pd.DataFrame(rows).to_csv(out / "tiles.csv", index=False)
+            hashes = {name: file_hash(folder / name) for name in models.values()}
+            (out / "models.json").write_text(json.dumps(hashes, indent=1), encoding="utf-8")

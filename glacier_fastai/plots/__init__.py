@@ -1,0 +1,1 @@
+"""Every figure, once: style, panels of maps, charts of scores."""

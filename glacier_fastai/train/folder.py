@@ -1,0 +1,123 @@
+"""The run folder: who may write it, what a run that goes on must have in common with the one that began, the record."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from ..core.folds import NEVER
+from ..data.block import GlacierDataLoaders
+from ..data.folds import folds_hash
+from ..errors import CheckpointError, OutputError
+from ..files import digest, write_text
+from ..model.processes import world_size
+from ..recipe import Recipe, recipe_from
+from .checkpoint import differences, load_checkpoint
+from .record import EventLog, environment
+
+__all__ = ["BEST", "LAST", "RunFolder", "run_identity"]
+
+LAST, BEST = "last.ckpt", "best.safetensors"
+
+
+def run_identity(
+    recipe: Recipe,
+    dls: GlacierDataLoaders,
+    fold: int | None,
+    weights: Path | None,  # bundle that it starts from
+) -> dict[str, Any]:
+    """Return what decides the result of a run: it can only go on where all of this is the same."""
+    return {
+        "recipe": comparable(recipe),
+        "fold": fold,
+        "tiles": digest(dls.store.table.to_csv(index=False)),
+        "folds": folds_hash(dls.store, dls.fold_of),
+        "weights": None if weights is None else digest(Path(weights).read_bytes()),
+        "processes": world_size(),
+    }
+
+
+def comparable(recipe: Recipe) -> dict[str, Any]:
+    """Return what of a recipe decides the result of a run."""
+    without: Any = {"about": True, "record": True, "data": {"path"}, "train": {"max_minutes", "workers"}}
+    return recipe.model_dump(mode="json", exclude=without)
+
+
+class RunFolder:
+    """A run folder; `claim` keeps other processes out until `release`."""
+
+    def __init__(self, path: Path):
+        self.path, self.last, self.best = path, path / LAST, path / BEST
+        self.figures = path / "figures"
+        self._lock = FileLock(path / ".lock")
+        self._new = False
+
+    def check(
+        self,
+        resume: bool,  # go on with the run in it, if there is one
+    ) -> None:
+        """Raise `OutputError` if there is something that the run may not go on with."""
+        if not self.path.exists():
+            return
+        if not resume:
+            raise OutputError(f"{self.path}: exists already; choose another folder, remove it, or resume it")
+        if not self.path.is_dir() or (any(self.path.iterdir()) and not self.figures.exists()):
+            raise OutputError(f"{self.path}: not a run folder, so it cannot be resumed; choose another folder")
+
+    def claim(self) -> None:
+        """Make the folder if need be, and lock it; raises `OutputError` if another process has it."""
+        self._new = not self.path.exists()
+        self.figures.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as err:
+            raise OutputError(
+                f"{self.path}: in use by another process; wait until it ends, or choose another folder"
+            ) from err
+
+    def release(self) -> None:
+        """Let others have it."""
+        self._lock.release()
+
+    def discard(self) -> None:
+        """Remove the folder of a run that failed before it saved anything, if it made it."""
+        if self._new and not self.best.exists() and not self.last.exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def checkpoint(self, identity: dict[str, Any]) -> dict[str, Any] | None:
+        """Return what the run goes on from, None if there is nothing; raises `CheckpointError` for another run's."""
+        if not self.last.exists():
+            return None
+        checkpoint = load_checkpoint(self.last)
+        there = checkpoint["identity"]
+        there = {**there, "recipe": comparable(recipe_from(there["recipe"], str(self.last)))}
+        if found := differences(there, identity):
+            raise CheckpointError(
+                f"{self.last}: of another run ({'; '.join(found)}); resume it with the same settings, or choose "
+                "another folder"
+            )
+        return checkpoint
+
+    def log(self, event: str, **fields: Any) -> None:
+        """Append to events.jsonl."""
+        EventLog(self.path / "events.jsonl")(event, **fields)
+
+    def record(self, recipe: Recipe, dls: GlacierDataLoaders, checkpoint: dict[str, Any] | None) -> None:
+        """Write what is known before the first batch."""
+        about = {**environment(), "folds_hash": folds_hash(dls.store, dls.fold_of)}
+        if checkpoint is not None:
+            self.log("resume", epoch=checkpoint["at"][0] + 1, batch=checkpoint["at"][1], environment=about)
+            return
+        recipe.save(self.path / "recipe.yaml")
+        write_text(self.path / "environment.json", json.dumps(about, indent=1))
+        part = np.where(dls.fold_of == NEVER, "test", "left out").astype(object)
+        part[dls.train_tiles], part[dls.valid_tiles] = "train", "valid"
+        table = pd.DataFrame({"id": dls.store.table["id"], "fold": dls.fold_of, "part": part})
+        write_text(self.path / "folds.csv", table.to_csv(index=False))
+        self.log("start", environment=about)

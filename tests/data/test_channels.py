@@ -1,0 +1,169 @@
+import numpy as np
+import pytest
+import rasterio
+import torch
+from scenes import BANDS, made_up, make_store, tiny_recipe, write_raster
+from skimage.feature import graycomatrix, graycoprops
+
+from glacier_fastai.data.block import GlacierDataLoaders
+from glacier_fastai.data.channels import Texture, with_channels
+from glacier_fastai.data.sources.scene import prepare_scenes
+from glacier_fastai.data.tiles import TileWriter
+from glacier_fastai.errors import BundleError, DataError
+from glacier_fastai.model.bundle import ModelBundle
+from glacier_fastai.model.ensemble import Ensemble
+from glacier_fastai.model.evaluate import evaluate
+from glacier_fastai.predict.scene import Wanted, predict_scene
+from glacier_fastai.predict.source import SceneSource
+from glacier_fastai.train.run import finetune
+
+ALL = (*BANDS, "glcm_contrast(swir1)", "glcm_energy(swir1)")
+
+
+def test_texture_bands_are_those_of_scikit_image(tmp_path):
+    store = make_store(tmp_path / "store", dtype="float32", seed=4)
+    texture = Texture.of_tiles(store, ALL, [0, 1, 2], levels=8)
+    found = with_channels(store, ALL, texture)
+    values = store.read(5, store.band_index(["swir1"]))[0]
+    levels = np.where(np.isfinite(values), np.searchsorted(texture.edges["swir1"], values, side="right"), 255)
+    whole = [(r, c) for r in range(3, 29) for c in range(3, 29) if (levels[r - 3 : r + 4, c - 3 : c + 4] < 255).all()]
+    assert len(whole) > 20
+    for r, c in whole:
+        window = levels[r - 3 : r + 4, c - 3 : c + 4].astype(np.uint8)
+        matrix = graycomatrix(window, [1], [0, np.pi / 4, np.pi / 2, 3 * np.pi / 4], 8, symmetric=True, normed=True)
+        want = [graycoprops(matrix, kind).mean() for kind in ("contrast", "energy")]
+        np.testing.assert_allclose(found.images[5, 5:, r, c], want, rtol=1e-6)
+    np.testing.assert_array_equal(found.images[5, :5], store.images[5])
+    np.testing.assert_array_equal(found.masks, store.masks)
+    assert found.table["id"].tolist() == store.table["id"].tolist()
+
+
+def test_levels_and_statistics_come_from_the_training_tiles_only(tmp_path):
+    """Whatever the validation tiles hold, training sees the very same values."""
+    batches = []
+    for change in (False, True):
+        path = tmp_path / f"store{change}"
+        with TileWriter(path, BANDS, 32, "uint16", "test") as writer:
+            for s in range(9):
+                values, classes, valid = made_up(32, 32, seed=s)
+                values = values * 2 + 99 if change and s in (0, 1, 2) else values
+                writer.add(values, classes, valid=valid, scene=f"s{s}", split="valid" if s < 3 else "train")
+        dls = GlacierDataLoaders.from_store(path, 0, 2, bands=ALL)
+        assert dls.valid_tiles == [0, 1, 2]
+        batches.append([dls.train_ds[i][0] for i in range(len(dls.train_ds))])
+        batches[-1].append(torch.tensor(np.array(dls.stats)))
+    for a, b in zip(*batches, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def test_each_training_set_has_its_own_levels_and_finds_them_again(store):
+    a, b = (GlacierDataLoaders.from_store(store, k, 2, bands=ALL, folds=3) for k in (0, 1))
+    assert a.store.info["texture"] != b.store.info["texture"]
+    assert a.store.path != b.store.path
+    assert a.store.fingerprint() == b.store.fingerprint() == store.fingerprint()
+    made = (a.store.path / "images.npy").stat().st_mtime_ns
+    again = GlacierDataLoaders.from_store(store, 0, 2, bands=ALL, folds=3)
+    assert (again.store.path, (again.store.path / "images.npy").stat().st_mtime_ns) == (a.store.path, made)
+    other = GlacierDataLoaders.from_store(store, 0, 2, bands=ALL, folds=3, glcm_levels=16)
+    assert len(other.store.info["texture"]["edges"]["swir1"]) == 15
+
+
+def test_a_pixel_without_neighbours_is_smooth_and_keeps_its_data():
+    image = np.full((1, 9, 9), np.nan, np.float32)
+    image[0, 4, 4] = 3.0
+    kinds = ["contrast", "energy", "asm", "homogeneity", "dissimilarity"]
+    found = Texture(7, {"red": [1.0, 2.0]}).compute(image, ["red"], [f"glcm_{k}(red)" for k in kinds])
+    assert found[:, 4, 4].tolist() == [0, 1, 1, 1, 0]
+    assert np.isfinite(found).sum() == 5
+
+
+def test_a_band_that_is_not_there_cannot_have_texture(store):
+    with pytest.raises(DataError, match="no band nir; it holds blue, green"):
+        GlacierDataLoaders.from_store(store, 0, 2, bands=("red", "glcm_energy(nir)"), folds=3)
+
+
+def test_texture_of_standardised_bands_is_normalised_while_they_are_not(tmp_path):
+    with TileWriter(tmp_path / "s", BANDS, 32, "float32", "test") as writer:
+        writer.info["standardised"] = True
+        for s in range(4):
+            values, classes, valid = made_up(32, 32, seed=s)
+            writer.add((values - 5000.0) / 2000, classes, valid=valid, scene=f"s{s}", split="train" if s else "valid")
+    dls = GlacierDataLoaders.from_store(tmp_path / "s", 0, 1, bands=(*BANDS, "GLCM_contrast( swir1 )", ALL[6]))
+    assert dls.bands == ALL
+    assert (dls.stats[0][:5].tolist(), dls.stats[1][:5].tolist()) == ([0] * 5, [1] * 5)
+    pixels = np.concatenate([dls.store.images[i][5:][:, dls.store.masks[i] != 255] for i in (1, 2, 3)], 1)
+    np.testing.assert_allclose(dls.stats[0][5:], pixels.mean(1, dtype=np.float64), rtol=1e-6)
+    np.testing.assert_allclose(dls.stats[1][5:], pixels.std(1, dtype=np.float64), rtol=1e-6)
+
+
+def test_a_store_that_was_moved_with_its_cache_finds_itself(tmp_path):
+    make_store(tmp_path / "old" / "store")
+    GlacierDataLoaders.from_store(tmp_path / "old" / "store", 0, 2, bands=ALL, folds=3)
+    (tmp_path / "old").rename(tmp_path / "new")
+    dls = GlacierDataLoaders.from_store(tmp_path / "new" / "store", 0, 2, bands=ALL, folds=3)
+    assert dls.store.plain().path == tmp_path / "new" / "store"
+
+
+def test_other_tiles_at_the_same_place_have_their_own_texture(tmp_path):
+    texture = Texture(7, {"swir1": [4000.0, 6000.0]})
+    old = with_channels(make_store(tmp_path / "store", seed=1), ALL, texture)
+    (tmp_path / "store").rename(tmp_path / "away")
+    new = with_channels(make_store(tmp_path / "store", seed=2), ALL, texture)
+    assert new.path != old.path
+    assert not np.array_equal(new.images, old.images, equal_nan=True)
+
+
+def test_another_version_computes_texture_anew(store, monkeypatch):
+    texture = Texture.of_tiles(store, ALL, [0], levels=8)
+    old = with_channels(store, ALL, texture)
+    monkeypatch.setattr("glacier_fastai.data.raw.__version__", "99")
+    assert with_channels(store, ALL, texture).path != old.path
+
+
+def test_texture_of_another_fold_is_not_taken_over(store):
+    first = GlacierDataLoaders.from_store(store, 0, 2, bands=ALL, folds=3).store
+    again = GlacierDataLoaders.from_store(first, 1, 2, bands=ALL, folds=3).store
+    assert again.path == GlacierDataLoaders.from_store(store, 1, 2, bands=ALL, folds=3).store.path != first.path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with texture bands, and the plain store it was trained on."""
+    base = tmp_path_factory.mktemp("texture")
+    store = make_store(base / "store")
+    recipe = tiny_recipe(f"bands=[{', '.join(ALL)}]", "texture.levels=8", "train.epochs=1")
+    return finetune(recipe, fold=0, data=store.path, out=base / "run"), store
+
+
+def test_a_bundle_carries_its_levels_and_scores_a_plain_store(run, tmp_path):
+    bundle = ModelBundle.load(run[0] / "best.safetensors")
+    assert bundle.bands == ALL
+    assert bundle.texture["window"] == 7 and len(bundle.texture["edges"]["swir1"]) == 7
+    assert bundle.trained_on.path == str(run[1].path)
+    other = make_store(tmp_path / "other", seed=50)
+    plain = evaluate(bundle, other)
+    ready = evaluate(bundle, with_channels(other, ALL, Texture(**bundle.texture)))
+    assert plain == ready
+    foreign = with_channels(other, ALL, Texture.of_tiles(other, ALL, [0], levels=8))  # its levels are not the bundle's
+    assert evaluate(bundle, foreign) == plain
+    with pytest.raises(BundleError, match=r"needs band swir1, glcm_contrast\(swir1\), glcm_energy\(swir1\); here are"):
+        evaluate(bundle, make_store(tmp_path / "few", bands=("blue", "green", "red", "thermal")))
+
+
+def test_a_scene_gets_the_texture_that_a_store_of_it_has(run, tmp_path):
+    bundle = ModelBundle.load(run[0] / "best.safetensors")
+    values, classes, valid = made_up(96, 80, seed=3)
+    path = write_raster(tmp_path / "scene.tif", values, nodata=0, bands=BANDS)
+    label = write_raster(tmp_path / "label.tif", np.where(valid, classes, 255)[None].astype(np.uint8), nodata=255)
+    store = prepare_scenes([path], tmp_path / "store", labels=[label], tile_size=80)
+    tile = with_channels(store, ALL, Texture(**bundle.texture)).read(0)
+    mean, std = (np.float32(v)[:, None, None] for v in (bundle.mean, bundle.std))
+    want = np.nan_to_num((tile - mean) / std)
+    with SceneSource(path, Ensemble.of(bundle).channels) as source:
+        whole = source.read(0, 96)
+        normal = np.nan_to_num((whole - mean) / std)
+        np.testing.assert_array_equal(normal[:, :77], want[:, :77])  # the tile ends at row 80, the scene does not
+        for row in (0, 16, 64):  # strips look beyond their edge
+            np.testing.assert_array_equal(source.read(row, 32), whole[:, row : row + 32])
+    with rasterio.open(predict_scene(bundle, path, tmp_path / "maps", Wanted(window=64))["files"]["classes"]) as file:
+        np.testing.assert_array_equal(file.read(1) == 255, ~valid)

@@ -1,0 +1,164 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scenes import BANDS, made_up, make_store, normalised, tiny_recipe
+from sklearn.metrics import matthews_corrcoef
+
+from glacier_fastai.data.tiles import TileStore, TileWriter
+from glacier_fastai.errors import BundleError, DataError
+from glacier_fastai.model.bundle import ModelBundle
+from glacier_fastai.model.ensemble import Ensemble
+from glacier_fastai.model.evaluate import evaluate, predict_tiles, tiles_to_score
+from glacier_fastai.train.run import finetune
+
+
+@pytest.fixture
+def bundle(trained):
+    return ModelBundle.load(trained[0] / "best.safetensors")
+
+
+def predictions(bundle, store, i):
+    x = normalised(store.read(i, store.band_index(bundle.bands)), bundle.mean, bundle.std)
+    with torch.no_grad():
+        return bundle.model()(torch.from_numpy(x)[None]).argmax(1)[0].numpy()
+
+
+def test_scores_equal_scikit_learn(bundle, trained):
+    store = trained[1]
+    result = evaluate(bundle, store, batch_size=1)
+    pairs = []
+    for i in range(len(store)):
+        y, p = store.masks[i], predictions(bundle, store, i)
+        pairs.append((y[y != 255], p[y != 255]))
+    y, p = (np.concatenate(v) for v in zip(*pairs, strict=True))
+    assert result["mcc"] == pytest.approx(matthews_corrcoef(y, p), abs=1e-9)
+    assert result["ice_mcc"] == pytest.approx(matthews_corrcoef(np.isin(y, (1, 2)), np.isin(p, (1, 2))), abs=1e-9)
+    assert result["mcc_image_mean"] == pytest.approx(np.mean([matthews_corrcoef(*pair) for pair in pairs]), abs=1e-9)
+    assert {k: v["pixels"] for k, v in result["classes"].items()} == {
+        n: int((y == k).sum()) for k, n in enumerate(bundle.classes)
+    }
+    assert set(result) == {"mcc", "ice_mcc", "mean_iou", "ice_iou", "mcc_image_mean", "classes", "confusion"}
+
+
+def test_bands_are_found_by_name(bundle, trained, tmp_path):
+    swapped = make_store(tmp_path / "s", bundle.bands[::-1])
+    result = evaluate(bundle, swapped)
+    assert np.array(result["confusion"]).sum() == swapped.class_counts().sum()
+    with pytest.raises(BundleError, match="the bundle needs band swir1, thermal; here are blue, green, red"):
+        evaluate(bundle, make_store(tmp_path / "t", ("blue", "green", "red")))
+
+
+def test_a_bundle_is_scored_on_the_maps_it_makes_post_processed_where_its_recipe_says_so(bundle, trained):
+    store = trained[1]
+    cleaned = replace(bundle, recipe={"predict": {"postprocess": {"smooth": 2}}})
+    result = evaluate(cleaned, store)
+    assert result["confusion"] != evaluate(bundle, store)["confusion"]
+    by_hand = np.zeros((4, 4), int)
+    for i, classes, _ in predict_tiles(Ensemble.of(cleaned), store):
+        known = store.masks[i] != 255
+        np.add.at(by_hand, (store.masks[i][known], classes[known]), 1)
+    np.testing.assert_array_equal(result["confusion"], by_hand)
+
+
+def test_values_under_nodata_do_not_matter(bundle, trained):
+    store = trained[1]
+    image = store.read(0)
+    x = normalised(image, bundle.mean, bundle.std)
+    assert np.isnan(image).any()
+    assert (x[:, np.isnan(image[0])] == 0).all()
+
+
+def test_other_classes_are_not_taken_for_ours(bundle, trained):
+    with pytest.raises(BundleError, match="the bundle has classes a, b, c, d; maps are of background, glacier"):
+        evaluate(replace(bundle, classes=("a", "b", "c", "d")), trained[1])
+
+
+def test_without_labels_there_is_nothing_to_score(bundle, trained):
+    with pytest.raises(DataError, match="no labelled pixel"):
+        evaluate(bundle, trained[1], tiles=[])
+
+
+def test_on_its_own_store_only_unseen_tiles_are_scored(bundle, trained, tmp_path):
+    store = trained[1]
+    assert bundle.trained_on.hash == store.fingerprint()
+    tiles, why = tiles_to_score(bundle, store)
+    assert (len(tiles), why) == (4, "the 4 tiles of fold 0")
+    tiles, why = tiles_to_score(bundle, store, "1")
+    assert why == "the 4 tiles of fold 1; the bundle was trained on some of them"
+    tiles, why = tiles_to_score(bundle, store, "all")
+    assert (len(tiles), why) == (12, "all 12 tiles, also those the bundle was trained on")
+    other = placed_store(tmp_path / "o", range(12))
+    tiles, why = tiles_to_score(bundle, other)
+    assert (len(tiles), why) == (12, "all 12 tiles")
+    for fold in ("3", "-1"):
+        with pytest.raises(DataError, match=f"--fold {fold}: there are folds 0 to 2"):
+            tiles_to_score(bundle, store, fold)
+    with pytest.raises(DataError, match="--fold first: use a number from 0 to 2, all or test"):
+        tiles_to_score(bundle, store, "first")
+
+
+def test_other_folds_than_those_of_the_training_are_refused(bundle, trained):
+    assert len(bundle.trained_on.folds_hash) == 16
+    changed = replace(bundle, trained_on={**bundle.trained_on, "folds_hash": "0" * 16})
+    with pytest.raises(DataError, match=r"trained on other folds of these tiles.*run's folds\.csv names; leave out"):
+        tiles_to_score(changed, trained[1], "1")
+    assert (
+        tiles_to_score(changed, trained[1])[1] == "the 4 tiles of fold 0"
+    )  # known by name, whatever the folds are now
+
+
+def test_the_test_tiles_of_the_source_are_scored_on_demand(bundle, trained, tmp_path):
+    with TileWriter(tmp_path / "s", BANDS, 32, "uint16", "test") as writer:
+        for s, split in enumerate(["test", "train", "valid", "test"]):
+            writer.add(*made_up(32, 32, seed=s)[:2], scene=f"s{s}", split=split)
+    tiles, why = tiles_to_score(bundle, TileStore(tmp_path / "s"), "test")
+    assert (tiles.tolist(), why) == ([0, 3], "the 2 test tiles")
+    with pytest.raises(DataError, match="has no test tiles"):
+        tiles_to_score(bundle, trained[1], "test")
+
+
+def test_standardised_values_and_values_as_delivered_are_not_mixed(bundle, trained, tmp_path):
+    with TileWriter(tmp_path / "s", BANDS, 32, "float32", "test") as writer:
+        writer.info["standardised"] = True
+        writer.add(*made_up(32, 32)[:2], scene="s")
+    with pytest.raises(BundleError, match="trained on values as delivered, these are already standardised"):
+        evaluate(bundle, TileStore(tmp_path / "s"))
+    with pytest.raises(BundleError, match="trained on values already standardised, these are as delivered"):
+        evaluate(replace(bundle, standardised=True), trained[1])
+
+
+def placed_store(path, tiles, bands=BANDS, labels=0):
+    """A store of tiles that have a place, in the order and with the bands wanted."""
+    with TileWriter(path, bands, 32, "uint16", "test") as writer:
+        for s in tiles:
+            values, classes, valid = made_up(32, 32, BANDS, seed=s)
+            index = [BANDS.index(b) for b in bands]
+            at = {"crs": "EPSG:32645", "transform": (30, 0, 9000 * s, 0, -30, 0)}
+            writer.add(values[index], (classes + labels) % 4, valid=valid, scene=f"s{s}", **at)
+    return TileStore(path)
+
+
+def test_training_tiles_are_known_again_in_any_other_store(tmp_path):
+    """In another order, with other bands, labels or company: what was trained on is never scored without a word."""
+    store = placed_store(tmp_path / "store", range(6))
+    run = finetune(tiny_recipe("train.epochs=1", "bands=[red, swir1]"), fold=0, data=store, out=tmp_path / "run")
+    bundle = ModelBundle.load(run / "best.safetensors")
+    valid = {store.table["id"][i] for i in tiles_to_score(bundle, store)[0]}
+    others = {
+        "order": placed_store(tmp_path / "order", [5, 2, 0, 4, 1, 3]),
+        "bands": placed_store(tmp_path / "bands", range(6), ("red", "swir1", "thermal")),
+        "labels": placed_store(tmp_path / "labels", range(6), labels=1),
+        "company": placed_store(tmp_path / "company", range(9)),
+    }
+    for other in others.values():
+        tiles, why = tiles_to_score(bundle, other)
+        assert {other.table["id"][i] for i in tiles} == valid
+        assert why == "the 2 tiles of fold 0"
+    train = sorted(set(range(6)) - {int(v[1]) for v in valid})
+    some = placed_store(tmp_path / "some", [*train, 7, 8])
+    assert tiles_to_score(bundle, some)[1] == "the 2 tiles of 6 that the bundle was not trained on"
+    seen = placed_store(tmp_path / "seen", train)
+    assert "all 4 tiles, and the bundle was trained on them" in tiles_to_score(bundle, seen)[1]
+    assert tiles_to_score(bundle, placed_store(tmp_path / "new", [7, 8, 9]))[1] == "all 3 tiles"

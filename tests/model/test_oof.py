@@ -1,0 +1,76 @@
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scenes import normalised, tiny_recipe
+
+from glacier_fastai.errors import DataError, OutputError
+from glacier_fastai.model.bundle import ModelBundle
+from glacier_fastai.model.oof import OutOfFold
+from glacier_fastai.train.run import crossval
+
+
+def test_every_tile_is_predicted_by_the_model_that_never_saw_it(crossvalidated):
+    folder, store = crossvalidated
+    oof = OutOfFold(folder)
+    keys = store.keys()
+    assert sorted(oof.table["key"]) == sorted(keys)
+    for fold in range(3):
+        parts = pd.read_csv(folder / f"fold{fold}" / "folds.csv")
+        valid = set(parts["id"][parts["part"] == "valid"])
+        assert set(oof.table["id"][oof.table["fold"] == fold]) == valid
+    for n in (0, len(keys) - 1):
+        row, i = oof.table.iloc[n], keys.index(oof.table["key"][n])
+        bundle = ModelBundle.load(folder / f"fold{row['fold']}" / "best.safetensors")
+        assert keys[i] not in bundle.trained_on.train
+        x = torch.from_numpy(normalised(store.read(i), bundle.mean, bundle.std))[None]
+        want = bundle.probabilities(torch.device("cpu"))(x)[0].numpy()
+        np.testing.assert_allclose(oof.probabilities[n], want, atol=6e-4)  # half precision
+        np.testing.assert_array_equal(oof.labels[n], store.masks[i])
+
+
+def test_refusals_and_nothing_half_written(crossvalidated, tmp_path):
+    folder, store = crossvalidated
+    with pytest.raises(DataError, match="no out-of-fold predictions.*crossval"):
+        OutOfFold(tmp_path)
+    shutil.copytree(folder / "oof", tmp_path / "cut")
+    pd.read_csv(tmp_path / "cut" / "tiles.csv").iloc[1:].to_csv(tmp_path / "cut" / "tiles.csv")
+    with pytest.raises(DataError, match="files do not fit each other"):
+        OutOfFold(tmp_path / "cut")
+    shutil.copytree(folder / "oof", tmp_path / "pickled")
+    np.save(tmp_path / "pickled" / "labels.npy", np.array([{}], object))
+    with pytest.raises(DataError, match="damaged"):
+        OutOfFold(tmp_path / "pickled")
+    for k, text in enumerate(("{}", "[1]", "{")):
+        shutil.copytree(folder / "oof", tmp_path / f"models{k}")
+        (tmp_path / f"models{k}" / "models.json").write_text(text)
+        with pytest.raises(DataError, match="damaged|do not fit each other"):
+            OutOfFold(tmp_path / f"models{k}")
+    shutil.copytree(folder / "fold0", tmp_path / "cv" / "fold0")
+    (tmp_path / "cv" / ".oof.partial").write_text("")
+    with pytest.raises(OutputError, match="cv/oof: cannot be written"):
+        OutOfFold.write(tmp_path / "cv", {0: "fold0/best.safetensors"}, store)
+    assert not (tmp_path / "cv" / "oof").exists()
+
+
+def test_predictions_of_a_model_that_was_replaced_are_stale_until_they_are_written_anew(crossvalidated, tmp_path):
+    folder, store = crossvalidated
+    for name in ("fold0", "fold1", "oof"):
+        shutil.copytree(folder / name, tmp_path / name)
+    models = {k: f"fold{k}/best.safetensors" for k in range(2)}
+    assert OutOfFold(folder).stale() is None
+    assert OutOfFold(tmp_path).stale() == "fold2/best.safetensors"
+    shutil.copy(folder / models[0], tmp_path / models[1])
+    assert OutOfFold(tmp_path).stale() == models[1]
+    OutOfFold.write(tmp_path, models, store)
+    assert OutOfFold(tmp_path).stale() is None and set(OutOfFold(tmp_path).table["fold"]) == {0, 1}
+
+
+def test_a_cross_validation_that_goes_on_repeats_predictions_that_name_no_models(crossvalidated, tmp_path):
+    folder, store = crossvalidated
+    shutil.copytree(folder, tmp_path / "cv")
+    (tmp_path / "cv" / "oof" / "models.json").unlink()  # as earlier versions left them
+    crossval(tiny_recipe("predict.views=true"), data=store.path, out=tmp_path / "cv", resume=True)
+    assert OutOfFold(tmp_path / "cv").stale() is None
