@@ -74,7 +74,8 @@ def make_store(path, bands=BANDS, scenes=3, size=32, dtype="uint16", seed=0):
 
 def tiny_recipe(*overrides):
     """Return the demo recipe, made as small as it goes."""
-    small = [
+    small = [f"model.encoder={TINY}", "record.panels_every=0", "data.tile_size=32", "data.crop=32", "data.folds=3"]
+    small += ["train.epochs=2", "train.batch_size=4"]
         f"model.encoder={TINY}",
         "record.panels_every=0",
         "data.tile_size=32",
