@@ -75,19 +75,8 @@ def make_store(path, bands=BANDS, scenes=3, size=32, dtype="uint16", seed=0):
 def tiny_recipe(*overrides):
     """Return the demo recipe, made as small as it goes."""
     small = [f"model.encoder={TINY}", "record.panels_every=0", "data.tile_size=32", "data.crop=32", "data.folds=3"]
-    small += ["train.epochs=2", "train.batch_size=4"]
-        f"model.encoder={TINY}",
-        "record.panels_every=0",
-        "data.tile_size=32",
-        "data.crop=32",
-        "data.folds=3",
-        "train.epochs=2",
-        "train.batch_size=4",
-    ]
-    return load_recipe(
-        "demo",
-        [*small, "data.crops_per_tile=1", "train.precision=fp32", "train.lr=1e-3", f"model.encoder={TINY}", *overrides],
-    )
+    small += ["train.epochs=2", "train.batch_size=4", "data.crops_per_tile=1", "train.precision=fp32", "train.lr=1e-3"]
+    return load_recipe("demo", [*small, *overrides])
 
 
 def normalised(image, mean, std):
