@@ -55,8 +55,10 @@ def shown():
     """Messages on stderr, as commands show them; taken away again."""
     root = logging.getLogger("glacier_fastai")
     before, level = list(root.handlers), root.level
+    root.handlers.clear()
+    root.setLevel(logging.NOTSET)
     yield show_messages
-    root.handlers[:], root.level = before, level
+    root.handlers[:] = before
     root.setLevel(level)
 
 
