@@ -140,7 +140,9 @@ class Outlines(RasterMap):
         """Return the polygons of regions with their numbers, and their areas in km2."""
         with rasterio.open(self.plain) as file:
             outlines = polygonize(file, 1 + LAYERS.index(layer))
-        fine = geopandas.GeoSeries(shapely.segmentize(outlines, 64 * self.pixel), crs=CRS(self.source.crs))
+        rings, polygon = shapely.get_rings(outlines, return_index=True)
+        rings = shapely.segmentize(rings, 64 * self.pixel)  # as polygons, GEOS would mend each one
+        fine = geopandas.GeoSeries(shapely.polygons(rings, indices=polygon), crs=CRS(self.source.crs))
         km2 = fine.to_crs(self.near).area.to_numpy() / 1e6
         if self.simplify and len(outlines):
             outlines = shapely.coverage_simplify(outlines, self.simplify * self.pixel)
