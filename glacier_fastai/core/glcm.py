@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -65,6 +66,9 @@ def level_edges(
 
     `batches` is called twice: one pass counts the upper 16 bits of the values, one the lower 16 bits where an edge
     lies. So memory is at most 1 MB per level, and the order of the values does not matter.
+
+    >>> level_edges(lambda: [np.arange(4), np.arange(4, 8)], 4)
+    array([2., 4., 6.], dtype=float32)
 
     Raises:
         DataError: No value, another number of levels, or the second pass has other values than the first.
@@ -112,6 +116,9 @@ def quantize(
     `NODATA` where `valid` is False or the value is NaN or infinite. Take `edges` from the training set
     (`level_edges`), never from the tile at hand: a level must mean the same everywhere.
 
+    >>> quantize(np.array([[1.0, 2.0, 7.0, np.nan]]), [2.0, 4.0, 6.0])
+    array([[  0,   1,   3, 255]], dtype=uint8)
+
     Raises:
         DataError: The edges are not 1 to 254 ascending finite numbers, or `valid` has another shape.
     """
@@ -150,10 +157,16 @@ def glcm(
     Runs on as many threads as torch is set to (one, in the worker of a DataLoader). The first call ever compiles for
     some seconds; the result is kept on disk where that can be written.
 
+    >>> levels = np.array([[0, 0, 1], [0, 0, 1], [0, 0, 1]], np.uint8)
+    >>> glcm(levels, 2, ["contrast"], window=3, offsets=[(0, 1), (1, 0)])
+    array([[[0.  , 0.25, 0.5 ],
+            [0.  , 0.25, 0.5 ],
+            [0.  , 0.25, 0.5 ]]], dtype=float32)
+
     Raises:
         DataError: An impossible window, offset, kind or number of levels, or an image that does not fit `n_levels`.
     """
-    offsets, code_of, tables, scale, terms = _plan(n_levels, kinds, window, offsets)
+    plan = _plan(n_levels, kinds, window, offsets)
     if levels.ndim != 2 or levels.dtype != np.uint8:
         raise DataError(f"levels {levels.dtype} {levels.shape}: use uint8 (H, W), as from quantize")
     _check_codes(bool(((levels >= n_levels) & (levels != NODATA)).any()), n_levels)
@@ -164,20 +177,20 @@ def glcm(
         rows = slice(top, top + _BLOCK)
         total = np.zeros(out[:, rows].shape)
         used = np.zeros(total.shape[1:], np.int64)
-        sums = np.empty((len(tables), *used.shape), np.int64)
+        sums = np.empty((len(plan.tables), *used.shape), np.int64)
         squares = np.empty_like(used)
-        for dr, dc in offsets:
+        for dr, dc in plan.offsets:
             high, wide = window - dr, window - abs(dc)  # where the pairs' upper left corners lie
             codes = np.empty((used.shape[0] + high - 1, used.shape[1] + wide - 1), np.uint16)
-            jit(_pair_codes)(image, top, dr, dc, code_of, codes)
-            jit(_box_sums)(codes, tables, high, wide, sums)
-            if terms.min() < 0:
+            jit(_pair_codes)(image, top, dr, dc, plan.code_of, codes)
+            jit(_box_sums)(codes, plan.tables, high, wide, sums)
+            if plan.terms.min() < 0:
                 # four rows of counts in the quarters of a 64 bit word, or two in its halves
                 bits = 16 if 2 * (high * wide) ** 2 < 2**16 else 32
                 jit(_box_squares)(codes, n_levels, high, wide, bits, squares)
-            jit(_add)(sums, squares, high * wide, terms, total, used)
+            jit(_add)(sums, squares, high * wide, plan.terms, total, used)
         offsets_used = np.where((used > 0) & (levels[rows] != NODATA), used, np.nan)
-        out[:, rows] = total / (offsets_used * scale[:, None, None])
+        out[:, rows] = total / (offsets_used * plan.scale[:, None, None])
 
     tops = range(0, len(levels), _BLOCK)
     if (threads := min(torch.get_num_threads(), len(tops))) > 1:
@@ -199,30 +212,36 @@ def glcm_torch(
     """Return texture per pixel, float32 ``(B, len(kinds), H, W)``, on the device of `levels`: as `glcm` of each image.
 
     Takes about 100 bytes per pixel, whatever `n_levels`. For asm and energy, time grows with the window's area.
+    Submissions carry it: it needs torch and NumPy alone.
+
+    >>> glcm_torch(torch.tensor([[[0, 0, 1]]]), 2, ["contrast"], window=3, offsets=[(0, 1)])
+    tensor([[[[0.0000, 0.5000, 1.0000]]]])
 
     Raises:
         DataError: As `glcm`.
     """
-    offsets, code_of, tables, scale, terms = _plan(n_levels, kinds, window, offsets)
+    plan = _plan(n_levels, kinds, window, offsets)
     levels = levels.as_subclass(Tensor)
     if levels.ndim != 3 or levels.dtype not in (torch.uint8, torch.int64):
         raise DataError(f"levels {levels.dtype} {tuple(levels.shape)}: use uint8 or int64 (B, H, W)")
     _check_codes(bool((((levels < 0) | (levels >= n_levels)) & (levels != NODATA)).any()), n_levels)
-    code_of, tables, scale = (torch.from_numpy(x).to(levels.device) for x in (code_of.astype(np.int32), tables, scale))
+    code_of, tables, scale = (
+        torch.from_numpy(x).to(levels.device) for x in (plan.code_of.astype(np.int32), plan.tables, plan.scale)
+    )
     image = F.pad(levels.int(), (window // 2,) * 4, value=NODATA)
     total = torch.zeros(len(levels), len(kinds), *levels.shape[1:], dtype=torch.float64, device=levels.device)
     used = torch.zeros_like(levels, dtype=torch.float64)
-    for dr, dc in offsets:
+    for dr, dc in plan.offsets:
         high, wide = window - dr, window - abs(dc)
         first = image[:, : image.shape[1] - dr, max(0, -dc) : image.shape[2] - max(0, dc)]
         second = image[:, dr:, max(0, dc) : image.shape[2] - max(0, -dc)]
         codes = code_of[first, second]
         sums = [_slide(_slide(table[codes], high, 1), wide, 2) for table in tables]
         n = sums[0].double()
-        asm = _squares(codes, n_levels, high, wide) / (2 * n**2) if terms.min() < 0 else None
-        for j, term in enumerate(terms):
+        asm = _squares(codes, n_levels, high, wide) / (2 * n**2) if plan.terms.min() < 0 else None
+        for j, term in enumerate(plan.terms):
             value = sums[term] / n if term > 0 else asm
-            total[:, j] += torch.where(n > 0, value.sqrt() if term == _ENERGY else value, 0)
+            total[:, j] += torch.where(n > 0, value.sqrt() if term == _ENERGY else value, torch.zeros_like(n))
         used += n > 0
     used.masked_fill_((used == 0) | (levels == NODATA), torch.nan)
     return (total / (used[:, None] * scale[:, None, None])).float()
@@ -262,11 +281,17 @@ def _check_codes(foreign: bool, n_levels: int) -> None:
         raise DataError(f"levels other than 0 to {n_levels - 1} and {NODATA} (no data): quantize with the same edges")
 
 
-def _plan(n_levels: int, kinds: Sequence[str], window: int, offsets: Sequence[tuple[int, int]]) -> tuple:
-    """Return offsets that point down, codes of two levels, tables of terms by code, and each kind's scale and table.
+class _Plan(NamedTuple):
+    """What both ways to compute textures start from. A code stands for two levels in any order."""
 
-    A code stands for two levels in any order: first come those with i = j, last all pairs without data.
-    """
+    offsets: list[tuple[int, int]]  # from a pixel to its partner, all pointing down
+    code_of: np.ndarray  # (256, 256) uint16, of two levels: first come those with i = j, last all pairs without data
+    tables: np.ndarray  # (1 + terms, codes) int64: the pairs that count, and terms that are sums over them
+    scale: np.ndarray  # (kinds,) float64, of each kind's integers
+    terms: np.ndarray  # (kinds,), each one's row of `tables`, `_ASM` or `_ENERGY`
+
+
+def _plan(n_levels: int, kinds: Sequence[str], window: int, offsets: Sequence[tuple[int, int]]) -> _Plan:
     _check_levels(n_levels)
     for kind in kinds:
         if kind not in TEXTURES:
@@ -292,7 +317,7 @@ def _plan(n_levels: int, kinds: Sequence[str], window: int, offsets: Sequence[tu
     place = {"asm": _ASM, "energy": _ENERGY} | {kind: row for row, kind in enumerate(linear, 1)}
     scales = np.array([_TERMS[kind][1] if kind in _TERMS else 1 for kind in kinds], np.float64)
     downwards = [(dr, dc) if dr >= 0 else (-dr, -dc) for dr, dc in offsets]
-    return downwards, code_of, tables, scales, np.array([place[kind] for kind in kinds])
+    return _Plan(downwards, code_of, tables, scales, np.array([place[kind] for kind in kinds]))
 
 
 def _pair_codes(image, top, dr, dc, code_of, out):

@@ -5,30 +5,20 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from .jit import jit
-
-__all__ = ["blank", "moments", "standardise"]
+__all__ = ["moments", "standardise"]
 
 
 def moments(
     values: np.ndarray,  # (C, H, W), any integer or float type
     valid: np.ndarray,  # (H, W) bool, True where there is data
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return sum and sum of squares of each band over `valid`, float64 `(C,)` each; exact for integers."""
-    values = values.astype(np.float32) if values.dtype == np.float16 else values  # which numba does not know
-    sums = np.zeros((2, len(values)))
-    jit(_moments, reorder=True)(values.reshape(len(values), -1), valid.ravel(), sums)
-    return sums[0], sums[1]
+    """Return sum and sum of squares of each band over `valid`, float64 `(C,)` each; exact for integers.
 
-
-def blank(
-    values: np.ndarray,  # (C, H, W), contiguous, changed in place
-    valid: np.ndarray,  # (H, W) bool
-    fill: float,  # what is put into every band where there is no data
-) -> None:
-    """Put `fill` where there is no data."""
-    bits = np.dtype(f"u{values.dtype.itemsize}")
-    jit(_blank)(values.reshape(len(values), -1).view(bits), valid.ravel(), values.dtype.type(fill).view(bits))
+    >>> moments(np.array([[[1, 2, 99]]], np.uint8), np.array([[True, True, False]]))
+    (array([3.]), array([5.]))
+    """
+    chosen = np.where(valid, values, values.dtype.type(0)).reshape(len(values), -1).astype(np.float64)
+    return chosen.sum(1), np.einsum("cp,cp->c", chosen, chosen)
 
 
 def standardise(
@@ -44,19 +34,3 @@ def standardise(
     tensor([[[0.5000, 0.0000]]])
     """
     return (x - mean).div_(std).nan_to_num_(nan=0.0)
-
-
-def _moments(values, valid, sums):
-    for c in range(len(values)):
-        first, second = 0.0, 0.0
-        for i in range(values.shape[1]):
-            v = float(values[c, i]) if valid[i] else 0.0
-            first += v
-            second += v * v
-        sums[0, c], sums[1, c] = first, second
-
-
-def _blank(bits, valid, fill):
-    for c in range(len(bits)):
-        for i in range(bits.shape[1]):
-            bits[c, i] = bits[c, i] if valid[i] else fill

@@ -30,7 +30,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from ..bands import CLASSES, IGNORE, Bands, texture_of
-from ..core.moments import blank, moments
+from ..core.moments import moments
 from ..errors import DataError, OutputError
 
 __all__ = ["TileStore", "TileWriter", "store_dtype"]
@@ -308,7 +308,7 @@ class TileWriter:
         has_data = np.isfinite(values).all(0) if self.dtype.kind == "f" else (values != 0).any(0)
         valid = has_data if valid is None else valid & has_data
         sums, squares = moments(values, valid)
-        blank(values, valid, 0 if self.dtype.kind == "u" else np.nan)
+        values[:, ~valid] = 0 if self.dtype.kind == "u" else np.nan
         mask = np.where(valid, mask, IGNORE).astype(np.uint8)
         counts = np.bincount(mask.ravel(), minlength=256)
         if unknown := [int(c) for c in np.flatnonzero(counts) if c >= len(CLASSES) and c != IGNORE]:

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import geopandas
 import numpy as np
+import rasterio
 import shapely
 from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 from pyproj import CRS
 from pyproj.exceptions import ProjError
+from rasterio.features import shapes
 
 from ..bands import CLASSES, ICE, IGNORE
 from ..core.areas import LEAST, area_interval
-from ..core.rings import Regions, RegionTracer
+from ..core.regions import Regions, RegionSums
 from ..errors import DataError, OutputError, PredictionError
-from .sink import Strip
+from .sink import RasterMap, Strip
 
-__all__ = ["Outlines", "equal_area_crs", "polygons"]
+__all__ = ["Outlines", "equal_area_crs", "polygonize"]
 
 NOT_ICE = [k for k in range(len(CLASSES)) if k not in ICE]
+LAYERS = ("glaciers", "classes")
 
 
 def equal_area_crs(
@@ -30,29 +32,50 @@ def equal_area_crs(
     x: float,  # a place within the scene, in it
     y: float,
 ) -> CRS:
-    """Return the Lambert azimuthal equal-area projection around a place, on WGS 84, in metres."""
+    """Return the Lambert azimuthal equal-area projection around a place, on WGS 84, in metres.
+
+    >>> equal_area_crs("EPSG:32645", 500_000, 3_100_000).coordinate_operation.method_name
+    'Lambert Azimuthal Equal Area'
+    """
     lon, lat = geopandas.GeoSeries([shapely.Point(x, y)], crs=CRS(crs)).to_crs("EPSG:4326").iloc[0].coords[0]
     return CRS.from_proj4(f"+proj=laea +lat_0={lat:.6f} +lon_0={lon:.6f} +datum=WGS84 +units=m +no_defs")
 
 
-def polygons(
-    regions: Regions,
-    transform: Any,  # affine transform from (col, row) to the coordinates wanted
+def polygonize(
+    raster: Any,  # open raster of bytes; 0 belongs to no polygon
+    band: int = 1,
 ) -> np.ndarray:
-    """Return the polygons of regions, object array `(n,)`; edges are those of pixels, holes are holes."""
-    col, row = regions.corners.T.astype(np.float64)
-    t = transform
-    xy = np.stack([t.a * col + t.b * row + t.c, t.d * col + t.e * row + t.f], 1)
-    if not len(xy):
-        return np.empty(0, object)
-    return shapely.polygons(shapely.linearrings(xy, indices=regions.ring), indices=regions.region)
+    """Return the outlines of the 4-connected regions of equal value, object array `(n,)`, in the raster's coordinates.
+
+    They come in the order of their first pixels, as `core.regions.Regions`. GDAL reads the raster row by row.
+
+    >>> from rasterio.io import MemoryFile
+    >>> profile = {"driver": "GTiff", "count": 1, "height": 2, "width": 2, "dtype": "uint8", "crs": "EPSG:32645"}
+    >>> file = MemoryFile().open(**profile, transform=rasterio.Affine(30, 0, 600, 0, -30, 900))
+    >>> file.write(np.array([[[0, 2], [1, 2]]], np.uint8))
+    >>> [polygon.area for polygon in polygonize(file)]
+    [1800.0, 900.0]
+    """
+    layer = rasterio.band(raster, band)
+    found = np.array([shapely.geometry.shape(outline) for outline, _ in shapes(layer, layer)], object)
+    xy, polygon = shapely.get_coordinates(shapely.get_exterior_ring(found), return_index=True)
+    corners = np.rint(_affine(xy, ~raster.transform))  # column, row
+    top_left = np.lexsort((*corners.T, polygon))
+    first = corners[top_left[np.unique(polygon[top_left], return_index=True)[1]]]
+    return found[np.lexsort(first.T)]
 
 
-class Outlines:
-    """Traces a map and writes its outlines when all of it has come: layers `glaciers` and `classes`.
+def _affine(xy: np.ndarray, transform: Any) -> np.ndarray:
+    a, b, c, d, e, f = transform[:6]
+    return xy @ np.array([[a, d], [b, e]]) + np.array([c, f])
 
-    `glaciers` are connected ice (clean or debris-covered), `classes` connected pixels of one class but background;
-    pixels are connected along their sides. Areas are those of the pixels' outlines, whatever is simplified then.
+
+class Outlines(RasterMap):
+    """Keeps a map in a temporary raster and writes its outlines when all of it has come.
+
+    Of the layers, `glaciers` are connected ice (clean or debris-covered), `classes` connected pixels of one class but
+    background; pixels are connected along their sides. Areas are those of the pixels' outlines, whatever is simplified
+    then.
     """
 
     def __init__(
@@ -63,75 +86,79 @@ class Outlines:
         simplify: float = 0.0,  # tolerance in pixels (Visvalingam-Whyatt); neighbours keep their common edges
         geoparquet: bool = False,  # write PATH_glaciers.parquet and PATH_classes.parquet beside it, too
     ):
-        self.path, self.source, self.area = Path(path), source, area
-        self.simplify, self.geoparquet = simplify, geoparquet
+        super().__init__(path, source, LAYERS, nodata=0)
+        self.source, self.area, self.simplify, self.geoparquet = source, area, simplify, geoparquet
         if geoparquet and find_spec("pyarrow") is None:
             raise PredictionError("GeoParquet needs pyarrow: pip install 'glacier-fastai[geoparquet]'")
-        self.glaciers, self.classes = RegionTracer(source.width, 3), RegionTracer(source.width, 1)
+        self.glaciers, self.classes = RegionSums(source.width, 3), RegionSums(source.width, 1)
         t = source.transform
         self.pixel = abs(t.a * t.e - t.b * t.d) ** 0.5
-        x, y = source.width / 2, source.height / 2
         try:
-            self.near = equal_area_crs(source.crs, t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f)
+            self.near = equal_area_crs(source.crs, *_affine(np.array([source.width / 2, source.height / 2]), t))
         except ProjError as err:
             raise DataError(
                 f"{self.path.name}: no areas, as the scene's coordinate reference system does not lead to the Earth "
-                f"({' '.join(str(err).split())[:200]}); assign the right one, or leave out --outlines"
+                f"({' '.join(str(err).split())[:200]}); assign the right one, or leave out the outlines"
             ) from err
 
-    def __enter__(self) -> Outlines:
-        return self
+    def values(self, strip: Strip) -> np.ndarray:
+        """Return ice of any kind as 1, and the classes."""
+        return np.stack([np.isin(strip.classes, ICE), np.where(strip.classes == IGNORE, 0, strip.classes)], dtype="u1")
 
     def write(self, strip: Strip) -> None:
         """Take the next rows."""
-        codes = np.where(strip.classes == IGNORE, 0, strip.classes)
-        ice = np.isin(codes, ICE)
+        super().write(strip)
+        ice, codes = self.values(strip)
         confidence = np.take_along_axis(strip.probs, codes[None].astype(np.intp), 0)[0]
-        not_ice = strip.probs[NOT_ICE].sum(0)
-        debris = (codes == CLASSES.index("debris")).astype(np.float32)
-        self.glaciers.add(ice.astype(np.uint8), np.stack([confidence, debris, not_ice]))
-        self.classes.add(codes, confidence[None])
+        debris = codes == CLASSES.index("debris")
+        self.glaciers.add(ice, [confidence, debris, strip.probs[NOT_ICE].sum(0)])
+        self.classes.add(codes, [confidence])
 
     def tables(self) -> dict[str, geopandas.GeoDataFrame]:
-        """Return the layers by name, in the scene's coordinate reference system."""
+        """Return the layers by name, in the scene's coordinate reference system; all rows must have come."""
+        self.raster.close()
         regions = self.glaciers.finish()
-        confidence, debris, doubt = (regions.sums / np.maximum(regions.pixels, 1)[:, None]).T
-        glaciers, km2 = self._table(regions)
+        confidence, debris, _ = (regions.sums / regions.pixels[:, None]).T
+        glaciers, km2 = self._table("glaciers", regions)
         low = high = np.full(len(km2), np.nan)
-        if self.area and len(km2):
+        if self.area:
             ends = area_interval(regions.pixels, regions.sums[:, 2], *self.area)
-            scale = np.where(regions.pixels < LEAST, np.nan, km2 / np.maximum(regions.pixels, 1))
+            scale = np.where(regions.pixels < LEAST, np.nan, km2 / regions.pixels)
             low, high = (end * scale for end in ends)
         glaciers = glaciers.assign(
             area_km2=km2, area_low_km2=low, area_high_km2=high, debris_share=debris, confidence=confidence
         )
         regions = self.classes.finish()
-        classes, km2 = self._table(regions)
-        names = np.array(CLASSES)[regions.value]
-        mean = regions.sums[:, 0] / np.maximum(regions.pixels, 1)
+        classes, km2 = self._table("classes", regions)
+        names, mean = np.array(CLASSES)[regions.value], regions.sums[:, 0] / regions.pixels
         return {
             "glaciers": glaciers,
             "classes": classes.assign(**{"class": names, "area_km2": km2, "confidence": mean}),
         }
 
-    def _table(self, regions: Regions) -> tuple[geopandas.GeoDataFrame, np.ndarray]:
-        """Return polygons with their numbers, and their areas in km2."""
-        shapes = polygons(regions, self.source.transform)
-        fine = geopandas.GeoSeries(shapely.segmentize(shapes, 64 * self.pixel), crs=CRS(self.source.crs))
+    def _table(self, layer: str, regions: Regions) -> tuple[geopandas.GeoDataFrame, np.ndarray]:
+        """Return the polygons of regions with their numbers, and their areas in km2."""
+        with rasterio.open(self.plain) as file:
+            outlines = polygonize(file, 1 + LAYERS.index(layer))
+        rings, polygon = shapely.get_rings(outlines, return_index=True)
+        rings = shapely.segmentize(rings, 64 * self.pixel)  # as polygons, GEOS would mend each one
+        fine = geopandas.GeoSeries(shapely.polygons(rings, indices=polygon), crs=CRS(self.source.crs))
         km2 = fine.to_crs(self.near).area.to_numpy() / 1e6
-        if self.simplify and len(shapes):
-            shapes = shapely.coverage_simplify(shapes, self.simplify * self.pixel)
-        table = geopandas.GeoDataFrame({"id": np.arange(1, len(shapes) + 1)}, geometry=shapes, crs=CRS(self.source.crs))
-        return table, km2
+        if self.simplify and len(outlines):
+            outlines = shapely.coverage_simplify(outlines, self.simplify * self.pixel)
+        ids = {"id": np.arange(1, len(outlines) + 1)}
+        return geopandas.GeoDataFrame(ids, geometry=outlines, crs=CRS(self.source.crs)), km2
 
     def __exit__(self, kind, value, trace) -> None:
-        if kind is not None:
-            return
         try:
-            for name, table in self.tables().items():
-                table.to_file(self.path, layer=name, driver="GPKG", geometry_type="Polygon")
-                if self.geoparquet:
-                    table.to_parquet(self.path.with_name(f"{self.path.stem}_{name}.parquet"))
+            if kind is None:
+                for name, table in self.tables().items():
+                    table.to_file(self.path, layer=name, driver="GPKG", geometry_type="Polygon")
+                    if self.geoparquet:
+                        table.to_parquet(self.path.with_name(f"{self.path.stem}_{name}.parquet"))
         except (DataLayerError, DataSourceError, FeatureError, OSError) as err:
             cause = " ".join(str(err).split())
-            raise OutputError(f"{self.path}: cannot be written ({cause}); make room, or choose another --out") from err
+            raise OutputError(f"{self.path}: cannot be written ({cause}); make room, or choose another folder") from err
+        finally:
+            self.raster.close()
+            self.plain.unlink(missing_ok=True)

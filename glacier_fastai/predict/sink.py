@@ -104,7 +104,7 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except (RasterioError, OSError) as err:
         cause = " ".join(str(err.__cause__ or err).split())
-        raise OutputError(f"{path}: cannot be written ({cause}); make room, or choose another --out") from err
+        raise OutputError(f"{path}: cannot be written ({cause}); make room, or choose another folder") from err
 
 
 class ClassMap(RasterMap):

@@ -5,29 +5,28 @@ import pytest
 import torch
 from batches import HEAVY, STRONG, batch, seeded
 from scipy import ndimage
+from torch import Tensor
 
 from glacier_fastai.core.radiometry import gaussian_blur_, radiometry_
 from glacier_fastai.core.warp import has_data, random_coordinates, random_dihedral, warp
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
-def test_both_ways_give_the_same(dtype, way):
+def test_arrays_of_any_layout_give_the_same(dtype):
     x, y = batch(8, 5, (70, 70))
-    x, y = x.mT, y.mT.to(dtype)  # not contiguous
+    y = y.to(dtype)
     at = random_coordinates(8, (70, 70), flip=True, **STRONG, generator=seeded(3))
     results = []
-    for compiled in (True, False):
-        way(compiled)
-        ox, oy = warp(x, y, at)
-        results.append((ox, oy, radiometry_(ox.clone(), **HEAVY | {"noise": 0}, generator=seeded(4))))  # bits differ
-    for ours, other in zip(*results, strict=True):
-        assert ours.dtype == other.dtype
-        torch.testing.assert_close(ours, other, atol=2e-5, rtol=0)
-    assert torch.equal(has_data(results[0][2]), has_data(results[1][2]))
+    for how in (Tensor.contiguous, lambda t: t.mT.contiguous().mT):
+        ox, oy = warp(how(x), how(y), at)
+        assert oy.dtype == dtype
+        results.append((ox, oy, radiometry_(how(ox.clone()), **HEAVY, generator=seeded(4))))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.4, 1.0, 3.0])
-def test_blur_of_whole_images_is_scipy_s(sigma, path):
+def test_blur_of_whole_images_is_scipy_s(sigma):
     x, _ = batch(2, 2, (30, 7), holes=0)
     got = gaussian_blur_(x.clone(), torch.tensor([sigma, 0.7]))
     for b, s in enumerate([sigma, 0.7]):
@@ -38,7 +37,7 @@ def test_blur_of_whole_images_is_scipy_s(sigma, path):
             np.testing.assert_allclose(got[b, c], want, atol=1e-5)
 
 
-def test_blur_takes_neighbours_with_data_only(path):
+def test_blur_takes_neighbours_with_data_only():
     x, _ = batch(3, 2, (15, 16), holes=0.4)
     got, sigma = gaussian_blur_(x.clone(), torch.full((3,), 1.2)), 1.2
     data = has_data(x)[:, 0]
@@ -53,7 +52,7 @@ def test_blur_takes_neighbours_with_data_only(path):
 
 @pytest.mark.parametrize("kind", [*HEAVY, "all"])
 @pytest.mark.parametrize("bands", [1, 4])
-def test_radiometry_leaves_nodata_at_zero_and_gives_data_to_none(kind, bands, path):
+def test_radiometry_leaves_nodata_at_zero_and_gives_data_to_none(kind, bands):
     x, _ = batch(5, bands)
     x[3] = 0  # a sample without any data
     x[4] = x[4, :, :1, :1] * has_data(x)[4]  # and one without contrast
@@ -62,7 +61,7 @@ def test_radiometry_leaves_nodata_at_zero_and_gives_data_to_none(kind, bands, pa
     assert torch.equal((out == 0).all(1), (x == 0).all(1))
 
 
-def test_what_has_no_data_is_in_no_statistic(path):
+def test_what_has_no_data_is_in_no_statistic():
     x, _ = batch(2, 3, (20, 20), holes=0)
     x += 10  # nodata, 0, is far out of the range
     holed = x.clone()
@@ -73,7 +72,7 @@ def test_what_has_no_data_is_in_no_statistic(path):
         torch.testing.assert_close(out[..., :10], alone)
 
 
-def test_gamma_keeps_range_and_order_and_bends_by_a_power(path):
+def test_gamma_keeps_range_and_order_and_bends_by_a_power():
     x, _ = batch(6, 3, (30, 30))
     out, data = radiometry_(x.clone(), gamma=0.5, generator=seeded()), has_data(x)[:, 0]
     exponents = []
@@ -111,7 +110,7 @@ def test_gamma_keeps_what_contrast_and_brightness_do():
     torch.testing.assert_close(with_gamma, plain, atol=1e-4, rtol=0)
 
 
-def test_noise_is_gaussian_with_a_level_per_sample(path):
+def test_noise_is_gaussian_with_a_level_per_sample():
     x, _ = batch(40, 2, (64, 64), holes=0)
     noise = (radiometry_(x.clone(), noise=0.5, generator=seeded()) - x).flatten(1)
     level = noise.std(1)

@@ -69,7 +69,7 @@ def test_views_compose_as_their_matrices_do(first, second, size):
 
 
 @pytest.mark.parametrize("size", [(24, 20), (511, 37)])
-def test_the_identity_changes_nothing_at_all(size, path):
+def test_the_identity_changes_nothing_at_all(size):
     x, y = batch(size=size)
     nodes = torch.zeros(4, 2, *elastic_nodes(size))
     cells = torch.ones(4, 4), torch.ones(4, 4)
@@ -82,7 +82,7 @@ def test_the_identity_changes_nothing_at_all(size, path):
 
 @pytest.mark.parametrize("holes", [0, 0.1, 0.6])
 @pytest.mark.parametrize("size", [(24, 20), (17, 33)])
-def test_warp_is_what_it_promises_pixel_by_pixel(size, holes, path):
+def test_warp_is_what_it_promises_pixel_by_pixel(size, holes):
     x, y = batch(size=size, holes=holes)
     at = random_coordinates(4, size, flip=True, **STRONG, generator=seeded(1))
     ox, oy = warp(x, y, at)
@@ -92,7 +92,7 @@ def test_warp_is_what_it_promises_pixel_by_pixel(size, holes, path):
     torch.testing.assert_close(ox.double(), want_x, atol=1e-5, rtol=0)
 
 
-def test_warp_is_bilinear_as_scipy_has_it(path):
+def test_warp_is_bilinear_as_scipy_has_it():
     x, y = batch(2, 2, holes=0)
     at = random_coordinates(2, (24, 20), rotate=30, elastic=2, generator=seeded(2))
     ox, oy = warp(x, y, at)
@@ -107,7 +107,7 @@ def test_warp_is_bilinear_as_scipy_has_it(path):
         assert torch.equal(oy[b], torch.where(inside, torch.from_numpy(want), 255))
 
 
-def test_what_is_outside_is_zero_and_ignored(path):
+def test_what_is_outside_is_zero_and_ignored():
     x, y = torch.ones(1, 2, 10, 10), torch.ones(1, 10, 10, dtype=torch.int64)
     ox, oy = warp(x, y, coordinates((10, 10), EYE, torch.tensor([[3.0, -2.0]])))
     inside = torch.zeros(10, 10, dtype=torch.bool)
@@ -117,7 +117,7 @@ def test_what_is_outside_is_zero_and_ignored(path):
     assert torch.equal((ox[0] == 0).all(0), ~inside)
 
 
-def test_rims_of_nodata_and_of_the_image_keep_whole_values(path):
+def test_rims_of_nodata_and_of_the_image_keep_whole_values():
     x, y = torch.full((1, 2, 12, 12), 7.0), torch.ones(1, 12, 12, dtype=torch.int64)
     x[:, :, 4:7, 5:8], y[:, 4:7, 5:8] = 0, 255
     ox, oy = warp(x, y, coordinates((12, 12), EYE, torch.tensor([[0.3, -0.4]])))
@@ -126,7 +126,7 @@ def test_rims_of_nodata_and_of_the_image_keep_whole_values(path):
     assert (oy == 255).sum() == 9  # to the nearest pixel, holes neither grow nor shrink
 
 
-def test_a_pixel_with_data_but_no_label_keeps_its_image(path):
+def test_a_pixel_with_data_but_no_label_keeps_its_image():
     x, y = batch(holes=0)
     y[:, 5:15, 5:15] = 255
     ox, oy = warp(x, y, coordinates((24, 20), EYE.expand(4, 2, 2), torch.full((4, 2), 0.2)))
@@ -134,14 +134,14 @@ def test_a_pixel_with_data_but_no_label_keeps_its_image(path):
     assert has_data(ox).all()
 
 
-def test_a_pixel_whose_neighbours_cancel_out_still_has_data(path):
+def test_a_pixel_whose_neighbours_cancel_out_still_has_data():
     x = torch.tensor([1.0, -1.0]).repeat(4)[None, None, None].expand(1, 1, 8, 8).contiguous()
     ox, _ = warp(x, torch.zeros(1, 8, 8, dtype=torch.uint8), coordinates((8, 8), EYE, torch.tensor([[0.5, 0.0]])))
     assert torch.equal(has_data(ox)[0, 0], torch.arange(8).expand(8, 8) < 7)
     assert ox.abs()[..., :7].max() < 1e-6
 
 
-def test_labels_under_nodata_and_values_of_other_samples_change_nothing(path):
+def test_labels_under_nodata_and_values_of_other_samples_change_nothing():
     x, y = batch(2)
     at = random_coordinates(2, (24, 20), **STRONG, generator=seeded(5))
     ox, oy = warp(x, y, at)

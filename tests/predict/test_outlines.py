@@ -9,10 +9,13 @@ from geopandas.testing import assert_geodataframe_equal
 from pyproj import Geod
 from rasterio.features import rasterize
 from rasterio.transform import Affine, from_origin
+from region_maps import MAPS
+from scenes import write_raster
 from skimage.measure import label
 
+from glacier_fastai.core.regions import RegionSums
 from glacier_fastai.errors import OutputError
-from glacier_fastai.predict.outlines import Outlines
+from glacier_fastai.predict.outlines import Outlines, polygonize
 from glacier_fastai.predict.sink import Strip
 
 UTM = rasterio.CRS.from_epsg(32645)
@@ -37,13 +40,32 @@ def made_up_map(height=150, width=110, seed=0):
     return classes, probs
 
 
-def written(path, classes, probs, grid="utm", step=40, **kwargs):
+def made_up_source(height=150, width=110, grid="utm"):
     crs, transform = GRIDS[grid]
-    source = SimpleNamespace(height=classes.shape[0], width=classes.shape[1], crs=crs, transform=transform)
-    with Outlines(path, source, **kwargs) as outlines:
+    return SimpleNamespace(height=height, width=width, crs=crs, transform=transform)
+
+
+def written(path, classes, probs, grid="utm", step=40, **kwargs):
+    with Outlines(path, made_up_source(*classes.shape, grid), **kwargs) as outlines:
         for row in range(0, len(classes), step):
             outlines.write(Strip(row, classes[row : row + step], probs[:, row : row + step]))
     return {name: geopandas.read_file(path, layer=name) for name in ("glaciers", "classes")}
+
+
+@pytest.mark.parametrize("values", MAPS.values(), ids=MAPS)
+def test_polygons_are_valid_and_meet_their_regions(tmp_path, values):
+    path = write_raster(tmp_path / "m.tif", values[None], transform=Affine(2, 0, 0, 0, 2, 0))
+    regions = RegionSums(values.shape[1])
+    regions.add(values)
+    found = regions.finish()
+    with rasterio.open(path) as file:
+        outlines = polygonize(file)
+    assert shapely.is_valid(outlines).all()
+    np.testing.assert_array_equal(shapely.area(outlines) / 4, found.pixels)
+    rows, cols = np.divmod(found.first, values.shape[1])
+    assert shapely.contains_xy(outlines, 2 * cols + 1, 2 * rows + 1).all()
+    burned = rasterize(zip(outlines, found.value.tolist(), strict=True), values.shape, transform=Affine.scale(2))
+    np.testing.assert_array_equal(burned, values)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -70,6 +92,12 @@ def test_polygons_are_the_pixels_and_areas_are_true(tmp_path, grid):
     geod, degrees = Geod(ellps="WGS84"), glaciers.segmentize(20 * pixel**0.5).to_crs("EPSG:4326")
     true = [abs(geod.geometry_area_perimeter(g)[0]) / 1e6 for g in degrees.geometry]
     np.testing.assert_allclose(glaciers["area_km2"], true, rtol=1e-5)
+    for table in tables.values():  # what stands beside a polygon is of its own pixels
+        inside = [rasterize([g], ice.shape, transform=transform) > 0 for g in table.geometry]
+        shown = np.take_along_axis(probs, np.where(classes == 255, 0, classes)[None].astype(int), 0)[0]
+        np.testing.assert_allclose(table["confidence"], [shown[m].mean(dtype=float) for m in inside], rtol=1e-6)
+        if "debris_share" in table:
+            np.testing.assert_allclose(table["debris_share"], [(classes[m] == 2).mean() for m in inside], rtol=1e-9)
 
 
 def test_a_glacier_knows_its_debris_and_its_confidence(tmp_path):
@@ -128,5 +156,14 @@ def test_geoparquet_holds_the_same(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_said_in_a_line(tmp_path):
     classes, probs = made_up_map()
-    with pytest.raises(OutputError, match=r"o\.gpkg: cannot be written.*another --out"):
+    with pytest.raises(OutputError, match=r"o\.gpkg: cannot be written.*another folder"):
         written(tmp_path / "no" / "o.gpkg", classes, probs)
+
+
+def test_nothing_temporary_stays(tmp_path):
+    classes, probs = made_up_map()
+    written(tmp_path / "o.gpkg", classes, probs)
+    with pytest.raises(KeyboardInterrupt), Outlines(tmp_path / "p.gpkg", made_up_source()) as outlines:
+        outlines.write(Strip(0, classes, probs))
+        raise KeyboardInterrupt
+    assert [p.name for p in tmp_path.iterdir()] == ["o.gpkg"]

@@ -34,7 +34,6 @@ import numpy as np
 
 from ...bands import IGNORE, Bands, canonical_band, texture_of
 from ...core.jit import jit
-from ...core.moments import blank
 from ...errors import DataError, OutputError
 from ..download import RemoteStream, fetch, members, open_stream
 from ..tiles import TileStore, TileWriter
@@ -264,7 +263,7 @@ class _Preparation:
             valid &= np.all([np.abs(values[k] - v) > 1e-4 * max(1, abs(v)) for k, v in self.imputed.items()], 0)
         if np.count_nonzero(valid) < self.min_valid * len(flat):
             return None
-        blank(values[:1], valid, np.nan)
+        values[0, ~valid] = np.nan
         return values.reshape(-1, self.size, self.size)
 
     def _pair(self, f: _File, values: np.ndarray | None, codes: np.ndarray | None) -> None:
