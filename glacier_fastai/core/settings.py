@@ -9,7 +9,7 @@ import inspect
 import json
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -67,13 +67,13 @@ def takes(
     """Decorate a class so that its signature and help name the fields of `settings` that it takes by keyword."""
 
     def decorate(cls: T) -> T:
-        own = inspect.signature(cls)
+        own, kinds = inspect.signature(cls), get_type_hints(settings)
         named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        fields = {k: f for k, f in settings.model_fields.items() if k not in own.parameters}
-        more = [p for k, p in inspect.signature(settings).parameters.items() if k in fields]
-        cls.__signature__ = own.replace(parameters=[*named, *more])  # type: ignore[attr-defined]  # see `inspect`
-        lines = "\n".join(f"        {k}: {f.description} (default {f.default})" for k, f in fields.items())
-        cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\nSettings:\n{lines}\n"
+        more = [p for k, p in inspect.signature(settings).parameters.items() if k not in own.parameters]
+        more = [p.replace(annotation=kinds[p.name]) for p in more]
+        cls.__signature__ = own.replace(parameters=[*named, *more])  # type: ignore[attr-defined]  # as `inspect` says
+        lines = [f"    {p.name}: {settings.model_fields[p.name].description} (default {p.default})" for p in more]
+        cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Settings:", *lines])
         return cls
 
     return decorate
