@@ -469,4 +469,4 @@ def test_where_some_tiles_have_no_georeference_the_grid_counts_for_all(tmp_path)
         write_one(files["02_08"], values)
     store = prepare_competition(made.root, tmp_path / "store")
     assert store.table["transform"].tolist() == [""] * 3
-    assert touching(np.array([False, True, False]), **store.place()).all()
+    assert touching(np.array([False, True, False]), **store.footprints()).all()
