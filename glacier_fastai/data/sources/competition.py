@@ -24,8 +24,9 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from ...bands import CLASSES, COMPETITION_CODES, IGNORE, Bands
 from ...errors import DataError, did_you_mean
 from ..tiles import TileStore, TileWriter, store_dtype
+from .registry import Source
 
-__all__ = ["competition_files", "find_competition", "prepare_competition", "tile_id"]
+__all__ = ["SOURCE", "competition_files", "find_competition", "prepare_competition", "tile_id"]
 
 _FOLDERS = {"band1": "blue", "band2": "green", "band3": "red", "band4": "swir1", "band5": "thermal"}
 _LABELS = ("label", "labels")
@@ -266,3 +267,8 @@ def prepare_competition(
             mask = _read_label(labels[tile]) if labels else np.full((size, size), IGNORE, np.uint8)
             writer.add(image[index], mask, valid=valid, name=tile, **_place(tile, files, headers, size, on_map))
     return TileStore(out)
+
+
+SOURCE = Source(
+    "competition", "GlacierHack 2025: Band1 .. Band5", find_competition, competition_files, prepare_competition
+)
