@@ -442,7 +442,7 @@ def test_damaged_files(tmp_path, made, where, damage):
     data = path.read_bytes()
     # cut by little, so that the header can be read and the store has been begun
     path.write_bytes({"text": b"hello", "empty": b"", "cut": data[:-100]}[damage])
-    refuse(tmp_path, rf"{path.name}: not a GeoTIFF, cut short or damaged \(.*; copy it again", made.root)
+    refuse(tmp_path, rf"{path.name}: not a raster, cut short or damaged \(.*; copy it again", made.root)
 
 
 def test_bands_that_are_not_there(tmp_path, made):
