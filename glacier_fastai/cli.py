@@ -178,14 +178,14 @@ def prepare_scene(
 
     Example: `glacier-fastai prepare scene scene.tif --outlines rgi.gpkg --out tiles`
     """
-    from .data.sources.scene import prepare_scenes
+    from .data.sources.scene import parse_outlines, prepare_scenes
 
     _describe(
         prepare_scenes(
             scenes,
             out,
             labels=label,
-            outlines=outlines,
+            outlines=parse_outlines(outlines),
             class_field=class_field or None,
             bands=_split(bands),
             sensor=sensor or None,

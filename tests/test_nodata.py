@@ -111,7 +111,7 @@ class World:
 
 def source(w):
     with SceneRaster(w.scene) as raster:
-        values, valid = raster.read(range(5), 0, 0, *SIZE)
+        values, valid = raster.read_window(range(5), 0, 0, *SIZE)
     return np.where(valid, values, np.nan), valid, w.store.images, w.store.masks
 
 

@@ -152,7 +152,7 @@ class GlacierDataLoaders(DataLoaders):
         Raises:
             DataError: A band the store lacks, a crop larger than a tile, a fold out of range, or nothing to train on.
         """
-        store = store.plain() if isinstance(store, TileStore) else open_tiles(store, bands)
+        store = store.base() if isinstance(store, TileStore) else open_tiles(store, bands)
         bands = Bands(bands or store.bands)
         crop = crop or store.size
         if crop > store.size:
@@ -164,7 +164,7 @@ class GlacierDataLoaders(DataLoaders):
             fold_of = store_folds(store, folds, spatial)
             apart = spatial and not store.has_split
             try:
-                train, valid = train_valid(fold_of, fold, **(store.place() if apart else {}))
+                train, valid = train_valid(fold_of, fold, **(store.footprints() if apart else {}))
             except DataError as err:
                 raise DataError(f"{store.path}: {err}") from err
         labelled = store.class_counts().sum(1) > 0

@@ -46,7 +46,7 @@ class Texture:
         levels: int = 32,  # number of grey levels
     ) -> Texture:
         """Return the settings with levels that are quantiles over the valid pixels of `tiles`."""
-        edges = {}
+        edges: dict[str, list[float]] = {}
         for band in dict.fromkeys(base for _, base in bands.textures.values()):
             channels = channels_of([band])
             _check(store, channels)
@@ -165,7 +165,7 @@ def with_channels(
         with TileWriter(out, bands, store.size, "float32", store.info["source"], store.info["sensor"], made_by) as w:
             w.info |= {"texture": settings, "base": base, "standardised": store.standardised}
             keep = ("scene", "row", "col", "crs", "group", "split")
-            for i, row in store.table.iterrows():
+            for i, row in enumerate(store.table.to_dict("records")):
                 about = {k: row[k] for k in keep}
                 about["transform"] = [float(v) for v in row["transform"].split()]
                 image = compute_channels(store.read(i), store.bands, channels)

@@ -49,7 +49,7 @@ def predict_tiles(
         BundleError: The store lacks a band of a model (the message names what is missing and what is there), or one of
             them is standardised and the other is not.
     """
-    ensemble, store = Ensemble.of(model), store.plain()
+    ensemble, store = Ensemble.of(model), store.base()
     ensemble.check(store.path, store.bands, store.standardised)
     predictor = Predictor(ensemble, device)
     positions = list(range(len(store)) if tiles is None else map(int, tiles))

@@ -42,7 +42,7 @@ def map_figure(
     """Draw scene, truth, map and errors side by side."""
     with SceneRaster(scene) as source, rasterio.open(classes) as pred, rasterio.open(label) as truth:
         name, rgb = composite(source.bands)
-        values, valid = source.read(range(len(source.bands)), 0, 0, source.height, source.width)
+        values, valid = source.read_window(range(len(source.bands)), 0, 0, source.height, source.width)
         image = np.where(valid, values.astype(np.float32), np.nan)
         p, t = pred.read(1), truth.read(1)
     panels = (

@@ -78,7 +78,7 @@ class GlacierInterpretation:
             BundleError: As `model.evaluate.predict_tiles`.
             DataError: No such tile, or none of them has a label.
         """
-        self.bundle, self.store = bundle, store.plain()
+        self.bundle, self.store = bundle, store.base()
         self.tiles = self._known(range(len(store)) if tiles is None else tiles)
         if not self.store.class_counts()[self.tiles].any():
             raise DataError(f"{store.path}: no labelled pixel in these tiles, so nothing to interpret")

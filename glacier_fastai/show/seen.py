@@ -65,7 +65,7 @@ def store_of(run: Run, data: str | os.PathLike | None, stores: dict[str, TileSto
     known = list(dict.fromkeys(str(path) for path in known if path))
     for path in known:
         if path not in stores and Path(path).exists():
-            stores[path] = open_tiles(path, run.get("bands")).plain()
+            stores[path] = open_tiles(path, run.get("bands")).base()
         if path in stores:
             return stores[path]
     where = f"are not at {' or '.join(known)}" if known else "are not known"

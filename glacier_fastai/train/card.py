@@ -214,7 +214,7 @@ def _box(store: TileStore) -> list[float] | None:
     """West, south, east and north of all tiles that have coordinates, degrees; synthetic ones lie nowhere."""
     if store.info.get("source") == "synthetic":
         return None
-    place = store.place()
+    place = store.footprints()
     found = []
     for frame in dict.fromkeys(place["frame"]):
         kind, _, crs = frame.partition(" ")

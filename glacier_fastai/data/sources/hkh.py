@@ -32,12 +32,13 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ...bands import IGNORE, Bands, canonical_band, texture_of
+from ...bands import BANDS, IGNORE, Bands, canonical_band, texture_of
 from ...core.jit import jit
 from ...errors import DataError, OutputError
 from ..download import RemoteStream, fetch, members, open_stream
 from ..tiles import TileStore, TileWriter
 from .footprints import OVERLAP, SLICE, read_footprints
+from .registry import Source
 
 __all__ = [
     "ARCHIVE",
@@ -45,6 +46,7 @@ __all__ = [
     "DEFAULT_BANDS",
     "MIRRORS",
     "SHA256",
+    "SOURCE",
     "download_hkh",
     "find_hkh",
     "hkh_files",
@@ -410,3 +412,13 @@ def download_hkh(
         return prepare_hkh(archive, out, bands=bands, **options)
     with open_stream(MIRRORS, SHA256) as stream:
         return prepare_hkh(stream, out, bands=bands, **options)
+
+
+SOURCE = Source(
+    "hkh",
+    "HKH: slices, splits, or their archive",
+    find_hkh,
+    hkh_files,
+    prepare_hkh,
+    lambda bands: {"bands": list(Bands(bands or DEFAULT_BANDS).made_of(BANDS))},
+)

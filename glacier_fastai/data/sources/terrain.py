@@ -6,6 +6,8 @@ carry moraines down the ice. Everything is a pure function of its arguments; hei
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage as ndi
 from scipy.linalg import solve_banded
@@ -49,15 +51,15 @@ def fractal(
 def resample(
     field: np.ndarray,  # (h, w)
     factor: int,  # cells of the result per cell of `field`, along each axis
-    warp: tuple[np.ndarray, np.ndarray] | None = None,  # shift of rows and columns, cells of `field`
+    warp: Sequence[np.ndarray] | None = None,  # shift of rows and columns, cells of `field`
     order: int = 3,  # order of the spline
 ) -> np.ndarray:
     """Return `field` on a grid `factor` times finer, optionally warped so that no grid direction shows."""
     rows, cols = ((np.arange(n * factor) + 0.5) / factor - 0.5 for n in field.shape)
-    at = np.broadcast_arrays(rows[:, None], cols[None, :])
+    at = np.stack(np.broadcast_arrays(rows[:, None], cols[None, :]))
     if warp is not None:
-        at = [a + w for a, w in zip(at, warp, strict=True)]
-    return ndi.map_coordinates(field, np.stack(at), order=order, mode="nearest")
+        at = at + np.stack(warp)
+    return ndi.map_coordinates(field, at, order=order, mode="nearest")
 
 
 def slope_aspect(

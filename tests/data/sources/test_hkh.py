@@ -223,7 +223,7 @@ def test_footprints_are_put_where_the_slices_lie(root, tmp_path):
 
 
 def test_neighbours_touch_and_scenes_do_not(root, tmp_path):
-    place = prepare_hkh(root, tmp_path / "store", min_ice=0, min_valid=0).place()
+    place = prepare_hkh(root, tmp_path / "store", min_ice=0, min_valid=0).footprints()
     left, top, right, bottom = place["box"].T
     assert np.allclose(right - left, 32 * PIXEL * 84 / 83)
     assert left[1] < right[0]
@@ -267,7 +267,7 @@ def test_without_geojson_a_scene_is_one_unit(root, tmp_path):
     assert store.table["scene"].tolist() == ["slice_0"] * 3 + ["slice_1"] * 3
     assert set(store.table["crs"]) == set(store.table["transform"]) == {""}
     assert set(store.table["row"]) == set(store.table["col"]) == {0}
-    assert len(set(store.units())) == len(set(store.place()["frame"])) == 2
+    assert len(set(store.groups())) == len(set(store.footprints()["frame"])) == 2
 
 
 def test_bad_geojson(root, tmp_path):
