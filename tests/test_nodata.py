@@ -23,8 +23,9 @@ from glacier_fastai.core.confusion import confusion_matrix, scores
 from glacier_fastai.core.folds import train_valid
 from glacier_fastai.core.losses import CombinedLoss
 from glacier_fastai.data.augment import AugmentTiles
-from glacier_fastai.data.block import GlacierDataLoaders, store_folds
+from glacier_fastai.data.block import GlacierDataLoaders
 from glacier_fastai.data.channels import Texture, with_channels
+from glacier_fastai.data.folds import store_folds
 from glacier_fastai.data.sources.scene import SceneRaster, prepare_scenes
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.model.evaluate import evaluate

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import nn
 
-from ..bands import CLASSES, Bands
+from ..bands import CLASSES, INDICES, Bands
 from ..data.channels import Channel, Texture, channels_of
 from ..errors import BundleError, RecipeError
 from ..files import whole_file
@@ -108,9 +108,13 @@ class ModelBundle:
         Raises:
             BundleError: A band is missing, and what it could be computed of; or one side only is standardised.
         """
-        there = [*bands, *(b for b in self.bands.textures if not self.texture)]
-        wanted = self.bands if standardised else self.bands.made_of(there)  # standardised values make no index
-        if missing := [b for b in wanted if b not in bands]:
+
+        def lacks(band: str) -> bool:
+            if band in self.bands.textures and not self.texture or band in INDICES and standardised:
+                return band not in bands  # it cannot be computed
+            return not set(Bands([band]).made_of(bands)) <= set(bands)
+
+        if missing := [b for b in self.bands if lacks(b)]:
             raise BundleError(f"{where}: the bundle needs band {', '.join(missing)}; here are {', '.join(bands)}")
         if standardised != self.standardised:
             ours, theirs = ("already standardised", "as delivered")[:: 1 if self.standardised else -1]
@@ -206,7 +210,9 @@ class ModelBundle:
         if metadata.get("format") != FORMAT:
             raise BundleError(f"{path}: a safetensors file, but no model bundle of glacier_fastai")
         if metadata.get("version") not in READS:
-            raise BundleError(f"{path}: bundle version {metadata.get('version')}; this glacier_fastai reads {READS}")
+            raise BundleError(
+                f"{path}: bundle version {metadata.get('version')}; this glacier_fastai reads 1 to {VERSION}"
+            )
         try:
             about = {k: json.loads(v) for k, v in metadata.items() if k not in ("format", "version")}
             if metadata["version"] == "1":
