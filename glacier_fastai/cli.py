@@ -597,4 +597,5 @@ def demo(
     """
     from .show.demo import run
 
-    run(out)
+    for name, path in run(out).items():
+        print(f"{name:<16}{path}")

@@ -18,14 +18,12 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from skimage.measure import label as components
 from torch import Tensor
 
 from ..bands import CLASSES, ICE, IGNORE
 from ..core.areas import LEAST, area_interval, fit_area_interval, matched_area
 from ..core.calibration import (
-    Reliability,
     calibrated,
     decide,
     expected_calibration_error,
@@ -38,6 +36,7 @@ from ..core.confusion import confusion_matrix, ice, mcc
 from ..core.morphology import postprocess
 from ..errors import BundleError, DataError, OutputError
 from ..files import whole_file
+from ..plots import figures
 from ..recipe import PostprocessRecipe
 from .ensemble import NONE, Calibration, Ensemble, Member
 from .oof import OutOfFold
@@ -124,7 +123,11 @@ def calibrate(
         "area": {"glaciers": len(areas), "coverage": coverage},
     }
     replace(ensemble, calibration=best).save(out, measured)
-    figure = reliability_figure(*tables, f"temperature {fitted.temperature:.2f}")
+    figure = figures.reliability(
+        {"as predicted": tables[0], f"temperature {fitted.temperature:.2f}": tables[1]},
+        "the most probable class",
+        f"out-of-fold pixels, n = {len(labels):,};\npoints of fewer than {figures.LEAST} left out",
+    )
     with whole_file(out.with_suffix(".png")) as file:
         figure.savefig(file, dpi=110)
     plt.close(figure)
@@ -267,22 +270,3 @@ def _interval(areas: np.ndarray) -> tuple[tuple[float, float] | None, float | No
     except DataError:  # too few of them
         return None, None
     return fitted, round(float(np.concatenate(inside).mean()), 3)
-
-
-def reliability_figure(
-    before: Reliability,
-    after: Reliability,
-    how: str,  # what was done in between
-) -> Figure:
-    """Draw how often the most probable class is right, by how probable it was said to be."""
-    fig, (top, bottom) = plt.subplots(2, 1, figsize=(5, 6.5), height_ratios=(3, 1), sharex=True, layout="constrained")
-    top.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="as it should be")
-    for table, colour, name in ((before, "#d55e00", "as predicted"), (after, "#0072b2", how)):
-        error = expected_calibration_error(table)
-        top.plot(table.confidence, table.accuracy, "o-", color=colour, label=f"{name}, ECE {error:.3f}")
-        bottom.stairs(table.pixels / table.pixels.sum(), table.edges, color=colour)
-    top.set(ylabel="share of pixels that are right", xlim=(0.2, 1), ylim=(0, 1))
-    top.set_title(f"out-of-fold pixels, n = {before.pixels.sum():,}", fontsize="medium")
-    top.legend(loc="upper left", frameon=False)
-    bottom.set(xlabel="probability of the most probable class", ylabel="share of pixels")
-    return fig
