@@ -26,28 +26,28 @@ def words(settings):
     return " ".join(f"--set {s}" for s in settings)
 
 
-def _quickstart(tmp_path, trained):
+def _quickstart(tmp_path, request):
     return {"n_scenes": 5, "scene_size": 64, "tile_size": 32, "crop": 32, "encoder": TINY, "epochs": 1}
 
 
-def _hkh(tmp_path, trained):
+def _hkh(tmp_path, request):
     hkh_folder(tmp_path, scenes=2, splits=False)
     return {"data": "glacier_data", "max_minutes": 5, "settings": words(SMALLER)}
 
 
-def _competition(tmp_path, trained):
+def _competition(tmp_path, request):
     competition_folder(tmp_path / "competition", ids=PAIRS, size=32)
-    weights = str(trained[0] / "best.safetensors")
+    weights = str(request.getfixturevalue("trained")[0] / "best.safetensors")
     return {"weights": weights, "folds": 2, "max_minutes": 5, "settings": words(("predict.views=true", *SMALLER))}
 
 
-def _ensemble(tmp_path, trained):
+def _ensemble(tmp_path, request):
+    competition_folder(tmp_path / "competition", ids=PAIRS, size=32)
     resnet = "model.encoder=resnet18"  # a submission carries no other encoder than ResNets
-    settings = ["predict.views=true", *SMALLER, resnet]
-    return _competition(tmp_path, trained) | {"weights": "", "settings": settings}
+    return {"weights": "", "folds": 2, "max_minutes": 5, "settings": ["predict.views=true", *SMALLER, resnet]}
 
 
-def _scene(tmp_path, trained):
+def _scene(tmp_path, request):
     return {"size": 192, "tile_size": 64, "settings": words(("data.folds=3", *SMALL))}
 
 
@@ -109,9 +109,9 @@ def test_a_notebook_is_kept_without_what_it_printed(path):
 @pytest.mark.parametrize(
     "path", [pytest.param(p, marks=[pytest.mark.slow] if p.stem in SLOW else [], id=p.stem) for p in NOTEBOOKS]
 )
-def test_a_notebook_runs(path, tmp_path, trained):
+def test_a_notebook_runs(path, tmp_path, request):
     small, figures = CASES[path.stem]
-    values = small(tmp_path, trained)
+    values = small(tmp_path, request)
     notebook = executed(path, tmp_path, values)
     text = "".join(o["text"] for o in outputs(notebook) if o["output_type"] == "stream")
     assert "glacier-fastai: " not in text, text[-3000:]  # a command that failed; a notebook goes on after it
