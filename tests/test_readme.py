@@ -7,15 +7,17 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 import yaml
 from folders import competition_folder
 from hkh_folders import hkh_folder
-from scenes import TINY, make_store, write_scene
+from scenes import TINY, made_up, make_store, write_scene
 
 import glacier_fastai
 from glacier_fastai.cli import app
+from glacier_fastai.data.tiles import TileStore
 from glacier_fastai.model.ensemble import Calibration
 from glacier_fastai.model.registry import model_names
 from glacier_fastai.recipe import PredictRecipe, load_recipe, recipe_dir, recipe_from, recipe_names
@@ -203,7 +205,20 @@ def execute(name, scope, changes):
 def test_every_block_that_is_marked_is_run_below():
     names = re.findall(r"^<!-- tested: (\w+) -->", "\n".join(PAGES.values()), re.MULTILINE)
     assert sorted(names) == sorted(
-        ["scene", "notebook", "entry", "maps", "model", "learner", "loss", "parts", "callback", "runs"]
+        [
+            "scene",
+            "notebook",
+            "entry",
+            "maps",
+            "model",
+            "source",
+            "learner",
+            "block",
+            "loss",
+            "parts",
+            "callback",
+            "runs",
+        ]
     )
 
 
@@ -254,6 +269,7 @@ def test_the_python_of_readme_and_docs(tmp_path, monkeypatch):
     scope, encoder = {}, f'encoder="{TINY}"'
     execute("notebook", scope, {"(dls, ": f"(dls, {encoder}, ", "crop=128": "crop=32", "fit(20,": "fit(1,"})
     execute("learner", scope, {'encoder="resnet34"': encoder, "crop=128": "crop=32", "fit(20,": "fit(1,"})
+    execute("block", scope, {"crop=128": "crop=32"})
     execute("loss", scope, {"(dls, ": f"(dls, {encoder}, "})
     execute("parts", scope, {"(dls, ": f"(dls, {encoder}, "})
     execute("callback", scope, {"(dls, ": f"(dls, {encoder}, "})
@@ -261,3 +277,8 @@ def test_the_python_of_readme_and_docs(tmp_path, monkeypatch):
     execute("runs", scope, {'["train.epochs=20"]': repr([*TINY_RUN, "data.folds=3", "predict.views=false"])})
     assert Path("mine.safetensors").is_file() and Path("small.safetensors").is_file()
     assert scope["files"]["classes"].is_file()
+    execute("source", scope, {"size=128": "size=32"})
+    values, classes, _ = made_up(32, 32, bands=FOUR[:3])
+    np.savez(tmp_path / "own.npz", image=values, mask=classes)
+    scope["npz"].prepare(scope["npz"].find(tmp_path), tmp_path / "own")
+    assert len(TileStore(tmp_path / "own")) == 1
