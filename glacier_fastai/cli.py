@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -245,11 +245,14 @@ def prepare_hkh(
     from .data.sources.hkh import download_hkh
     from .data.sources.hkh import prepare_hkh as run
 
-    if source is None and not download:
-        raise DataError("no data: name the folder or the archive, or ask for --download")
-    run = download_hkh if download else run
+    kept: dict[str, Any] = {"bands": _split(bands) or [], "min_ice": min_ice, "min_valid": min_valid}
     with progress("tiles") as show:
-        store = run(source, out, bands=_split(bands) or [], min_ice=min_ice, min_valid=min_valid, progress=show)
+        if download:
+            store = download_hkh(source, out, **kept, progress=show)
+        elif source is not None:
+            store = run(source, out, **kept, progress=show)
+        else:
+            raise DataError("no data: name the folder or the archive, or ask for --download")
     _describe(store)
 
 
@@ -273,7 +276,7 @@ def prepare_synthetic(
             n_scenes=scenes,
             scene_size=scene_size,
             tile_size=tile_size,
-            bands=_split(bands),
+            bands=_split(bands) or [],
             seed=seed,
         )
     )

@@ -154,7 +154,7 @@ class ModelBundle:
         """
         if self.classes != CLASSES:
             raise BundleError(f"the bundle has classes {', '.join(self.classes)}; maps are of {', '.join(CLASSES)}")
-        model = self.model().to(device=device, memory_format=torch.channels_last)
+        model = self.model().to(device).to(memory_format=torch.channels_last)
 
         @torch.inference_mode()
         def probs(x: torch.Tensor) -> torch.Tensor:
@@ -214,13 +214,13 @@ class ModelBundle:
                 f"{path}: bundle version {metadata.get('version')}; this glacier_fastai reads 1 to {VERSION}"
             )
         try:
-            about = {k: json.loads(v) for k, v in metadata.items() if k not in ("format", "version")}
+            about: dict[str, Any] = {k: json.loads(v) for k, v in metadata.items() if k not in ("format", "version")}
             if metadata["version"] == "1":
                 about["options"] = {"encoder": about.pop("arch"), "attention": about.pop("attention")}
                 about["arch"] = "unet"
-            lists = {k: tuple(about.pop(k)) for k in ("bands", "mean", "std", "classes")}
+            about |= {k: tuple(about[k]) for k in ("bands", "mean", "std", "classes")}
             about["trained_on"] = TrainedOn(**about["trained_on"])
-            bundle = cls(weights=weights, **lists, **about)
+            bundle = cls(weights=weights, **about)
             if not len(bundle.bands) == len(bundle.mean) == len(bundle.std):
                 raise ValueError("bands and statistics differ in number")
             if not all(math.isfinite(m) and 0 < s < math.inf for m, s in zip(bundle.mean, bundle.std, strict=True)):

@@ -24,6 +24,7 @@ from torch import Tensor
 from ..bands import CLASSES, ICE, IGNORE
 from ..core.areas import LEAST, area_interval, fit_area_interval, matched_area
 from ..core.calibration import (
+    Reliability,
     calibrated,
     decide,
     expected_calibration_error,
@@ -89,7 +90,8 @@ def calibrate(
     if len(folds) < 2:
         raise DataError(f"{predictions[0].folder}: predictions of one fold alone; resume it to finish it")
     fits = {f: _temperature(probs[fold != f], labels[fold != f], bias) for f in folds}
-    before, after = [], []
+    before: list[tuple[Reliability, float]] = []
+    after: list[tuple[Reliability, float]] = []
     for f in folds:
         p, y = probs[fold == f], labels[fold == f]
         q = calibrated(p, fits[f].temperature, fits[f].bias, 1)
@@ -180,7 +182,7 @@ def _tiles(predictions: Sequence[OutOfFold]) -> Iterator[Tile]:
         for i, key in enumerate(oof.table["key"]):
             places.setdefault(key, []).append((oof, i))
     for where in places.values():
-        (first, i), total = where[0], 0
+        (first, i), total = where[0], torch.zeros(())
         for oof, k in where:
             if oof.labels.shape[1:] != first.labels.shape[1:]:
                 raise DataError(f"{oof.path}: tiles of another size than in {first.path}; use the same tile store")
@@ -199,13 +201,13 @@ def _sample(predictions: Sequence[OutOfFold]) -> tuple[np.ndarray, Tensor, Tenso
         at = np.flatnonzero(labels != IGNORE)[::step]
         y = torch.from_numpy(labels.ravel()[at].astype(np.int64))
         parts.append((np.full(len(at), fold), probs.flatten(1).T[at], y))
-    fold, probs, labels = zip(*parts, strict=True)
-    return np.concatenate(fold), torch.cat(probs), torch.cat(labels)
+    folds, all_probs, all_labels = zip(*parts, strict=True)
+    return np.concatenate(folds), torch.cat(all_probs), torch.cat(all_labels)
 
 
 def _temperature(probs: Tensor, labels: Tensor, bias: bool) -> Calibration:
     temperature, biases = fit_temperature(probs, labels, bias)
-    return Calibration(temperature=temperature, bias=biases)
+    return Calibration(temperature=temperature, bias=tuple(biases))
 
 
 def _offsets(fit: Calibration, probs: Tensor, labels: Tensor) -> Calibration:
@@ -262,10 +264,12 @@ def _areas(
 def _interval(areas: np.ndarray) -> tuple[tuple[float, float] | None, float | None]:
     """Return the interval fitted to all glaciers, and the coverage of those of each fold, fitted to the others."""
     try:
-        fitted, inside = fit_area_interval(*areas[:, 1:].T), []
+        fitted = fit_area_interval(*areas[:, 1:].T)
+        inside: list[np.ndarray] = []
         for fold in np.unique(areas[:, 0]):
             here = areas[:, 0] == fold
-            low, high = area_interval(*areas[here, 1:3].T, *fit_area_interval(*areas[~here, 1:].T))
+            area, doubt = areas[here, 1:3].T
+            low, high = area_interval(area, doubt, *fit_area_interval(*areas[~here, 1:].T))
             inside.append((low <= areas[here, 3]) & (areas[here, 3] <= high))
     except DataError:  # too few of them
         return None, None

@@ -75,7 +75,7 @@ def to_map(
 def evaluate(
     model: ModelBundle | Ensemble,
     store: TileStore,  # labelled tiles
-    tiles: Sequence[int] | None = None,  # positions of the tiles to look at, default all
+    tiles: Sequence[int] | np.ndarray | None = None,  # positions of the tiles to look at, default all
     device: torch.device | None = None,  # default `predictor.default_device`
 ) -> dict[str, Any]:
     """Return the scores of the maps of tiles.

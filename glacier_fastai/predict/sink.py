@@ -134,8 +134,8 @@ class ProbabilityMap(RasterMap):
         path: str | os.PathLike,
         source: Any,
         dtype: str = "uint8",  # or float32
-        bands: tuple[str, ...] = tuple(f"probability of {c}" for c in CLASSES),
     ):
+        bands = tuple(f"probability of {name}" for name in CLASSES)
         super().__init__(path, source, bands, dtype, IGNORE if dtype == "uint8" else np.nan)
 
     def __enter__(self) -> ProbabilityMap:
