@@ -361,6 +361,8 @@ class CombinedLoss(nn.Module):
         DataError: Shapes or types of logits and labels do not fit.
     """
 
+    y_int = True  # its values by image can be mixed, as fastai's MixUp asks
+
     def __init__(
         self,
         *,
@@ -393,7 +395,8 @@ class CombinedLoss(nn.Module):
         self.weights: dict[str, float] = {name: float(weight) for name, weight in weights.items()}
         self.ramp: dict[str, float] = dict.fromkeys(weights, 1.0)
         self.parts: dict[str, Tensor] = {}
-        self.reduction, self.total = "mean", None
+        self.reduction = "mean"
+        self.total: Callable[[Tensor], Tensor] | None = None
         self.ignore, self.n_classes = ignore, n_classes
         self.register_buffer("alpha", torch.tensor([float(a) for a in alpha]), persistent=False)
         self.gamma, self.smooth, self.mcc_exponent = gamma, smooth, mcc_exponent
