@@ -413,6 +413,7 @@ class CombinedLoss(nn.Module):
     """
 
     alpha: Tensor
+    y_int = True  # its values by image can be mixed, as fastai's MixUp asks
 
     def __init__(
         self,

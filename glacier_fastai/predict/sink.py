@@ -126,6 +126,9 @@ class ClassMap(RasterMap):
         return strip.classes[None]
 
 
+PROBABILITIES = tuple(f"probability of {name}" for name in CLASSES)
+
+
 class ProbabilityMap(RasterMap):
     """Probabilities of the classes, a band each: float32, or bytes of 1/254 (as the file's scale says)."""
 
@@ -134,8 +137,8 @@ class ProbabilityMap(RasterMap):
         path: str | os.PathLike,
         source: Any,
         dtype: str = "uint8",  # or float32
+        bands: tuple[str, ...] = PROBABILITIES,
     ):
-        bands = tuple(f"probability of {name}" for name in CLASSES)
         super().__init__(path, source, bands, dtype, IGNORE if dtype == "uint8" else np.nan)
 
     def __enter__(self) -> ProbabilityMap:

@@ -6,7 +6,8 @@ from scenes import BANDS, made_up, make_store
 
 from glacier_fastai.core.folds import ALWAYS, NEVER
 from glacier_fastai.data.augment import AugmentTiles
-from glacier_fastai.data.block import GlacierDataLoaders, NormalizeBands, folds_hash, store_folds
+from glacier_fastai.data.block import GlacierDataLoaders, NormalizeBands
+from glacier_fastai.data.folds import folds_hash, store_folds
 from glacier_fastai.data.tiles import TileStore, TileWriter
 from glacier_fastai.data.types import TensorGlacierMask, TensorMultispectral
 from glacier_fastai.errors import DataError

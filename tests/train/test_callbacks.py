@@ -43,7 +43,7 @@ def test_the_parts_of_the_loss_are_recorded_and_add_up(learn):
 def test_the_composition_that_the_loss_saw_is_recorded(tmp_path):
     balance = PixelBalance(level="pixel")
     dls = GlacierDataLoaders.from_store(make_store(tmp_path / "s"), 0, 4, 16, folds=3, balance=balance)
-    learn = glacier_learner(dls, model=Small(), splitter=lambda m: [list(m.parameters())])
+    learn = glacier_learner(dls, model=Small())
     learn.remove_cbs(ProgressCallback)
     learn.logger = lambda row: None
     learn.fit(2, 1e-3)
@@ -193,9 +193,7 @@ def test_the_average_is_what_is_validated_and_training_goes_on_without_it(learn)
 
 def test_the_callback_for_parts_keeps_out_of_other_losses(tmp_path):
     dls = GlacierDataLoaders.from_store(make_store(tmp_path / "s"), 0, bs=4, folds=3)
-    learn = glacier_learner(
-        dls, model=Small(), splitter=lambda m: [list(m.parameters())], loss=nn.CrossEntropyLoss(ignore_index=255)
-    )
+    learn = glacier_learner(dls, model=Small(), loss_func=nn.CrossEntropyLoss(ignore_index=255))
     learn.remove_cbs(ProgressCallback)
     learn.logger = lambda row: None
     learn.fit(1, 1e-3)
