@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from ..bands import CLASS_COLOURS, CLASSES
 from ..core.calibration import Reliability, expected_calibration_error
@@ -62,7 +62,7 @@ def reliability(
             top.plot(table.confidence, accuracy, ".-", color=colour, linewidth=1.3, clip_on=False, label=label)
             bottom.stairs(table.pixels / table.pixels.sum(), table.edges, color=colour, baseline=None)
         top.set(ylabel="share of pixels where it is true", xlim=(0, 1), ylim=(0, 1), title=title)
-        bottom.set(xlabel=f"probability of {of}", ylabel="of pixels", yscale="log")
+        bottom.set(xlabel=f"probability of {of}", ylabel="share of px", yscale="log")
         bottom.yaxis.set_major_formatter(lambda v, _: f"{v:.4g}")
         if key:
             fig.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
@@ -165,5 +165,7 @@ def shares(
                     ax.plot(x, shown, marker, color=colour, markerfacecolor=fill, markersize=6)
         ax.set(yscale="log", ylabel="share of the labelled pixels")
         ax.set_xticks(range(len(CLASSES)), CLASSES)
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_minor_formatter(NullFormatter())
         ax.yaxis.set_major_formatter(lambda v, _: f"{v:.4g}" if v >= 1e-4 else f"{v:.0e}")
     return fig

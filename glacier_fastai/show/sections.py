@@ -327,7 +327,7 @@ def _reliability(validations: Sequence[Validation | None]) -> list[Picture]:
         said = _spread([expected_calibration_error(t) for t in known])
         drawn.append(
             _picture(
-                figures.reliability(tables, of, key=False),
+                figures.reliability(tables, of if of in CLASSES else f"the {of}", key=False),
                 f"{of}, n = {sum(int(t.pixels.sum()) for t in known):,} px",
                 f"Reliability of the {of}: calibration error {said}.",
             )
