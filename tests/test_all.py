@@ -24,7 +24,8 @@ def test_nothing_of_fastai_or_fastcore_is_replaced():
 def test_it_offers_what_notebooks_need():
     wanted = """open_tiles prepare_scenes prepare_competition prepare_hkh synthetic_store GlacierDataLoaders
         PixelBalance glacier_learner glacier_metrics CombinedLoss focal_loss dice_loss mcc_loss boundary_loss
-        HistoryCallback TensorBoardRecord plateau ReduceLROnPlateau ModelBundle Ensemble register_model evaluate predict_scene
+        HistoryCallback TensorBoardRecord plateau ReduceLROnPlateau ModelBundle Ensemble register_model
+        evaluate predict_scene
         predict_scenes write_report GlacierInterpretation Recipe load_recipe train finetune crossval calibrate
         CrossEntropyLossFlat Learner DataBlock"""
     assert set(wanted.split()) <= set(PUBLIC)

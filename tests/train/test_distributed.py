@@ -20,7 +20,12 @@ from glacier_fastai.train import launch
 from glacier_fastai.train.checkpoint import load_checkpoint
 
 TESTS = Path(__file__).resolve().parents[1]
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), "CUDA_VISIBLE_DEVICES": ""}
+ENV = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
+    "CUDA_VISIBLE_DEVICES": "",
+}
 TORCHRUN = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 

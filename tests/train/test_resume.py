@@ -24,7 +24,12 @@ from glacier_fastai.train.run import crossval, finetune, train
 from glacier_fastai.train.steps import GradientGuard
 
 TESTS = Path(__file__).resolve().parents[1]
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), "CUDA_VISIBLE_DEVICES": ""}
+ENV = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
+    "CUDA_VISIBLE_DEVICES": "",
+}
 
 
 def assert_same_run(a, b):
