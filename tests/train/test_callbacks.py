@@ -137,6 +137,23 @@ def test_plateau_has_pytorchs_meaning(learn):
     assert rates[-1] < rates[0]
 
 
+def test_a_plateau_lowers_the_rate_of_each_group(tmp_path):
+    learn = small_learner(tmp_path / "s")
+    learn.splitter = lambda model: [list(model.net[0].parameters()), list(model.net[1:].parameters())]
+    learn.fit(2, slice(1e-4, 1e-3), cbs=[callback := plateau("mcc", 0.5, 0), Never()])
+    assert isinstance(callback, ReduceLROnPlateau) and callback.name == "reduce_lr_on_plateau"
+    assert [g["lr"] for g in learn.opt.param_groups] == pytest.approx([5e-5, 5e-4])
+
+
+class Never(Callback):
+    """No epoch is better than the first."""
+
+    order = Recorder.order + 1
+
+    def after_epoch(self):
+        self.recorder.values[-1][self.recorder.metric_names.index("mcc") - 1] = -self.epoch
+
+
 def test_a_growing_plateau_is_refused():
     with pytest.raises(TrainingError, match="it must be below 1"):
         plateau("mcc", 2.0, 5)
