@@ -17,7 +17,7 @@ __all__ = ["context", "majority", "postprocess", "sieve"]
 
 _K = len(CLASSES)
 _INTEGER = int, np.integer
-_WIDEST = 127  # the largest radius whose window has fewer than 2^16 pixels
+_LARGEST_RADIUS = 127  # the largest radius whose window has fewer than 2^16 pixels
 
 
 def postprocess(
@@ -51,8 +51,8 @@ def context(
     >>> context((0, 100, 80, 30), (0, 50, 20, 0), smooth=2)
     229
     """
-    # Majority looks `smooth` rows far. Whether a component of class k stays is seen min_size[k] - 1 rows from any of its
-    # pixels: if it is cut off there it is large enough. What borders on one that goes is as far again, of another
+    # Majority looks `smooth` rows far. Whether a component of class k stays is seen min_size[k] - 1 rows from any of
+    # its pixels: if it is cut off there it is large enough. What borders on one that goes is as far again, of another
     # class: so the two largest reaches add up. A hole is decided likewise, within max(fill_holes) - 1 rows.
     reach = [max(n - 1, 0) for n in _sizes("min_size", min_size)[1:]]
     holes = max(0, *(n - 1 for n in _sizes("fill_holes", fill_holes)[1:]))
@@ -182,6 +182,6 @@ def _sizes(name: str, sizes: Sequence[int]) -> np.ndarray:
 
 
 def _radius(radius: int) -> int:
-    if not isinstance(radius, _INTEGER) or not 0 <= radius <= _WIDEST:
-        raise DataError(f"radius of {radius} px: use 0 to {_WIDEST}")
+    if not isinstance(radius, _INTEGER) or not 0 <= radius <= _LARGEST_RADIUS:
+        raise DataError(f"radius of {radius} px: use 0 to {_LARGEST_RADIUS}")
     return int(radius)
