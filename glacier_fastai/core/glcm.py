@@ -44,7 +44,7 @@ NODATA = 255
 """Level of a pixel without data."""
 
 _SIGN = np.int32(-(2**31))
-_WIDEST = 215  # 2 * (215 * 215)^2 is the largest sum of squares below 2^32
+_LARGEST_WINDOW = 215  # 2 * (215 * 215)^2 is the largest sum of squares below 2^32
 _BLOCK = 64  # rows that one thread takes at a time
 _TERMS = {  # of one pair, by |i - j|; as integers once multiplied by the scale
     "contrast": (lambda d: d**2, 1),
@@ -296,8 +296,8 @@ def _plan(n_levels: int, kinds: Sequence[str], window: int, offsets: Sequence[tu
     for kind in kinds:
         if kind not in TEXTURES:
             raise DataError(f"unknown texture {kind!r}: use {', '.join(TEXTURES)}{did_you_mean(kind, TEXTURES)}")
-    if not 3 <= window <= _WIDEST or window % 2 == 0:
-        raise DataError(f"window of {window} px: use an odd number from 3 to {_WIDEST}")
+    if not 3 <= window <= _LARGEST_WINDOW or window % 2 == 0:
+        raise DataError(f"window of {window} px: use an odd number from 3 to {_LARGEST_WINDOW}")
     if not kinds or not len(offsets):
         raise DataError("no texture or no offset: name at least one of each")
     for dr, dc in offsets:

@@ -17,7 +17,7 @@ __all__ = ["context", "majority", "postprocess", "sieve"]
 
 _K = len(CLASSES)
 _INTEGER = int, np.integer
-_WIDEST = 127  # the largest radius whose window has fewer than 2^16 pixels
+_LARGEST_RADIUS = 127  # the largest radius whose window has fewer than 2^16 pixels
 
 
 def postprocess(
@@ -182,6 +182,6 @@ def _sizes(name: str, sizes: Sequence[int]) -> np.ndarray:
 
 
 def _radius(radius: int) -> int:
-    if not isinstance(radius, _INTEGER) or not 0 <= radius <= _WIDEST:
-        raise DataError(f"radius of {radius} px: use 0 to {_WIDEST}")
+    if not isinstance(radius, _INTEGER) or not 0 <= radius <= _LARGEST_RADIUS:
+        raise DataError(f"radius of {radius} px: use 0 to {_LARGEST_RADIUS}")
     return int(radius)

@@ -1,6 +1,7 @@
 """Glacier maps of GlacierHack 2025 tiles: the `solution.py` of a submission, beside its `model.pth`.
 
-Runs on its own: Python 3.9, torch 2.0, numpy, and one of tifffile, cv2 and PIL. Two ways to call it:
+A submission's file holds what is imported from glacier_fastai here. It runs on its own: Python 3.9, torch 2.0, numpy,
+and one of tifffile, cv2 and PIL. Two ways to call it:
 
 - `maskgeration(imagepath, out_dir)` writes one .tif per file of Band1, and so do
   `python solution.py --data DIR --out DIR` and `python solution.py --imagepath DIR --output DIR`;
@@ -21,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import time
 import warnings
@@ -32,17 +32,26 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from ..bands import CLASSES, COMPETITION_CODES, IGNORE, texture_of
+from ..core.calibration import calibrated, decide
+from ..core.dihedral import one_pass
+from ..core.glcm import glcm_torch, quantize
+from ..core.moments import standardise
+from ..core.morphology import postprocess
+from ..data.channels import SMOOTH
+from ..data.sources.competition import tile_id
+from ..errors import DataError
+
 __all__ = ["SubmissionError", "main", "maskgeneration", "maskgeration"]
 
 FORMAT, VERSION = "glacier_fastai submission", 1
 BANDS = {"Band1": "blue", "Band2": "green", "Band3": "red", "Band4": "swir1", "Band5": "thermal"}
-CODES = np.array([0, 85, 170, 255], np.uint8)  # of background, glacier, debris, lake
-K, IGNORE = 4, 255
+CODES = np.array(COMPETITION_CODES, np.uint8)
 LIMIT = "GLACIER_SECONDS_PER_TILE"
 
 
-class SubmissionError(ValueError):
-    """Something that cannot be used, in one line."""
+SubmissionError = DataError
+"""Something that cannot be used, in one line."""
 
 
 # Interfaces
@@ -120,24 +129,13 @@ def _by_tile(folder):
         raise SubmissionError(f"{folder}: cannot be read ({err.strerror})") from err
     out = {}
     for path in paths:
-        tile = _tile_id(path)
+        tile = tile_id(path)
         if tile in out:
             raise SubmissionError(f"{path}: tile {tile} is also in {out[tile].name}; keep one of them")
         out[tile] = path
     if not out:
         raise SubmissionError(f"{folder}: no .tif in it")
     return out
-
-
-def _tile_id(path):
-    """Return "001" of "img001.tif", else "02_07" of "B2_B2_masked_02_07.tif"; the last one in the name counts."""
-    found = re.findall(r"img(\d+)", path.stem, re.ASCII | re.IGNORECASE)
-    found = found or re.findall(r"(?<!\d)(?=(\d{2}_\d{2})(?!\d))", path.stem, re.ASCII)
-    if not found:
-        raise SubmissionError(
-            f"{path}: no tile id in its name; name it like img001.tif or B2_02_07.tif, or move it away"
-        )
-    return found[-1]
 
 
 def _read_tile(files):
@@ -240,12 +238,13 @@ class _Submission:
         try:
             self.members = [_Member(**member) for member in content["members"]]
             self.passes = [(k, scale) for scale in content["scales"] for k in content["views"]]
-            self.temperature, self.postprocess = content["temperature"], content["postprocess"]
-            self.bias, self.offsets = (torch.tensor(content[n]).view(K, 1, 1) for n in ("bias", "offsets"))
+            self.temperature, self.bias, self.offsets, self.cleaning = (
+                content[n] for n in ("temperature", "bias", "offsets", "postprocess")
+            )
             self.seconds = content["seconds_per_tile"]
             if not self.members or not self.passes:
                 raise ValueError("no member, view or scale")
-            _postprocess(np.zeros((1, 1), np.uint8), **self.postprocess)
+            self._classes(torch.full((len(CLASSES), 1, 1), 1 / len(CLASSES)), np.zeros((1, 1), bool))
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as err:
             raise SubmissionError(f"{path}: damaged ({' '.join(str(err).split())[:200]})") from err
         if text := os.environ.get(LIMIT):
@@ -261,9 +260,7 @@ class _Submission:
         """Return the map of a tile (H, W), in the codes of the competition."""
         began = time.monotonic()
         image = _read_tile(files)
-        classes = self._decide(self._probabilities(image, began))
-        classes[np.isnan(image[0])] = IGNORE
-        classes = _postprocess(classes, **self.postprocess)
+        classes = self._classes(self._probabilities(image, began), np.isnan(image[0]))
         return CODES[np.where(classes == IGNORE, 0, classes)]
 
     def _probabilities(self, image, began):
@@ -272,20 +269,20 @@ class _Submission:
         for k, scale in self.passes:
             start = time.monotonic()
             for member, x in zip(self.members, inputs):
-                total = total + member.weight * _one_pass(member.softmax, x, k, scale)
+                total = total + member.weight * one_pass(member.softmax, x, k, scale)
             rounds, now = rounds + 1, time.monotonic()
             slowest = max(slowest, now - start)
             if self.seconds and now - began + slowest > self.seconds:
                 break
         return (total / (sum(member.weight for member in self.members) * rounds))[0]
 
-    def _decide(self, probs):
-        """Return the class of the largest log q + offset, q = softmax(log p / T + bias); the lower one of equals."""
-        if self.temperature != 1 or self.bias.any():
-            probs = probs.clamp(min=2.0**-25).log().div(self.temperature).add(self.bias).softmax(0)
-        # factors, since rounded logarithms make equals of unequal probabilities
-        offsets = self.offsets.double()
-        return (probs * (offsets - offsets.max()).exp().float()).argmax(0).numpy().astype(np.uint8)
+    def _classes(self, probs, unknown):
+        """Return class codes (H, W) of mean probabilities (K, H, W), 255 where there is no data."""
+        if self.temperature != 1 or any(self.bias):
+            probs = calibrated(probs, self.temperature, self.bias)
+        classes = decide(probs, self.offsets).numpy()
+        classes[unknown] = IGNORE
+        return postprocess(classes, **self.cleaning)
 
 
 class _Member:
@@ -293,50 +290,35 @@ class _Member:
 
     def __init__(self, arch, attention, bands, mean, std, texture, weight, weights):
         self.bands, self.weight = list(bands), float(weight)
-        self.mean, self.std = (np.array(s, np.float32)[:, None, None] for s in (mean, std))
+        self.mean, self.std = (torch.tensor(s, dtype=torch.float32)[:, None, None] for s in (mean, std))
         self.texture = texture
         self.net = _Unet(arch, len(self.bands), attention)
         self.net.load_state_dict({n: w.float() if w.is_floating_point() else w for n, w in weights.items()})
         self.net.eval().to(memory_format=torch.channels_last)
         for band in self.bands:
-            kind, base = _texture_of(band) or (None, band)
+            kind, base = texture_of(band) or (None, band)
             if base not in BANDS.values() or kind and (kind not in SMOOTH or base not in texture["edges"]):
                 raise ValueError(f"band {band}: a tile has {', '.join(BANDS.values())}")
 
     def normalised(self, image):
         """Return the model's input (1, C, H, W), 0 where there is no data."""
-        image = _with_texture(image, self.bands, self.texture)
-        return torch.from_numpy(np.nan_to_num((image - self.mean) / self.std, nan=0.0))[None]
+        return standardise(torch.from_numpy(self._channels(image)), self.mean, self.std)[None]
+
+    def _channels(self, image):
+        """Return the bands of a tile (C, H, W) that the model takes, NaN where it has no data."""
+        out = np.empty((len(self.bands), *image.shape[1:]), np.float32)
+        for k, band in enumerate(self.bands):
+            kind, base = texture_of(band) or (None, band)
+            out[k] = image[list(BANDS.values()).index(base)]
+            if kind:
+                edges = self.texture["edges"][base]
+                levels = torch.from_numpy(quantize(out[k], edges))[None]
+                found = glcm_torch(levels, len(edges) + 1, [kind], self.texture["window"])[0, 0].numpy()
+                out[k] = np.where(np.isnan(out[k]), np.nan, np.nan_to_num(found, nan=SMOOTH[kind]))
+        return out
 
     def softmax(self, x):
         return self.net(x.contiguous(memory_format=torch.channels_last)).softmax(1)
-
-
-def _one_pass(model, x, k, scale):
-    """Return what the model says of view k at a scale, turned and resized back (1, K, H, W)."""
-    found = _at_scale(model, _view(x, k), scale)
-    return _flip(found.mT if k & 4 else found, k)
-
-
-def _view(x, k):
-    x = _flip(x, k)
-    return x.mT if k & 4 else x
-
-
-def _flip(x, k):
-    return x.flip([axis for bit, axis in ((1, -1), (2, -2)) if k & bit])
-
-
-def _at_scale(model, x, scale):
-    """Return what the model says of the resized image, at its own size. Pixels without data are left out."""
-    if scale == 1:
-        return model(x)
-    how = {"mode": "bilinear", "align_corners": False}
-    size = [max(round(side * scale), 1) for side in x.shape[-2:]]
-    data = (x != 0).any(1, keepdim=True).to(x.dtype)
-    share = F.interpolate(data, size, **how)
-    small = F.interpolate(x * data, size, **how) / share.clamp(min=0.5) * (share >= 0.5)
-    return F.interpolate(model(small), x.shape[-2:], **how)
 
 
 # The network: the U-Net of segmentation-models-pytorch 0.6 and torchvision's ResNet, names as in their state dicts
@@ -443,7 +425,7 @@ class _Unet(nn.Module):
         self.decoder.blocks = nn.ModuleList(
             _Up(inputs[i], skips[i + 1], widths[i], kinds[attention]) for i in range(len(widths))
         )
-        self.segmentation_head = nn.Sequential(nn.Conv2d(widths[-1], K, 3, padding=1))
+        self.segmentation_head = nn.Sequential(nn.Conv2d(widths[-1], len(CLASSES), 3, padding=1))
 
     def forward(self, x):
         height, width = x.shape[-2:]
@@ -454,167 +436,6 @@ class _Unet(nn.Module):
         for block, skip in zip(self.decoder.blocks, [*skips[::-1], None]):
             x = block(x, skip, (image if skip is None else skip).shape[-2:])
         return self.segmentation_head(x)[..., :height, :width]
-
-
-# Texture bands, as core/glcm.py of glacier_fastai explains them
-
-SMOOTH = {"contrast": 0.0, "dissimilarity": 0.0, "energy": 1.0, "asm": 1.0, "homogeneity": 1.0}
-TERMS = {
-    "contrast": (lambda d: d**2, 1),
-    "dissimilarity": (lambda d: d, 1),
-    "homogeneity": (lambda d: 1 / (1 + d**2), 2**36),
-}
-
-
-def _texture_of(band):
-    match = re.fullmatch(r"glcm_(\w+)\((\w+)\)", band)
-    return match and match.groups()
-
-
-def _with_texture(image, bands, texture):
-    """Return the wanted bands of a tile (C, H, W), NaN where it has no data."""
-    names, valid = list(BANDS.values()), ~np.isnan(image[0])
-    out = np.empty((len(bands), *valid.shape), np.float32)
-    levels = {}
-    for k, band in enumerate(bands):
-        if band in names:
-            out[k] = image[names.index(band)]
-            continue
-        kind, base = _texture_of(band)
-        edges = np.array(texture["edges"][base], np.float32)
-        if base not in levels:
-            found = np.searchsorted(edges, image[names.index(base)], side="right")
-            levels[base] = torch.from_numpy(np.where(valid, found, IGNORE))
-        found = _glcm(levels[base], len(edges) + 1, kind, texture["window"]).numpy()
-        out[k] = np.where(valid, np.nan_to_num(found, nan=SMOOTH[kind]), np.nan)
-    return out
-
-
-def _glcm(levels, n_levels, kind, window):
-    """Return texture per pixel (H, W), the mean over four directions of those with a pair of pixels in the window."""
-    low, up = np.triu_indices(n_levels, 1)
-    apart = np.concatenate([np.zeros(n_levels, np.int64), up - low])
-    code_of = np.full((256, 256), len(apart))  # of two levels: first those that are equal, last those without data
-    code_of[range(n_levels), range(n_levels)] = range(n_levels)
-    code_of[low, up] = code_of[up, low] = n_levels + np.arange(len(low))
-    term, scale = TERMS.get(kind, (lambda d: 0 * d, 1))
-    there, terms = (
-        torch.from_numpy(np.append(t, 0)) for t in (np.ones_like(apart), np.rint(term(apart) * scale).astype(int))
-    )
-    code_of = torch.from_numpy(code_of)
-    image = F.pad(levels, (window // 2,) * 4, value=IGNORE)
-    total, used = torch.zeros(2, *levels.shape, dtype=torch.float64)
-    for dr, dc in ((0, 1), (1, 1), (1, 0), (1, -1)):
-        high, wide = window - dr, window - abs(dc)
-        first = image[: len(image) - dr, max(0, -dc) : image.shape[1] - max(0, dc)]
-        second = image[dr:, max(0, dc) : image.shape[1] - max(0, -dc)]
-        codes = code_of[first, second]
-        n = _slide(_slide(there[codes], high, 0), wide, 1).double()
-        if kind in TERMS:
-            value = _slide(_slide(terms[codes], high, 0), wide, 1) / n
-        else:
-            value = _squares(codes, n_levels, high, wide) / (2 * n**2)
-        total += torch.where(n > 0, value.sqrt() if kind == "energy" else value, torch.zeros_like(n))
-        used += n > 0
-    return (total / (used.masked_fill(used == 0, torch.nan) * scale)).float()
-
-
-def _slide(x, size, axis):
-    """Sum every `size` neighbours along an axis."""
-    up_to = F.pad(x, (1, 0) if axis else (0, 0, 1, 0)).cumsum(axis, dtype=x.dtype)
-    places = x.shape[axis] - size + 1
-    return up_to.narrow(axis, size, places) - up_to.narrow(axis, 0, places)
-
-
-def _squares(codes, n_levels, high, wide):
-    """Sum the squared counts of each code in every box, doubled where levels are equal: its pairs of pairs."""
-    codes = codes.int()
-    weight = 1 + (codes < n_levels).int() - (codes == n_levels * (n_levels + 1) // 2).int()
-    height, width = codes.shape
-    total = 0
-    for dx in range(wide):
-        column = 0
-        for dy in range(high):
-            near, far = slice(width - dx), slice(dx, width)
-            for a, b in [(near, far), (far, near)] if dx and dy else [(near, far)]:
-                same = codes[: height - dy, a] == codes[dy:, b]
-                # the shift back gives the same once more
-                column = column + _slide(same * weight[: height - dy, a], high - dy, 0) * (2 if dx or dy else 1)
-        total = total + _slide(column.long(), wide - dx, 1)
-    return total
-
-
-# Post-processing, as core/morphology.py of glacier_fastai explains it
-
-
-def _postprocess(classes, min_size, fill_holes, smooth):
-    """Smooth a map (H, W) of classes, 255 without data, by majority; take out specks and fill holes."""
-    least, fill = (np.array([0, *sizes[1:], 0]) for sizes in (min_size, fill_holes))
-    out = np.pad(np.minimum(_majority(classes, smooth), K), 1, constant_values=K)
-    if least.any():
-        parts, size, code = _components(out)
-        goes = size < least[code]
-        votes = _votes(parts, goes, np.where(goes, K, code)[parts])
-        out = np.where(goes, votes[:, :K].argmax(1), code).astype(np.uint8)[parts]
-    if fill.any():
-        parts, size, code = _components(out)
-        asked = (code == 0) & (size < fill.max())
-        votes = _votes(parts, asked, out)
-        into = votes[:, 1:K].argmax(1) + 1
-        out = np.where(asked & (votes[:, K] == 0) & (size < fill[into]), into, code).astype(np.uint8)[parts]
-    return np.where(classes == IGNORE, classes, out[1:-1, 1:-1])
-
-
-def _majority(classes, radius):
-    if not radius:
-        return classes
-    most, out = np.full(classes.shape, -1), classes.copy()
-    for k in range(K):
-        count = np.pad((classes == k).astype(np.int64), radius)
-        for axis in (0, 1):
-            count = _slide(torch.from_numpy(count), 2 * radius + 1, axis).numpy()
-        score = 2 * count + (classes == k)
-        out[(score > most) & (classes < K)] = k
-        most = np.maximum(most, score)
-    return out
-
-
-def _components(codes):
-    """Return the component of each pixel, and of each component its pixels and code.
-
-    Pixels side by side in a row are one run. Where runs of a code touch, the root of the one points to the root of the
-    other if that comes before it, until all that touch have one root.
-    """
-    starts = np.ones(codes.shape, bool)
-    starts[:, 1:] = codes[:, 1:] != codes[:, :-1]
-    run = starts.cumsum().reshape(codes.shape) - 1
-    touch = (codes[1:] == codes[:-1]) & (starts[1:] | starts[:-1])
-    a, b = run[:-1][touch], run[1:][touch]
-    root = np.arange(starts.sum())
-    while len(a):
-        root[np.maximum(a, b)] = np.minimum(a, b)
-        while ((further := root[root]) != root).any():
-            root = further
-        a, b = root[a], root[b]
-        a, b = a[a != b], b[a != b]
-    parts = (np.cumsum(root == np.arange(len(root))) - 1)[root][run]
-    size = np.bincount(parts.ravel())
-    code = np.empty(len(size), np.uint8)
-    code[parts] = codes
-    return parts, size, code
-
-
-def _votes(parts, asked, codes):
-    """Count the codes (0 to K) of the pixels that border each component that is asked (components, K + 1)."""
-    votes = np.zeros(len(asked) * (K + 1), np.int64)
-    wanted = asked[parts]
-    every, before, after = slice(None), slice(None, -1), slice(1, None)
-    for near, far in (((before, every), (after, every)), ((every, before), (every, after))):
-        border = parts[near] != parts[far]
-        for a, b in ((near, far), (far, near)):
-            at = border & wanted[a]
-            votes += np.bincount(parts[a][at] * (K + 1) + codes[b][at], minlength=len(votes))
-    return votes.reshape(-1, K + 1)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,11 +17,13 @@ from ..core.dihedral import VIEWS
 from ..data.raw import open_tiles
 from ..data.sources.competition import find_competition
 from ..errors import BundleError, DataError, OutputError, PredictionError
-from ..files import whole_file
+from ..files import whole_file, whole_folder, write_text
 from ..model.bundle import described
 from ..model.ensemble import Ensemble, Member
 from ..model.evaluate import predict_tiles
 from ..recipe import ENCODERS, PostprocessRecipe
+from . import solution
+from .standalone import standalone
 
 __all__ = ["check_submission", "write_submission"]
 
@@ -52,11 +53,9 @@ def write_submission(
         OutputError: The folder exists already or cannot be written, or model.pth would be too large.
     """
     out = Path(out).absolute()
-    if out.exists():
-        if not overwrite:
-            raise OutputError(f"{out}: exists already; overwrite it, or choose another folder")
-        if not out.is_dir() or not {p.name for p in out.iterdir()} <= {"solution.py", "model.pth", "__pycache__"}:
-            raise OutputError(f"{out}: holds other things than a submission; choose another folder")
+    ours = {"solution.py", "model.pth", "__pycache__"}
+    if overwrite and out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= ours):
+        raise OutputError(f"{out}: holds other things than a submission; choose another folder")
     for member in ensemble.members:
         known = (*BANDS, *(b for b in member.bundle.bands if (t := texture_of(b)) and t[1] in BANDS))
         if other := [b for b in member.bundle.bands if b not in known]:
@@ -83,11 +82,8 @@ def write_submission(
         "offsets": list(ensemble.calibration.offsets),
         "postprocess": cleaning.by_code(),
     }
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        shutil.copyfile(Path(__file__).with_name("solution.py"), partial / "solution.py")
+    with whole_folder(out, replace=overwrite) as partial:
+        write_text(partial / "solution.py", standalone(solution))
         with whole_file(partial / "model.pth") as file:
             torch.save(content, file)
         size = (partial / "model.pth").stat().st_size / 1e6
@@ -97,15 +93,6 @@ def write_submission(
                 f"{out / 'model.pth'}: would have {size:.0f} MB ({each}), allowed are {max_megabytes:g}; "
                 "leave out a model"
             )
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
-    except OSError as err:
-        if isinstance(err, OutputError):
-            raise
-        raise OutputError(f"{out}: cannot be written ({err.strerror or err}); choose another folder") from err
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 

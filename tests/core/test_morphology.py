@@ -179,6 +179,19 @@ def test_99_pixels_go_and_100_stay(around):
         assert (sieve(goes, tuple(99 if k == patch else 100 for k in range(K)), NONE) == goes).all()
 
 
+def test_components_that_wind_are_found_whole():
+    spiral = np.zeros((41, 41), np.uint8)
+    for k in range(0, 20, 2):
+        spiral[k, max(k - 1, 0) : 41 - k] = spiral[k : 41 - k, 40 - k] = spiral[40 - k, k : 41 - k] = 1
+        spiral[k + 2 : 41 - k, k] = 1
+    comb = np.zeros((30, 61), np.uint8)
+    comb[:, ::2] = comb[-1] = 1
+    for classes in (spiral, spiral.T, comb, comb[::-1], comb.T):
+        n = int(classes.sum())
+        np.testing.assert_array_equal(sieve(classes, (0, n, 0, 0), NONE), classes)
+        assert not sieve(classes, (0, n + 1, 0, 0), NONE).any()
+
+
 def test_a_hole_of_49_pixels_is_filled_and_one_of_50_is_not():
     for around in (1, 2, 3):
         stays, goes = with_patch(around, 0, 5, 10), with_patch(around, 0, 4, 10, extra=9)

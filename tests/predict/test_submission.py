@@ -86,12 +86,17 @@ def test_refusals_leave_nothing_behind(ensemble, tmp_path):
     assert not (tmp_path / "sub").exists()
     write_submission(ensemble, tmp_path / "sub")
     before = (tmp_path / "sub" / "model.pth").read_bytes()
-    with pytest.raises(OutputError, match="sub: exists already; use --overwrite"):
+    with pytest.raises(OutputError, match="sub: exists already"):
         write_submission(ensemble, tmp_path / "sub")
     write_submission(Ensemble(ensemble.members[:1]), tmp_path / "sub", overwrite=True)
     assert len((tmp_path / "sub" / "model.pth").read_bytes()) < len(before)
     shutil.rmtree(tmp_path / "sub")
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="file: cannot be made"):
         write_submission(ensemble, tmp_path / "file" / "sub")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("")
+    with pytest.raises(OutputError, match="mine: holds other things than a submission"):
+        write_submission(ensemble, tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "notes.txt").exists()
     assert not [p for p in tmp_path.iterdir() if p.name.endswith(".partial")]
