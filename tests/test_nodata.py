@@ -136,7 +136,7 @@ def folds(w):
 def sampler(w):
     found = [w.store.class_counts()]
     target = {"background": 0.3, "glacier": 0.3, "lake": 0.4}  # "c" has no debris
-    for balance in (None, PixelBalance(target, "crop"), PixelBalance(target, "pixel")):
+    for balance in (None, PixelBalance(target=target), PixelBalance(target=target, level="pixel")):
         dls = w.loaders(balance=balance)
         found += [dls.train_tiles, *(t.numpy() for batch in dls.train for t in batch)]
         if balance:

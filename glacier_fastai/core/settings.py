@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -63,15 +63,15 @@ class _Settings(Section):
 
 def takes(
     settings: type[Section],  # what `**settings` of the class's `__init__` are fields of
-):
+) -> Callable[[T], T]:
     """Decorate a class so that its signature and help name the fields of `settings` that it takes by keyword."""
 
     def decorate(cls: T) -> T:
-        own, kinds = inspect.signature(cls), get_type_hints(settings)
-        named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        more = [p for k, p in inspect.signature(settings).parameters.items() if k not in own.parameters]
+        own, kinds = dict(inspect.signature(cls).parameters), get_type_hints(settings)
+        named = [p for p in own.values() if p.name != "self" and p.kind is not p.VAR_KEYWORD]
+        more = [p for p in inspect.signature(settings).parameters.values() if p.name not in own]
         more = [p.replace(annotation=kinds[p.name]) for p in more]
-        cls.__signature__ = own.replace(parameters=[*named, *more])  # type: ignore[attr-defined]  # as `inspect` says
+        cls.__signature__ = inspect.Signature([*named, *more])  # type: ignore[attr-defined]  # `inspect` looks there
         lines = [f"    {p.name}: {settings.model_fields[p.name].description} (default {p.default})" for p in more]
         cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Settings:", *lines])
         return cls
