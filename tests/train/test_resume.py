@@ -123,7 +123,7 @@ def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, number):
     assert last.endswith("--resume")
     assert "Traceback" not in command.said
     # the very words it gives
-    again = Command(*last.partition("go on with glacier-fastai ")[2].split(), log=tmp_path / "again")
+    again = Command(*last.partition("go on, with glacier-fastai ")[2].split(), log=tmp_path / "again")
     assert again.end() == 0, again.said
     assert re.search(r"resumed  after (batch \d+ of epoch 3|epoch 2)", again.said)
     assert_same_run(whole[1], out)
