@@ -276,7 +276,7 @@ def test_the_python_of_readme_and_docs(tmp_path, monkeypatch):
     execute("model", scope, {})
     execute("runs", scope, {'["train.epochs=20"]': repr([*TINY_RUN, "data.folds=3", "predict.views=false"])})
     assert Path("mine.safetensors").is_file() and Path("small.safetensors").is_file()
-    assert scope["files"]["classes"].is_file()
+    assert Path(scope["files"]["classes"]).is_file()
     execute("source", scope, {"size=128": "size=32"})
     values, classes, _ = made_up(32, 32, bands=FOUR[:3])
     np.savez(tmp_path / "own.npz", image=values, mask=classes)
