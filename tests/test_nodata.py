@@ -93,7 +93,7 @@ class World:
         set_seed(0)
         texture = Texture.of_tiles(self.store, ALL, self.tiles, levels=8)
         mean, std = self.store.statistics(BANDS, self.tiles)
-        weights = glacier_unet("resnet18", len(ALL), attention=None).state_dict()
+        weights = glacier_unet(TINY, len(ALL), attention=None).state_dict()
         about = {"window": texture.window, "edges": texture.edges}
         return ModelBundle(
             weights,
