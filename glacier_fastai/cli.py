@@ -87,6 +87,7 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     who = f"glacier-fastai, process {rank()}" if rank() else "glacier-fastai"
+    os.environ.setdefault("MPLBACKEND", "Agg")  # pictures are written, never shown
     show_messages()
     try:
         app()

@@ -268,6 +268,10 @@ def load_recipe(
 ) -> Recipe:
     """Return the validated recipe.
 
+    >>> recipe = load_recipe("demo", ["train.lr=1e-4", "model.arch=fpn"])
+    >>> recipe.train.lr, recipe.model.arch, recipe.model.encoder
+    (0.0001, 'fpn', 'resnet18')
+
     Raises:
         RecipeError: No such recipe, not YAML, or a field that is unknown, of a wrong type or impossible; the one-line
             message gives the field's path, what is allowed and the nearest right name.

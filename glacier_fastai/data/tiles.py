@@ -50,7 +50,17 @@ def store_dtype(dtype: Any) -> np.dtype:
 
 
 class TileStore:
-    """A tile store on disk, opened for reading."""
+    """A tile store on disk, opened for reading.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> image, mask = np.full((2, 32, 32), 700), np.ones((32, 32))
+    >>> with TemporaryDirectory() as folder:
+    ...     with TileWriter(Path(folder) / "tiles", ["red", "nir"], 32, "uint16", "an example") as writer:
+    ...         writer.add(image, mask, scene="a")
+    ...     store = TileStore(Path(folder) / "tiles")
+    >>> len(store), store.bands, store.class_counts().tolist(), store.read(0)[:, 0, 0].tolist()
+    (1, ('red', 'nir'), [[0, 1024, 0, 0]], [700.0, 700.0])
+    """
 
     def __init__(
         self,

@@ -49,7 +49,18 @@ class TrainedOn(Section):
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """Weights, and what they mean."""
+    """Weights, and what they mean.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> options = {"encoder": "resnet18", "attention": None}
+    >>> weights = build_model("unet", ["red", "nir"], **options).state_dict()
+    >>> with TemporaryDirectory() as folder:
+    ...     made = ModelBundle(weights, "unet", options, ("red", "nir"), mean=(90.0, 80.0), std=(40.0, 30.0))
+    ...     made.save(f"{folder}/m.safetensors")
+    ...     bundle = ModelBundle.load(f"{folder}/m.safetensors")
+    >>> bundle.arch, bundle.bands, bundle.model()(torch.zeros(1, 2, 40, 50)).shape
+    ('unet', ('red', 'nir'), torch.Size([1, 4, 40, 50]))
+    """
 
     weights: dict[str, torch.Tensor]  # state dict of the network
     arch: str  # its name in the registry

@@ -96,6 +96,17 @@ def predict_scene(
 ) -> dict[str, Any]:
     """Write `OUT/SCENE_classes.tif`, uint8 class codes on the scene's grid, 255 without data, and what else is wanted.
 
+    >>> from tempfile import TemporaryDirectory
+    >>> from glacier_fastai.data.sources.synthetic import write_scene
+    >>> from glacier_fastai.model.registry import build_model
+    >>> weights = build_model("fpn", ["green", "ndsi"], encoder="resnet18").state_dict()
+    >>> bundle = ModelBundle(weights, "fpn", {"encoder": "resnet18"}, ("green", "ndsi"), (90.0, 0.3), (40.0, 0.4))
+    >>> with TemporaryDirectory() as folder:
+    ...     scene, label = write_scene(Path(folder) / "scene.tif", size=64)
+    ...     made = predict_scene(bundle, scene, Path(folder) / "maps")
+    >>> Path(made["files"]["classes"]).name, sum(made["pixels"].values()) <= 64 * 64, made["done_before"]
+    ('scene_classes.tif', True, False)
+
     Files take their names when all of them are whole. `OUT/SCENE_prediction.json` says what they were made of; if it
     names the same scene, models and settings, nothing is done again.
 

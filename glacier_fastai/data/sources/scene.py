@@ -175,6 +175,14 @@ def prepare_scenes(
 ) -> TileStore:
     """Cut scenes with their labels into a tile store.
 
+    >>> from tempfile import TemporaryDirectory
+    >>> from glacier_fastai.data.sources.synthetic import write_scene
+    >>> with TemporaryDirectory() as folder:
+    ...     scene, label = write_scene(Path(folder) / "scene.tif", size=64)
+    ...     store = prepare_scenes([scene], Path(folder) / "tiles", labels=[label], tile_size=32)
+    >>> len(store), store.bands
+    (4, ('blue', 'green', 'red', 'swir1', 'thermal'))
+
     Raises:
         DataError: Anything about the input that cannot be used, in one line.
         OutputError: `out` exists already or cannot be written.
