@@ -20,6 +20,7 @@ from ..errors import OutputError
 
 __all__ = ["ClassMap", "ConfidenceMap", "ProbabilityMap", "Sink", "Strip"]
 
+PROBABILITIES = tuple(f"probability of {c}" for c in CLASSES)
 BYTE = 254  # probability 1 in a map of bytes; 255 is no data
 
 
