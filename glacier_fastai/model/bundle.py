@@ -125,7 +125,8 @@ class ModelBundle:
                 return band not in bands  # it cannot be computed
             return not set(Bands([band]).made_of(bands)) <= set(bands)
 
-        if missing := [b for b in self.bands if lacks(b)]:
+        textures = self.bands.textures if self.texture else {}  # of these the band that they are computed of is named
+        if missing := dict.fromkeys(textures[b][1] if b in textures else b for b in self.bands if lacks(b)):
             raise BundleError(f"{where}: the bundle needs band {', '.join(missing)}; here are {', '.join(bands)}")
         if standardised != self.standardised:
             ours, theirs = ("already standardised", "as delivered")[:: 1 if self.standardised else -1]

@@ -167,7 +167,7 @@ def test_refusals(saved, tmp_path):
         Ensemble.load([saved[0], tmp_path / "s.safetensors"])
     with pytest.raises(BundleError, match="no such file"):
         Ensemble.load([tmp_path / "x.safetensors"])
-    with pytest.raises(RecipeError, match="--set train.lr=1: a trained model's section predict alone"):
+    with pytest.raises(RecipeError, match="train.lr=1: a trained model's section predict alone"):
         Ensemble.load(saved, ["train.lr=1"])
     with pytest.raises(RecipeError, match="predict.view: unknown key.*did you mean 'views'"):
         Ensemble.load(saved, ["predict.view=true"])

@@ -35,7 +35,7 @@ def test_files_patterns_and_manifests_name_scenes(tmp_path):
     assert find_scenes([tmp_path / "list.csv"]) == files
     assert find_scenes([tmp_path / "x.tif"]) == [tmp_path / "x.tif"]  # said when it is its turn
     (tmp_path / "a.tif").write_text("")
-    with pytest.raises(DataError, match=r"a\.tif: its map would have the name of that of .*use an --out for each"):
+    with pytest.raises(DataError, match=r"a\.tif: its map would have the name of .*use an output folder for each"):
         find_scenes([files[0], tmp_path / "a.tif"])
     with pytest.raises(DataError, match=r"\*\.jp2: no file matches"):
         find_scenes([tmp_path / "*.jp2"])
@@ -58,27 +58,27 @@ def test_parts_are_all_scenes_each_once(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert part_of(scenes) == shares[1]
     for wrong in ("0/3", "4/3", "2", "a/b", "1/0"):
-        with pytest.raises(DataError, match=f"--part {wrong}: write it as i/n"):
+        with pytest.raises(DataError, match=f"part {wrong}: write it as i/n"):
             part_of(scenes, wrong)
 
 
-def test_one_scene_that_fails_does_not_keep_others_from_being_done(bundle, tmp_path):
+def test_one_scene_that_fails_does_not_keep_others_from_being_done(bundle, tmp_path, caplog):
     good = [write_scene(tmp_path / f"{k}.tif", 64, 64, seed=k)[0] for k in range(2)]
     broken = tmp_path / "broken.tif"
     broken.write_bytes(good[0].read_bytes()[:5000])
-    said = []
     order = [good[0], broken, tmp_path / "absent.tif", good[1]]
-    table = predict_scenes(bundle, order, tmp_path / "maps", report=said.append)
+    with caplog.at_level("INFO", "glacier_fastai"):
+        table = predict_scenes(bundle, order, tmp_path / "maps")
     assert table["state"].tolist() == ["done", "failed", "failed", "done"]
     assert "broken.tif" in table["error"][1] and "absent.tif: no such file" in table["error"][2]
-    assert said[2].startswith("3 of 4: ")
+    assert caplog.messages[2].startswith("3 of 4: ")
     assert "4 scenes: 2 done, 2 failed" in summary(table)
     names = sorted(p.name for p in (tmp_path / "maps").iterdir())
     assert names == [f"{k}_{what}" for k in range(2) for what in ("classes.tif", "prediction.json")]
     again = predict_scenes(bundle, good, tmp_path / "maps")
     assert again["state"].tolist() == ["done before"] * 2
     with pytest.raises(DataError, match="broken.tif"):
-        predict_scenes(bundle, order[1:], tmp_path / "other", stop=True)
+        predict_scenes(bundle, order[1:], tmp_path / "other", on_error="stop")
     assert not (tmp_path / "other").exists()
 
 
@@ -124,7 +124,7 @@ def test_indices_and_the_scenes_own_statistics(bundle, tmp_path):
     with rasterio.open(a) as first, rasterio.open(b) as second:  # gain and offset fall out
         assert (first.read(1) != second.read(1)).mean() < 0.002
     flat = write_raster(tmp_path / "flat.tif", values * 0 + np.uint16(7), bands=BANDS)
-    with pytest.raises(DataError, match="band blue is constant .*--stats bundle"):
+    with pytest.raises(DataError, match="band blue is constant .*the bundle's statistics"):
         predict_scene(bundle, flat, tmp_path / "maps", own)
     few = write_raster(tmp_path / "few.tif", values[:2], nodata=0, bands=BANDS[:2])
     with pytest.raises(BundleError, match="needs band red, swir1, thermal; here are blue, green"):
@@ -146,7 +146,7 @@ def test_a_scene_in_degrees_is_mapped_with_true_areas_and_one_without_crs_is_ref
         predict_scene(bundle, nowhere, tmp_path)
     site = rasterio.CRS.from_wkt('LOCAL_CS["site grid",UNIT["metre",1]]')
     path = write_raster(tmp_path / "local.tif", values, nodata=0, bands=BANDS, crs=site)
-    with pytest.raises(DataError, match="local_outlines.gpkg: no areas.*does not lead to the Earth.*leave out --outl"):
+    with pytest.raises(DataError, match="local_outlines.gpkg: no areas.*not lead to the Earth.*leave out the outl"):
         predict_scene(bundle, path, tmp_path / "local", Wanted(outlines=True))
     assert list((tmp_path / "local").iterdir()) == []
     assert predict_scene(bundle, path, tmp_path / "local")["pixels"]["background"] > 0

@@ -141,7 +141,7 @@ def test_a_launch_writes_and_says_all_once(launched):
     assert len(load_checkpoint(out / "last.ckpt")["ranks"]) == 2
 
 
-@pytest.mark.parametrize("how", ["kill a process", "Ctrl-C"])
+@pytest.mark.parametrize("how", ["kill a process", pytest.param("Ctrl-C", marks=pytest.mark.slow)])
 def test_a_launch_ends_as_a_whole_and_goes_on(launched, tmp_path, how):
     store, whole, _ = launched
     out, log = tmp_path / "run", tmp_path / "log"
@@ -183,6 +183,7 @@ def test_another_number_of_processes_is_refused(launched):
     assert "of another run (processes: 2 there, 1 here)" in done.stderr
 
 
+@pytest.mark.slow
 def test_accelerate_launch_does_the_same(launched, tmp_path):
     store, whole, _ = launched
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
@@ -204,6 +205,7 @@ def test_a_launch_that_cannot_be_is_refused(monkeypatch, tmp_path):
         launch.launch(["pretrain"], 2)
 
 
+@pytest.mark.slow
 def test_a_refusal_in_a_launch_is_told(launched, tmp_path):
     done = run(*LAUNCH, *command(launched[0], tmp_path / "run", "--set", "train.lr=-1"))
     assert done.returncode == 2

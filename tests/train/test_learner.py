@@ -22,9 +22,10 @@ from scenes import TINY, make_store
 from glacier_fastai.core.dihedral import VIEWS, undo_view, view
 from glacier_fastai.core.losses import CombinedLoss
 from glacier_fastai.data.block import GlacierDataLoaders
-from glacier_fastai.data.types import TensorGlacierMask, TensorMultispectral, class_rgba, error_rgba
+from glacier_fastai.data.types import TensorGlacierMask, TensorMultispectral
 from glacier_fastai.errors import BundleError, DataError, TrainingError
 from glacier_fastai.model.bundle import ModelBundle
+from glacier_fastai.plots.panels import class_rgba, error_rgba
 from glacier_fastai.train.callbacks import ProgressiveRampCallback
 from glacier_fastai.train.learner import glacier_learner
 from glacier_fastai.train.metrics import glacier_metrics
@@ -119,7 +120,7 @@ def test_show_results_shows_truth_prediction_and_errors(learn):
     assert (prediction[shown] == class_rgba(pred)[shown]).all()
     assert (errors == error_rgba(pred, truth)).all()
     titles = [ax.get_title() for ax in panels[:4]]
-    assert titles[:3] == ["snow and ice (no nir)", "target", "prediction"]
+    assert titles[:3] == ["snow and ice (no nir)", "truth", "prediction"]
     assert titles[3] == f"errors, {(pred != truth)[shown].mean():.1%} of labelled"
 
 

@@ -43,6 +43,7 @@ def assert_same_run(a, b):
     assert_same(one, other)
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_least_20_times_is_the_run_that_was_never_stopped(tmp_path):
     store = make_store(tmp_path / "store")
     helper = [sys.executable, "-W", "ignore", str(TESTS / "killed_runs.py"), str(store.path), str(tmp_path), "22", "3"]
@@ -109,7 +110,7 @@ def whole(tmp_path_factory):
     return store, base / "run"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, number):
     store, out = whole[0], tmp_path / "run"
     command = Command(*words(store, out), log=tmp_path / "log")
