@@ -28,6 +28,10 @@ def matched_area(
     That is the ice inside it, and the ice outside all of them that is nearest to it (any one of equals) and at most
     `reach` away.
 
+    >>> regions = np.array([[1, 1, 0, 0, 2]])
+    >>> matched_area(regions, regions < 2, np.ones_like(regions, bool), reach=1)
+    array([3, 1])
+
     Raises:
         DataError: Shapes or types do not fit, or a number is negative.
     """
@@ -61,6 +65,10 @@ def fit_area_interval(
     the interval with a probability of at most a / 2, and above it likewise, whatever the errors' distribution.
     Glaciers of one scene share their errors: many scenes are worth more than many glaciers.
 
+    >>> low, high = fit_area_interval(np.full(19, 100), np.zeros(19), np.arange(91, 110))
+    >>> low, high
+    (-9.0, 9.0)
+
     Sources: Vovk et al. 2005, doi 10.1007/b106715; Romano et al. 2019, arXiv 1905.03222 (either side on its own);
     Lei et al. 2018, doi 10.1080/01621459.2017.1307116 (errors in units of a scale).
 
@@ -91,6 +99,9 @@ def area_interval(
     """Return the lower and upper ends of the areas, pixels, float64 `(n,)` each.
 
     An interval always holds the area mapped, even if all errors had one sign: it gets wider by that, never narrower.
+
+    >>> area_interval(np.array([100, 4]), np.array([0, 0]), -9.0, 9.0)
+    (array([91.,  0.]), array([109.,  13.]))
 
     Raises:
         DataError: The input does not fit, or `low` is above `high`.

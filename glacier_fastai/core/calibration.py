@@ -53,14 +53,17 @@ def calibrated(
 ) -> Tensor:
     """Return ``softmax(log p / T + bias)``, float32 of the shape of `probs`; probabilities below 3e-8 count as that.
 
+    >>> calibrated(torch.tensor([0.2, 0.8]), 2.0, [0.0, 0.0])
+    tensor([0.3333, 0.6667])
+
     Raises:
         DataError: `probs` are no probabilities, there is not one bias per class, or T is not positive and finite.
     """
     probs = _probabilities(probs, dim)
-    bias = _per_class("bias", bias, probs, dim).float()
+    added = _per_class("bias", bias, probs, dim).float()
     if not 0 < temperature < math.inf:
         raise DataError(f"temperature {temperature:g}: use a positive number")
-    return probs.float().clamp(min=FLOOR).log_().div_(temperature).add_(bias).softmax(dim)
+    return probs.float().clamp(min=FLOOR).log_().div_(temperature).add_(added).softmax(dim)
 
 
 def decide(
@@ -70,13 +73,16 @@ def decide(
 ) -> Tensor:
     """Return the class with the largest ``log p + offset``, uint8 without axis `dim`; the lower code of equals.
 
+    >>> decide(torch.tensor([[0.6, 0.5, 0.1], [0.4, 0.5, 0.9]]), [0.0, 0.0])
+    tensor([0, 0, 1], dtype=torch.uint8)
+
     Raises:
         DataError: `probs` are no probabilities, or there is not one finite offset per class.
     """
     probs = _probabilities(probs, dim)
-    offsets = _per_class("offsets", offsets, probs, dim)
+    added = _per_class("offsets", offsets, probs, dim)
     # factors, since rounded logarithms make equals of unequal probabilities
-    factors = (offsets - offsets.max()).exp().to(torch.promote_types(probs.dtype, torch.float32))
+    factors = (added - added.max()).exp().to(torch.promote_types(probs.dtype, torch.float32))
     best = probs.select(dim, 0) * factors.select(dim, 0)
     code = torch.zeros_like(best, dtype=torch.uint8)
     for k in range(1, probs.shape[dim]):  # a fifth of the time of argmax along the first axis
@@ -92,6 +98,9 @@ def nll(
     dim: int = -1,  # axis of the classes
 ) -> float:
     """Return the mean negative log-likelihood of the labels, nats per labelled pixel.
+
+    >>> round(nll(torch.tensor([[0.5, 0.5], [0.1, 0.9]]), torch.tensor([0, 255])), 4)
+    0.6931
 
     Raises:
         DataError: The input does not fit, or nothing is labelled.
@@ -122,8 +131,8 @@ def fit_temperature(
     units = torch.eye(probs.shape[1], dtype=torch.float64, device=probs.device)
     basis = units[there[:-1]] - units[there[-1]]  # of the biases of the classes that are there, summing to 0
 
-    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
-        x = torch.from_numpy(x).to(basis)
+    def loss(at: np.ndarray) -> tuple[float, np.ndarray]:
+        x = torch.from_numpy(at).to(basis)
         value, gradient = 0.0, torch.zeros_like(x)
         for p, y in zip(probs.split(CHUNK), labels.split(CHUNK), strict=True):
             logits = p.double().clamp(min=FLOOR).log_()
@@ -303,12 +312,12 @@ def _probabilities(probs: Tensor | np.ndarray, dim: int) -> Tensor:
 
 def _per_class(name: str, values: Sequence[float], probs: Tensor, dim: int) -> Tensor:
     """Check `values` and return them, float64, in the shape that goes with `probs`."""
-    values = torch.as_tensor(values, dtype=torch.float64)
-    if values.shape != (probs.shape[dim],) or not values.isfinite().all():
-        raise DataError(f"{name} {values.tolist()}: use one finite number for each of {probs.shape[dim]} classes")
+    found = torch.as_tensor(values, dtype=torch.float64)
+    if found.shape != (probs.shape[dim],) or not found.isfinite().all():
+        raise DataError(f"{name} {found.tolist()}: use one finite number for each of {probs.shape[dim]} classes")
     shape = [1] * probs.ndim
     shape[dim] = -1
-    return values.to(probs.device).view(shape)
+    return found.to(probs.device).view(shape)
 
 
 def _labelled(

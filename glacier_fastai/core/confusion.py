@@ -35,6 +35,10 @@ def confusion_matrix(
 ) -> Tensor:
     """Return the int64 matrix ``(K, K)`` of pixel counts, on the device of the input; uint8 input is fastest.
 
+    >>> confusion_matrix(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 1, 255]), 2)
+    tensor([[1, 1],
+            [0, 1]])
+
     Raises:
         DataError: Shapes or types do not fit, or a counted pixel has a code outside 0 to K - 1.
     """
@@ -52,7 +56,11 @@ def confusion_matrix(
 
 
 def plain_tensor(x: Tensor | np.ndarray) -> Tensor:
-    """Return a plain tensor, of an array without a copy where torch can."""
+    """Return a plain tensor, of an array without a copy where torch can.
+
+    >>> plain_tensor(np.arange(2))
+    tensor([0, 1])
+    """
     if isinstance(x, Tensor):
         return x.as_subclass(Tensor)
     return torch.from_numpy(np.require(x, requirements=["C", "W"]))  # torch warns of read-only memory maps
@@ -72,6 +80,9 @@ def _codes(name: str, codes: Tensor, valid: Tensor, n_classes: int, dtype: torch
 
 def mcc(cm: Matrix) -> float:
     """Return the multi-class Matthews correlation R_K, -1 to 1; 0 where undefined.
+
+    >>> round(mcc([[5, 0], [1, 4]]), 4)
+    0.8165
 
     Source: Gorodkin 2004, doi 10.1016/j.compbiolchem.2004.09.006.
     """
@@ -93,36 +104,61 @@ def _counts(cm: Matrix) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def iou(cm: Matrix) -> Tensor:
-    """Return intersection over union per class, ``(K,)`` float64; NaN for a class nowhere to be found."""
+    """Return intersection over union per class, ``(K,)`` float64; NaN for a class nowhere to be found.
+
+    >>> iou([[3, 1], [0, 4]])
+    tensor([0.7500, 0.8000], dtype=torch.float64)
+    """
     hit, truth, pred = _counts(cm)
     return hit / (truth + pred - hit)
 
 
 def precision(cm: Matrix) -> Tensor:
-    """Return the share of the pixels predicted as a class that are right, ``(K,)`` float64; NaN if never predicted."""
+    """Return the share of the pixels predicted as a class that are right, ``(K,)`` float64; NaN if never predicted.
+
+    >>> precision([[3, 1], [0, 4]])
+    tensor([1.0000, 0.8000], dtype=torch.float64)
+    """
     hit, _, pred = _counts(cm)
     return hit / pred
 
 
 def recall(cm: Matrix) -> Tensor:
-    """Return the share of a class's pixels that are found, ``(K,)`` float64; NaN for a class not in the truth."""
+    """Return the share of a class's pixels that are found, ``(K,)`` float64; NaN for a class not in the truth.
+
+    >>> recall([[3, 1], [0, 4]])
+    tensor([0.7500, 1.0000], dtype=torch.float64)
+    """
     hit, truth, _ = _counts(cm)
     return hit / truth
 
 
 def f1(cm: Matrix) -> Tensor:
-    """Return F1 (Dice) per class, ``(K,)`` float64; NaN for a class nowhere to be found."""
+    """Return F1 (Dice) per class, ``(K,)`` float64; NaN for a class nowhere to be found.
+
+    >>> f1([[3, 1], [0, 3]])
+    tensor([0.8571, 0.8571], dtype=torch.float64)
+    """
     hit, truth, pred = _counts(cm)
     return 2 * hit / (truth + pred)
 
 
 def mean_iou(cm: Matrix) -> float:
-    """Return the mean IoU of the classes that are in the truth or predicted; NaN for an empty matrix."""
+    """Return the mean IoU of the classes that are in the truth or predicted; NaN for an empty matrix.
+
+    >>> round(mean_iou([[3, 1], [0, 4]]), 3)
+    0.775
+    """
     return iou(cm).nanmean().item()
 
 
 def ice(cm: Matrix) -> Tensor:
-    """Return the ``(2, 2)`` matrix of the rest (0) against ice of any kind (1), glacier or debris."""
+    """Return the ``(2, 2)`` matrix of the rest (0) against ice of any kind (1), glacier or debris.
+
+    >>> ice([[5, 1, 0, 0], [0, 3, 2, 0], [0, 0, 1, 0], [1, 0, 0, 4]])
+    tensor([[10,  1],
+            [ 0,  6]])
+    """
     cm = torch.as_tensor(cm).as_subclass(Tensor)
     of = torch.zeros(len(cm), dtype=torch.int64, device=cm.device)
     of[list(ICE)] = 1

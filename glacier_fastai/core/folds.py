@@ -22,7 +22,11 @@ def neighbours(
     frame: Sequence[str],  # what each tile's box is measured in: a coordinate reference system, or a scene's pixels
     box: np.ndarray,  # (N, 4) left, top, right, bottom of each tile, in units of its frame; top < bottom
 ) -> np.ndarray:
-    """Return int64 `(2, P)`: the pairs of tiles that overlap or share an edge or a corner, each tile with itself."""
+    """Return int64 `(2, P)`: the pairs of tiles that overlap or share an edge or a corner, each tile with itself.
+
+    >>> neighbours(["a", "a", "b"], np.array([[0, 0, 1, 1], [1, 0, 2, 1], [0, 0, 1, 1]])).T.tolist()
+    [[0, 0], [0, 1], [1, 0], [1, 1], [2, 2]]
+    """
     name = np.unique(np.asarray(frame, dtype=str), return_inverse=True)[1]
     order = np.argsort(name, kind="stable")
     pairs = [np.empty((2, 0), np.int64)]
@@ -39,7 +43,11 @@ def touching(
     frame: Sequence[str],  # as in `neighbours`
     box: np.ndarray,  # as in `neighbours`
 ) -> np.ndarray:
-    """Return bool `(N,)`: True for what overlaps one of `tiles` or shares an edge or a corner with it (or is it)."""
+    """Return bool `(N,)`: True for what overlaps one of `tiles` or shares an edge or a corner with it (or is it).
+
+    >>> touching(np.array([True, False, False]), ["a"] * 3, np.array([[0, 0, 1, 1], [1, 0, 2, 1], [5, 0, 6, 1]]))
+    array([ True,  True, False])
+    """
     i, j = neighbours(frame, box)
     near = np.zeros(len(box), bool)
     near[i[tiles[j]]] = True
@@ -68,6 +76,9 @@ def assign_folds(
     Nothing is drawn at random and all sums are of integers: the same tiles in the same order give the same folds on
     every platform.
 
+    >>> assign_folds(np.array([[9, 0, 1], [9, 1, 0], [5, 0, 5], [8, 2, 0]]), 2)
+    array([1, 0, 0, 1])
+
     Raises:
         DataError: There are fewer tiles than folds, or fewer than 2 folds.
     """
@@ -79,7 +90,7 @@ def assign_folds(
         raise DataError(f"{n} tiles cannot make {n_folds} folds; set data.folds to at most {n}")
     if not spatial:
         return _deal_tiles(counts, n_folds)
-    label = _divided(np.asarray(unit, dtype=str), frame, box, n_folds)
+    label = _divided(np.asarray(unit, dtype=str), frame, np.asarray(box), n_folds)
     pooled = np.zeros((label.max() + 1, counts.shape[1]), np.int64)
     np.add.at(pooled, label, counts)
     return _deal_units(np.column_stack([np.bincount(label), pooled[:, 1:]]), n_folds)[label]
@@ -145,6 +156,9 @@ def train_valid(
     **place,  # `frame` and `box` as in `neighbours`: leave out what touches a validation tile
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the positions of the training and of the validation tiles of fold `k`.
+
+    >>> train_valid(np.array([0, 1, ALWAYS, NEVER]), 1)
+    (array([0, 2]), array([1]))
 
     Raises:
         DataError: `k` is no fold, or nothing is left to train on.

@@ -238,10 +238,10 @@ def glcm_torch(
         codes = code_of[first, second]
         sums = [_slide(_slide(table[codes], high, 1), wide, 2) for table in tables]
         n = sums[0].double()
-        asm = _squares(codes, n_levels, high, wide) / (2 * n**2) if plan.terms.min() < 0 else None
+        asm = _squares(codes, n_levels, high, wide) / (2 * n**2) if plan.terms.min() < 0 else n
         for j, term in enumerate(plan.terms):
-            value = sums[term] / n if term > 0 else asm
-            total[:, j] += torch.where(n > 0, value.sqrt() if term == _ENERGY else value, torch.zeros_like(n))
+            value = sums[term] / n if term > 0 else asm.sqrt() if term == _ENERGY else asm
+            total[:, j] += torch.where(n > 0, value, torch.zeros_like(n))
         used += n > 0
     used.masked_fill_((used == 0) | (levels == NODATA), torch.nan)
     return (total / (used[:, None] * scale[:, None, None])).float()
@@ -258,9 +258,9 @@ def _squares(codes: Tensor, n_levels: int, high: int, wide: int) -> Tensor:
     """Sum of squared counts of each code in every box, doubled where i = j: the pairs of pairs with the same code."""
     weight = 1 + (codes < n_levels).int() - (codes == n_levels * (n_levels + 1) // 2).int()
     height, width = codes.shape[1:]
-    total = 0
+    total = torch.zeros(1, dtype=torch.int64, device=codes.device)
     for dx in range(wide):
-        column = 0
+        column = torch.zeros(1, dtype=torch.int32, device=codes.device)
         for dy in range(high):
             near, far = slice(width - dx), slice(dx, width)
             for a, b in [(near, far), (far, near)] if dx and dy else [(near, far)]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 __all__ = ["jit"]
 
@@ -24,7 +25,7 @@ def jit(kernel: Callable) -> Callable:
     """
     from numba import njit
 
-    options = {"nogil": True, "error_model": "numpy"}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
         return njit(cache=True, **options)(kernel)
     except RuntimeError:  # neither beside the package nor in the user's cache can a file be written

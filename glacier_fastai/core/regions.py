@@ -46,7 +46,9 @@ class RegionSums:
     ):
         self._width, self._layers, self._row, self._n = width, layers, 0, 0
         self._above = np.zeros(width, np.uint8), np.zeros(width, np.int64)  # values and labels of the last row
-        self._found = [Regions(np.empty(0, np.uint8), *np.empty((2, 0), np.int64), np.empty((0, layers)))]
+        self._found = [
+            Regions(np.empty(0, np.uint8), np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, layers)))
+        ]
         self._joined = [np.empty((2, 0), np.int64)]  # pairs of labels that touch across the edge of a strip
 
     def add(

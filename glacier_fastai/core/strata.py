@@ -22,6 +22,9 @@ def edge_distance(
     """Return the distance to the nearest pixel labelled as another class, centre to centre, float64 `(H, W)` in pixels.
 
     1 on both sides of an edge, infinite where the image has one class only; 0 where nothing is labelled.
+
+    >>> edge_distance(np.array([[1, 1, 0, 255]], np.uint8))
+    array([[2., 1., 1., 0.]])
     """
     out = np.zeros(truth.shape)
     for code in np.unique(truth[truth != IGNORE]):
@@ -36,6 +39,9 @@ def patch_size(
     """Return the pixels of the patch of one class, connected along its sides, that each pixel lies in, int64 `(H, W)`.
 
     0 where nothing is labelled.
+
+    >>> patch_size(np.array([[1, 1, 0, 255]], np.uint8))
+    array([[2, 2, 1, 0]])
     """
     parts = label(truth, background=IGNORE, connectivity=1)
     size = np.bincount(parts.ravel())
@@ -49,7 +55,13 @@ def count_errors(
     truth: np.ndarray,  # (H, W) class codes, 255 = ignore
     edges: Sequence[float],  # (bins + 1,) ascending; a bin holds its upper edge, the outer ones what lies beyond
 ) -> np.ndarray:
-    """Return how many labelled pixels, and how many wrong ones, each bin has of each class, int64 `(2, bins, K)`."""
+    """Return how many labelled pixels, and how many wrong ones, each bin has of each class, int64 `(2, bins, K)`.
+
+    >>> truth = np.array([[1, 1, 0, 255]], np.uint8)
+    >>> labelled, wrong = count_errors(np.array([[1, 5, 5, 5]]), truth == 0, truth, [0, 2, 9])
+    >>> labelled.tolist(), int(wrong.sum())
+    ([[0, 1, 0, 0], [1, 1, 0, 0]], 1)
+    """
     known, shape = truth != IGNORE, (len(edges) - 1, len(CLASSES))
     at = np.searchsorted(edges[1:-1], values[known]) * shape[1] + truth[known]
     counts = [np.bincount(a, minlength=shape[0] * shape[1]).reshape(shape) for a in (at, at[wrong[known]])]

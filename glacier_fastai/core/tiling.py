@@ -15,6 +15,9 @@ def starts(length: int, size: int, overlap: int = 0) -> list[int]:
     The first window starts at 0 and the last one ends at `length`. Neighbours share at least `overlap` pixels; what
     does not divide evenly is spread over all of them, so no two windows are nearly the same.
 
+    >>> starts(1000, 512, 128)
+    [0, 244, 488]
+
     Raises:
         DataError: `size` is larger than `length`, or `overlap` is not within 0 .. size - 1.
     """
@@ -32,6 +35,9 @@ def blend_weights(size: int, overlap: int) -> np.ndarray:
 
     The outermost quarter of the overlap has no weight at all, so what a model says there, where it sees least, is left
     out. Neighbours that share `overlap` pixels or more never leave a gap.
+
+    >>> blend_weights(6, 4).round(2)
+    array([0.  , 0.15, 0.85, 0.85, 0.15, 0.  ], dtype=float32)
     """
     cut = overlap // 4
     ramp = overlap - 2 * cut

@@ -10,6 +10,7 @@ Random numbers come from a CPU `torch.Generator`, or with None from torch's own.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -64,7 +65,7 @@ def random_dihedral(
     return out_x, out_y
 
 
-def _random_views(n: int, size: tuple[int, int], generator: Generator | None) -> Tensor:
+def _random_views(n: int, size: Sequence[int], generator: Generator | None) -> Tensor:
     return torch.randint(len(VIEWS) if size[0] == size[1] else 4, (n,), generator=generator)
 
 
@@ -89,7 +90,8 @@ def elastic_nodes(
     >>> elastic_nodes((65, 80))
     (3, 4)
     """
-    return tuple(math.ceil((length - 1) / _ELASTIC_STEP) + 1 for length in size)
+    height, width = (math.ceil((length - 1) / _ELASTIC_STEP) + 1 for length in size)
+    return height, width
 
 
 def coordinates(
@@ -165,7 +167,7 @@ def random_coordinates(
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
     matrix = torch.stack([cos, -sin, sin, cos], 1).view(n, 2, 2)
     moved = draw(n, 2) * shift * torch.tensor([size[1], size[0]])
-    cells = tuple(1 + grid * draw(n, _GRID_STEPS) for _ in range(2)) if grid else None
+    cells = (1 + grid * draw(n, _GRID_STEPS), 1 + grid * draw(n, _GRID_STEPS)) if grid else None
     nodes = elastic * torch.randn(n, 2, *elastic_nodes(size), generator=generator) if elastic else None
     if flip:
         views = view_matrices(_random_views(n, size, generator))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,9 @@ def postprocessed(
         return
     arguments = settings.by_code()
     reach = context(**arguments)
-    classes, probs, top, done = None, None, 0, 0  # rows held, the first of them, and the first not yet yielded
+    classes: Any = None
+    probs: Any = None
+    top = done = 0  # of the rows that are held the first, and the first not yet yielded
 
     def finished(upto: int) -> Strip:
         found = postprocess(classes, **arguments)[done - top : upto - top]

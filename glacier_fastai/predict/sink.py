@@ -20,6 +20,7 @@ from ..errors import OutputError
 
 __all__ = ["ClassMap", "ConfidenceMap", "ProbabilityMap", "Sink", "Strip"]
 
+PROBABILITIES = tuple(f"probability of {c}" for c in CLASSES)
 BYTE = 254  # probability 1 in a map of bytes; 255 is no data
 
 
@@ -134,7 +135,7 @@ class ProbabilityMap(RasterMap):
         path: str | os.PathLike,
         source: Any,
         dtype: str = "uint8",  # or float32
-        bands: tuple[str, ...] = tuple(f"probability of {c}" for c in CLASSES),
+        bands: tuple[str, ...] = PROBABILITIES,
     ):
         super().__init__(path, source, bands, dtype, IGNORE if dtype == "uint8" else np.nan)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 def ahead(items: Iterable[T]) -> Iterator[T]:
     """Yield the items, each made in a thread while the one before it is used."""
-    items, end = iter(items), object()
+    items, end = iter(items), cast(T, object())
     try:
         with ThreadPoolExecutor(1) as pool:
             following = pool.submit(next, items, end)

@@ -26,6 +26,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,7 +128,7 @@ def _by_tile(folder):
         paths = sorted(f for f in folder.iterdir() if f.name.lower().endswith((".tif", ".tiff")) and f.name[0] != ".")
     except OSError as err:
         raise SubmissionError(f"{folder}: cannot be read ({err.strerror})") from err
-    out = {}
+    out: dict = {}
     for path in paths:
         tile = tile_id(path)
         if tile in out:
@@ -169,7 +170,7 @@ def _by_tifffile(path):
     import tifffile
 
     with tifffile.TiffFile(path) as file:
-        page = file.pages[0]
+        page: Any = file.pages[0]
         tag = page.tags.get(42113)  # GDAL_NODATA
         return page.asarray(), _number(tag and tag.value)
 
@@ -186,7 +187,7 @@ def _by_pillow(path):
     from PIL import Image
 
     with Image.open(path) as file:
-        return np.array(file), _number(file.tag_v2.get(42113))
+        return np.array(file), _number(getattr(file, "tag_v2", {}).get(42113))
 
 
 def _number(text):
@@ -265,7 +266,7 @@ class _Submission:
 
     def _probabilities(self, image, began):
         inputs = [member.normalised(image) for member in self.members]
-        total, rounds, slowest = 0, 0, 0.0
+        total, rounds, slowest = torch.zeros(()), 0, 0.0
         for k, scale in self.passes:
             start = time.monotonic()
             for member, x in zip(self.members, inputs):
@@ -333,7 +334,7 @@ class _Residual(nn.Module):
             setattr(self, f"conv{i}", nn.Conv2d(out, n, kernel, step, kernel // 2, bias=False))
             setattr(self, f"bn{i}", nn.BatchNorm2d(n))
             out = n
-        self.downsample = nn.Identity()
+        self.downsample: nn.Module = nn.Identity()
         if stride != 1 or channels != out:
             self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
 
@@ -433,7 +434,8 @@ class _Unet(nn.Module):
         if down or right:
             x = F.pad(x, (0, right, 0, down), mode="reflect" if down < height and right < width else "replicate")
         image, *skips, x = self.encoder(x)
-        for block, skip in zip(self.decoder.blocks, [*skips[::-1], None]):
+        blocks: Any = self.decoder.blocks
+        for block, skip in zip(blocks, [*skips[::-1], None]):
             x = block(x, skip, (image if skip is None else skip).shape[-2:])
         return self.segmentation_head(x)[..., :height, :width]
 

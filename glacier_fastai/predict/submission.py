@@ -70,7 +70,7 @@ def write_submission(
         if member.bundle.standardised:
             raise BundleError(f"{member.path or 'bundle'}: trained on standardised values; fine-tune it on its tiles")
     cleaning = ensemble.predict.postprocess or PostprocessRecipe(min_size={}, fill_holes={})
-    content = {
+    content: dict[str, Any] = {
         "format": "glacier_fastai submission",
         "version": 1,
         "seconds_per_tile": float(seconds_per_tile),
