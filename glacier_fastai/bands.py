@@ -214,6 +214,7 @@ def composite(bands: Sequence[str]) -> tuple[str, tuple[int, int, int]]:
     """
     for name, rgb in COMPOSITES.items():
         if all(b in bands for b in rgb):
-            return name, tuple(bands.index(b) for b in rgb)
+            red, green, blue = (bands.index(b) for b in rgb)
+            return name, (red, green, blue)
     index = (0, 1, 2) if len(bands) >= 3 else (0, 0, 0)
     return ", ".join(dict.fromkeys(bands[i] for i in index)), index

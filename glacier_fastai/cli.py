@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -87,6 +87,7 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     who = f"glacier-fastai, process {rank()}" if rank() else "glacier-fastai"
+    os.environ.setdefault("MPLBACKEND", "Agg")  # pictures are written, never shown
     show_messages()
     try:
         app()
@@ -178,14 +179,14 @@ def prepare_scene(
 
     Example: `glacier-fastai prepare scene scene.tif --outlines rgi.gpkg --out tiles`
     """
-    from .data.sources.scene import prepare_scenes
+    from .data.sources.scene import parse_outlines, prepare_scenes
 
     _describe(
         prepare_scenes(
             scenes,
             out,
             labels=label,
-            outlines=outlines,
+            outlines=parse_outlines(outlines),
             class_field=class_field or None,
             bands=_split(bands),
             sensor=sensor or None,
@@ -245,11 +246,14 @@ def prepare_hkh(
     from .data.sources.hkh import download_hkh
     from .data.sources.hkh import prepare_hkh as run
 
-    if source is None and not download:
-        raise DataError("no data: name the folder or the archive, or ask for --download")
-    run = download_hkh if download else run
+    kept: dict[str, Any] = {"bands": _split(bands) or [], "min_ice": min_ice, "min_valid": min_valid}
     with progress("tiles") as show:
-        store = run(source, out, bands=_split(bands) or [], min_ice=min_ice, min_valid=min_valid, progress=show)
+        if download:
+            store = download_hkh(source, out, **kept, progress=show)
+        elif source is not None:
+            store = run(source, out, **kept, progress=show)
+        else:
+            raise DataError("no data: name the folder or the archive, or ask for --download")
     _describe(store)
 
 
@@ -273,7 +277,7 @@ def prepare_synthetic(
             n_scenes=scenes,
             scene_size=scene_size,
             tile_size=tile_size,
-            bands=_split(bands),
+            bands=_split(bands) or [],
             seed=seed,
         )
     )
@@ -597,4 +601,5 @@ def demo(
     """
     from .show.demo import run
 
-    run(out)
+    for name, path in run(out).items():
+        print(f"{name:<16}{path}")

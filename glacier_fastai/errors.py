@@ -60,6 +60,10 @@ class RunStopped(GlacierError):
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """Return ``"; did you mean 'swir1'?"`` for the nearest allowed name, or an empty string if none is near."""
+    """Return a suggestion of the nearest allowed name, or an empty string if none is near.
+
+    >>> did_you_mean("swirl", ["red", "swir1"]), did_you_mean("xyz", ["red"])
+    ("; did you mean 'swir1'?", '')
+    """
     near = get_close_matches(str(name), list(allowed), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""

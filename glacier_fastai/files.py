@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -98,27 +98,26 @@ def whole_folder(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
     except Timeout as err:
         raise OutputError(f"{path}: another process is writing it; wait, or choose another name") from err
     except OSError as err:
-        lock.release(force=True)
-        where = err.filename or partial
+        where = err.filename or path
         raise OutputError(f"{where}: cannot be made ({err.strerror}); choose another place") from err
     try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
         yield partial
         if replace:
             shutil.rmtree(path, ignore_errors=True)
         partial.rename(path)
     except OSError as err:
-        if isinstance(err, OutputError):
+        elsewhere = err.filename is not None and not str(err.filename).startswith(str(partial))  # an input, perhaps
+        if elsewhere or isinstance(err, OutputError):
             raise
         raise OutputError(
             f"{path}: cannot be written ({err.strerror or err}); nothing was kept; make room or choose another place"
         ) from err
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        with suppress(OSError):
-            Path(lock.lock_file).unlink(missing_ok=True)
+        Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from importlib.resources import files
@@ -10,34 +9,36 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from .bands import CLASSES, Bands
-from .core.balance import TARGET, PixelBalance
-from .core.dihedral import VIEWS
-from .errors import DataError, RecipeError, did_you_mean
+from .core.settings import (
+    PARTS,
+    PRESETS,
+    Augmentation,
+    Fraction,
+    LossSettings,
+    Part,
+    PixelBalance,
+    Positive,
+    Section,
+    Weight,
+    explain,
+    spelled_out,
+)
+from .errors import RecipeError, did_you_mean
 from .files import whole_file
 
-__all__ = ["PredictRecipe", "Recipe", "load_recipe", "recipe_dir", "recipe_names"]
+__all__ = ["PredictRecipe", "Recipe", "Section", "explain", "load_recipe", "recipe_dir", "recipe_names"]
 
 ENCODERS = ("resnet18", "resnet34", "resnet50")
 """What `model.arch` was while every network was a U-Net."""
-
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """Base of every part: no unknown keys, no silent change of types, no change after it was made."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
 
 
 class DataRecipe(Section):
     """What to train on."""
 
-    path: str | None = Field(None, description="tile store, or raw folder of the competition or of HKH; see --data")
+    path: str | None = Field(None, description="tile store, or raw folder of the competition or of HKH")
     tile_size: int = Field(512, ge=32, description="side of the tiles it is made for, pixels")
     crop: int = Field(256, ge=16, description="side of a training crop, pixels; at most the tile's side")
     crops_per_tile: int = Field(1, ge=1, description="crops per epoch for each training tile")
@@ -45,7 +46,7 @@ class DataRecipe(Section):
     spatial: bool = Field(True, description="no training tile touches a validation tile")
     min_valid: Fraction = Field(0.1, description="least share of pixels with data for a tile to be used")
     statistics: Literal["data", "weights"] = Field(
-        "data", description="mean and deviation that bands are normalised with: of the training tiles, or of --weights"
+        "data", description="mean and deviation to normalise with: of the training tiles, or of the starting weights"
     )
 
     @model_validator(mode="after")
@@ -85,129 +86,21 @@ class ModelRecipe(Section):
         return value
 
 
-class LossRecipe(Section):
-    """The combined loss: a weighted sum of parts that share one softmax."""
-
-    focal: Weight = Field(0.25, description="weight of the focal part")
-    dice: Weight = Field(0.25, description="weight of the Dice part")
-    mcc: Weight = Field(0.35, description="weight of the soft MCC part")
-    boundary: Weight = Field(0.15, description="weight of the boundary-weighted cross-entropy")
-    bf1: Weight = Field(0.0, description="weight of the boundary F1 part (Bokhovkin and Burnaev 2019)")
-    alpha: tuple[Positive, ...] = Field((1.0, 2.0, 3.0, 4.0), strict=False, description="focal weight per class")
-    gamma: Annotated[float, Field(ge=0)] = Field(2.0, description="focal exponent")
-    smooth: Positive = Field(1.0, description="Dice smoothing, pixels")
-    mcc_exponent: Positive = Field(0.7, description="Focal-Phi exponent of the MCC part")
-    edge_weight: Positive = Field(3.0, description="boundary part: weight on class edges")
-    interface_weight: Positive = Field(5.0, description="boundary part: weight on the debris-glacier interface")
-    learned: bool = Field(False, description="learn the weights of the parts (Kendall et al. 2018)")
-
-    @model_validator(mode="after")
-    def _sums(self) -> LossRecipe:
-        if not self.focal + self.dice + self.mcc + self.boundary + self.bf1 > 0:
-            raise ValueError("the weights of all parts are 0: give one of focal, dice, mcc, boundary, bf1 a weight")
-        if len(self.alpha) != len(CLASSES):
-            raise ValueError(f"alpha has {len(self.alpha)} values: one per class, {', '.join(CLASSES)}")
-        return self
-
-
 class RampRecipe(Section):
     """Parts of the loss that start small and grow linearly to their full weight."""
 
-    start: dict[Literal["focal", "dice", "mcc", "boundary", "bf1"], Fraction] = Field(
-        {"boundary": 0.05}, description="part -> fraction of its weight in the first epoch"
-    )
+    start: dict[Part, Fraction] = Field({"boundary": 0.05}, description="part -> fraction of its weight at first")
     epochs: int = Field(30, ge=1, description="epochs until the weight is full")
     by: Literal["epoch", "batch"] = Field("epoch", description="move once an epoch, or with every batch")
 
 
-AUGMENT_PRESETS: dict[str, dict[str, Any]] = {
-    "light": {"flip": True, "rotate": 45, "scale": 0.2, "shift": 0.1, "brightness": 0.2, "contrast": 0.2},
-    "heavy": {
-        **{"flip": True, "rotate": 90, "scale": 0.3, "shift": 0.2, "elastic": 4, "grid": 0.3},
-        **{"brightness": 0.3, "contrast": 0.3, "gamma": 0.3, "noise": 0.1, "blur": 1.0, "dropout": 0.1},
-    },
-}
-"""What `augment` may be by name; heavy has every transform, and the values of those that a list names without one."""
-
-
-def augment_fields(
-    value: str | list,  # name of a preset, or a list such as [flip, {rotate: 45}]
-) -> dict[str, Any]:
-    """Return the fields of `AugmentRecipe` that a name or a list stands for: just what it says, nothing by default.
-
-    Raises:
-        RecipeError: An unknown name or transform, one named twice, or something else.
-    """
-    forms = "a list such as [flip, rotate: 45], or [] for none"
-    if isinstance(value, str):
-        if value not in AUGMENT_PRESETS:
-            near = did_you_mean(value, AUGMENT_PRESETS)
-            raise RecipeError(f"unknown name {value!r}: use {', '.join(AUGMENT_PRESETS)}, {forms}{near}")
-        value = [AUGMENT_PRESETS[value]]
-    if not isinstance(value, list):
-        raise RecipeError(f"use {', '.join(AUGMENT_PRESETS)}, {forms}, not {json.dumps(value, default=str)}")
-    heavy, fields = AUGMENT_PRESETS["heavy"], {}
-    for item in value:
-        named = {item: heavy.get(item)} if isinstance(item, str) else item
-        named = named if isinstance(named, dict) and named else {None: item}
-        for name, size in named.items():
-            if name not in heavy:
-                shown = json.dumps(item, default=str) if name is None else repr(name)
-                near = did_you_mean(name or "", heavy)
-                raise RecipeError(f"unknown transform {shown}: use {', '.join(heavy)}, with or without a value{near}")
-            if name in fields:
-                raise RecipeError(f"{name!r} is named twice: name each transform once")
-            fields[name] = size
-    return {"flip": False} | fields
-
-
 def _augment_schema(schema: dict[str, Any]) -> None:
-    names = {"enum": list(AUGMENT_PRESETS["heavy"])}
+    names = {"enum": list(PRESETS["heavy"])}
     schema["anyOf"] = [
-        {"enum": list(AUGMENT_PRESETS)},
+        {"enum": list(PRESETS)},
         {"type": "array", "items": {"anyOf": [names, {"type": "object", "propertyNames": names}]}},
         {"$ref": schema.pop("$ref")},
     ]
-
-
-class AugmentRecipe(Section):
-    """Random changes of training batches; each sample draws its own. Also a preset's name, or a list of transforms."""
-
-    flip: bool = Field(True, description="the 8 flips and quarter turns, exact without other geometry")
-    rotate: Annotated[float, Field(ge=0, le=180)] = Field(0.0, description="largest rotation, degrees")
-    scale: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="largest relative change of scale")
-    shift: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="largest shift, share of the crop's side")
-    elastic: Annotated[float, Field(ge=0)] = Field(0.0, description="standard deviation of elastic warping, pixels")
-    grid: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="grid distortion, largest relative step change")
-    brightness: Annotated[float, Field(ge=0)] = Field(0.0, description="largest offset per band, standard deviations")
-    contrast: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="largest relative change of gain per band")
-    gamma: Annotated[float, Field(ge=0, le=2)] = Field(0.0, description="largest relative change of exponent per band")
-    noise: Annotated[float, Field(ge=0)] = Field(0.0, description="largest noise per pixel, standard deviations")
-    blur: Annotated[float, Field(ge=0, le=10)] = Field(0.0, description="largest deviation of Gaussian blur, pixels")
-    dropout: Fraction = Field(0.0, description="probability that one band of a sample becomes 0, its mean")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, value: Any) -> Any:
-        return value if isinstance(value, (dict, cls)) else augment_fields(value)
-
-
-class BalanceRecipe(Section):
-    """From where crops are drawn, so that their pixels come near a composition of classes (`core.balance`)."""
-
-    target: dict[str, float] = Field(TARGET, description="class -> wanted share of the labelled pixels; they sum to 1")
-    level: Literal["tile", "crop", "pixel"] = Field(
-        PixelBalance.level,
-        description="choose whole tiles, crops, or crops and then pixels: what is too many is ignored",
-    )
-    min_effective: Annotated[float, Field(gt=0, le=1)] = Field(
-        PixelBalance.min_effective, description="least effective sample size, as a share of that of even drawing"
-    )
-
-    @model_validator(mode="after")
-    def _possible(self) -> BalanceRecipe:
-        PixelBalance(**self.model_dump())
-        return self
 
 
 class TrainRecipe(Section):
@@ -237,7 +130,7 @@ class TrainRecipe(Section):
     bad_batches: int = Field(
         10, ge=1, description="batches in a row without finite loss and gradients that end the run; such are skipped"
     )
-    max_minutes: Positive | None = Field(None, description="save and stop after so many minutes; --resume goes on")
+    max_minutes: Positive | None = Field(None, description="save and stop after so many minutes; it can be resumed")
     workers: int = Field(2, ge=0, description="threads that read data ahead")
 
 
@@ -291,6 +184,8 @@ class PredictRecipe(Section):
     @property
     def passes(self) -> list[tuple[int, float]]:
         """View and scale of each time that a model sees an image."""
+        from .core.dihedral import VIEWS  # brings torch, which reading a recipe does not need
+
         return [(k, scale) for scale in self.scales for k in (VIEWS if self.views else VIEWS[:1])]
 
 
@@ -303,14 +198,14 @@ class Recipe(Section):
     data: DataRecipe = DataRecipe()
     texture: TextureRecipe = TextureRecipe()
     model: ModelRecipe = ModelRecipe()
-    loss: LossRecipe = LossRecipe()
+    loss: LossSettings = LossSettings()
     ramp: RampRecipe | None = Field(None, description="null: every part has its full weight from the start")
-    augment: AugmentRecipe = Field(
-        AugmentRecipe(),
+    augment: Augmentation = Field(
+        Augmentation(),
         description="random changes of training batches: a preset's name, a list of transforms, or every field",
         json_schema_extra=_augment_schema,
     )
-    balance: BalanceRecipe | None = Field(None, description="null: crops anywhere, as many from each tile")
+    balance: PixelBalance | None = Field(None, description="null: crops anywhere, as many from each tile")
     train: TrainRecipe = TrainRecipe()
     record: RecordRecipe = RecordRecipe()
     predict: PredictRecipe = PredictRecipe()
@@ -320,6 +215,15 @@ class Recipe(Section):
     @classmethod
     def _bands(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return Bands(value)
+
+    @field_validator("loss")
+    @classmethod
+    def _loss(cls, loss: LossSettings) -> LossSettings:
+        if not any(getattr(loss, part) for part in PARTS):
+            raise ValueError(f"the weights of all parts are 0: give one of {', '.join(PARTS)} a weight")
+        if len(loss.alpha) != len(CLASSES):
+            raise ValueError(f"alpha has {len(loss.alpha)} values: one per class, {', '.join(CLASSES)}")
+        return loss
 
     @model_validator(mode="after")
     def _ramped(self) -> Recipe:
@@ -360,9 +264,13 @@ def recipe_names() -> list[str]:
 
 def load_recipe(
     name: str | Path,  # name of a shipped recipe, or path of a YAML file
-    overrides: Sequence[str] = (),  # "train.lr=1e-4", as given to --set
+    overrides: Sequence[str] = (),  # such as "train.lr=1e-4"
 ) -> Recipe:
     """Return the validated recipe.
+
+    >>> recipe = load_recipe("demo", ["train.lr=1e-4", "model.arch=fpn"])
+    >>> recipe.train.lr, recipe.model.arch, recipe.model.encoder
+    (0.0001, 'fpn', 'resnet18')
 
     Raises:
         RecipeError: No such recipe, not YAML, or a field that is unknown, of a wrong type or impossible; the one-line
@@ -398,77 +306,41 @@ def recipe_from(
     try:
         return Recipe.model_validate(tree)
     except ValidationError as err:
-        raise RecipeError(f"{where}: {explain(err)}") from err
+        raise RecipeError(f"{where}: {explain(err, Recipe)}") from err
 
 
 def predict_with(
     settings: PredictRecipe,
-    overrides: Sequence[str],  # "predict.views=true", as given to --set
+    overrides: Sequence[str],  # such as "predict.views=true"
 ) -> PredictRecipe:
     """Return the settings with some changed; raises `RecipeError` like `load_recipe`, also for any other section."""
     tree: dict[str, Any] = {"bands": ["red"], "predict": settings.model_dump(mode="json")}
     for item in overrides:
         if not item.strip().startswith("predict."):
-            raise RecipeError(f"--set {item}: a trained model's section predict alone can be changed")
+            raise RecipeError(f"{item}: a trained model's section predict alone can be changed")
         _override(tree, item)
-    return recipe_from(tree, "--set").predict
+    return recipe_from(tree, "overrides").predict
 
 
 def _override(tree: dict[str, Any], item: str) -> None:
     key, sign, text = item.partition("=")
     if not sign or not key.strip():
-        raise RecipeError(f"--set {item}: write it as section.field=value, for instance train.lr=1e-4")
+        raise RecipeError(f"{item}: write it as section.field=value, for instance train.lr=1e-4")
     try:
         value = yaml.load(text, _Loader)
     except yaml.YAMLError as err:
-        raise RecipeError(f"--set {item}: the value is not YAML ({' '.join(str(err).split())})") from err
+        raise RecipeError(f"{item}: the value is not YAML ({' '.join(str(err).split())})") from err
     *parents, last = key.strip().split(".")
     if parents == ["augment"] and isinstance(tree.get("augment"), (str, list)):
         try:
-            tree["augment"] = augment_fields(tree["augment"])
+            tree["augment"] = spelled_out(tree["augment"])
         except RecipeError as err:
-            raise RecipeError(f"--set {item}: augment: {err}") from err
+            raise RecipeError(f"{item}: augment: {err}") from err
     node = tree
     for part in parents:
         if node.get(part) is None:
             node[part] = {}
         node = node[part]
         if not isinstance(node, dict):
-            raise RecipeError(f"--set {item}: {part!r} has no fields below it")
+            raise RecipeError(f"{item}: {part!r} has no fields below it")
     node[last] = value
-
-
-def explain(
-    err: ValidationError,
-    model: type[BaseModel] = Recipe,  # what was validated
-) -> str:
-    """Return what is wrong in one line: each field's path, what is allowed and the nearest right name."""
-    return "; ".join(_explain(e, model) for e in err.errors())
-
-
-def _explain(error: dict[str, Any], model: type[BaseModel]) -> str:
-    path = ".".join(str(p) for p in error["loc"] if p != "[key]") or "recipe"
-    if error["type"] == "extra_forbidden":
-        known = _fields(error["loc"][:-1], model)
-        return f"{path}: unknown key; allowed are {', '.join(known)}{did_you_mean(str(error['loc'][-1]), known)}"
-    if error["type"] == "missing":
-        return f"{path}: missing"
-    message = error["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    if isinstance(error.get("ctx", {}).get("error"), DataError):
-        return f"{path}: {error['ctx']['error']}"
-    if error["type"] == "value_error":
-        return f"{path}: {message}"
-    near = ""
-    if error["type"] == "literal_error" and isinstance(error["input"], str):
-        near = did_you_mean(error["input"], re.findall(r"'([^']+)'", error["ctx"]["expected"]))
-    return f"{path}: {message}, not {json.dumps(error['input'], default=str)}{near}"
-
-
-def _fields(loc: Sequence[str | int], model: Any) -> list[str]:
-    for part in loc:
-        if isinstance(part, str):  # a number counts the items of a list
-            annotation = model.model_fields[part].annotation
-            options = [annotation, *getattr(annotation, "__args__", ())]
-            model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    return list(model.model_fields)

@@ -10,7 +10,10 @@ import pytest
 import torch
 from scenes import EVEREST, make_store, write_scene
 
+from glacier_fastai.terminal import show_messages
+
 torch.set_num_threads(1)
+show_messages()  # as commands and notebooks do
 
 
 @pytest.fixture(autouse=True)

@@ -21,12 +21,13 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import torch
 from scenes import tiny_recipe
 
-from glacier_fastai.train import learner
 from glacier_fastai.train.checkpoint import CheckpointCallback
 from glacier_fastai.train.learner import GlacierLearner
 from glacier_fastai.train.run import train
 
+ENCODER = "tu-tf_mobilenetv3_small_minimal_100"  # small, as checkpoints are written often
 RECIPE = (
+    f"model.encoder={ENCODER}",
     "train.epochs=7",
     "data.crops_per_tile=3",  # 6 batches per epoch
     "train.accumulate=4",  # the second step of an epoch takes what is left
@@ -39,7 +40,6 @@ RECIPE = (
     "record.save_minutes=1e-6",  # after each batch
     "record.panels_every=2",
 )
-ENCODER = "tu-tf_mobilenetv3_small_minimal_100"  # smaller than a recipe may ask for, as checkpoints are written often
 PHASES = ("other", "batch", "save", "validation")
 
 
@@ -70,8 +70,6 @@ def child(store: str, out: Path, phase: mmap.mmap) -> int:
         return pid
     try:
         torch.set_num_threads(1)
-        unet = learner.glacier_unet
-        learner.glacier_unet = lambda arch, *args: unet(ENCODER, *args)
         traced(phase)
         with open(out.with_suffix(".log"), "a", buffering=1) as sys.stderr:
             try:

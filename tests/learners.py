@@ -26,7 +26,7 @@ def small_learner(path, bs=2, fold=0, loss=None, cbs=None, **kwargs):
     """Return a silent learner of `Small` on a made-up store, which is written to `path`."""
     dls = GlacierDataLoaders.from_store(make_store(path), fold, bs=bs, folds=3, **kwargs)
     loss = loss or CombinedLoss.phase_b()
-    out = glacier_learner(dls, model=Small(), splitter=lambda m: [list(m.parameters())], loss=loss, cbs=cbs)
+    out = glacier_learner(dls, model=Small(), loss_func=loss, cbs=cbs)
     out.remove_cbs(ProgressCallback)
     out.logger = lambda row: None
     return out

@@ -6,8 +6,8 @@ from glacier_fastai.bands import (
     CLASSES,
     COMPOSITES,
     SENSORS,
+    Bands,
     canonical_band,
-    check_bands,
     composite,
 )
 from glacier_fastai.errors import DataError, did_you_mean
@@ -49,11 +49,20 @@ def test_unknown_names_are_refused_with_the_nearest(given, sensor, message):
 
 
 def test_a_list_of_bands_is_not_empty_and_names_each_once():
-    assert check_bands(["Red", "nir"]) == ("red", "nir")
+    assert Bands(["Red", "nir"]) == ("red", "nir")
     with pytest.raises(DataError, match="no bands given"):
-        check_bands([])
+        Bands([])
     with pytest.raises(DataError, match="'red' is named twice"):
-        check_bands(["red", "nir", "RED"])
+        Bands(["red", "nir", "RED"])
+
+
+def test_bands_know_what_they_are_made_of():
+    bands = Bands(["ndsi", "glcm_energy(red)", "glcm_contrast(ndwi)", "nir"])
+    assert bands.textures == {"glcm_energy(red)": ("energy", "red"), "glcm_contrast(ndwi)": ("contrast", "ndwi")}
+    assert bands.made_of(["green", "red", "nir", "swir1"]) == ("green", "swir1", "red", "nir")
+    assert bands.made_of(["ndsi", "ndwi", "red", "nir"]) == ("ndsi", "red", "ndwi", "nir")
+    assert Bands(["pan", "glcm_asm(pan)"]).made_of([]) == ("pan",)
+    assert Bands(bands) is bands
 
 
 def test_the_vocabulary_agrees_with_itself():

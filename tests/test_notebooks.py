@@ -10,12 +10,15 @@ import pytest
 from folders import competition_folder
 from hkh_folders import hkh_folder
 from nbclient import NotebookClient
+from scenes import TINY
 
 from glacier_fastai.recipe import recipe_dir, recipe_names
 
 NOTEBOOKS = sorted((recipe_dir() / "notebooks").glob("*.ipynb"))
-SMALL = ("data.crop=32", "data.crops_per_tile=1", "model.encoder=resnet18", "train.epochs=1", "train.batch_size=8")
-TINY = ("data.tile_size=32", *SMALL)
+SLOW = ("02_hkh_pretrain", "03_competition_finetune", "04_ensemble_and_submit")  # each starts several processes
+SMALL = ("data.crop=32", "data.crops_per_tile=1", "train.epochs=1", "train.batch_size=8", "record.panels_every=0")
+SMALL = (*SMALL, f"model.encoder={TINY}")
+SMALLER = ("data.tile_size=32", *SMALL)
 PAIRS = [f"{row:02}_{col:02}" for row in (1, 4, 7) for col in (1, 2)]  # tiles of one touch those of no other
 
 
@@ -23,26 +26,28 @@ def words(settings):
     return " ".join(f"--set {s}" for s in settings)
 
 
-def _quickstart(tmp_path, trained):
-    return {"n_scenes": 5, "scene_size": 64, "tile_size": 32, "crop": 32, "epochs": 1}
+def _quickstart(tmp_path, request):
+    return {"n_scenes": 5, "scene_size": 64, "tile_size": 32, "crop": 32, "encoder": TINY, "epochs": 1}
 
 
-def _hkh(tmp_path, trained):
+def _hkh(tmp_path, request):
     hkh_folder(tmp_path, scenes=2, splits=False)
-    return {"data": "glacier_data", "max_minutes": 5, "settings": words(TINY)}
+    return {"data": "glacier_data", "max_minutes": 5, "settings": words(SMALLER)}
 
 
-def _competition(tmp_path, trained):
+def _competition(tmp_path, request):
     competition_folder(tmp_path / "competition", ids=PAIRS, size=32)
-    weights = str(trained[0] / "best.safetensors")
-    return {"weights": weights, "folds": 2, "max_minutes": 5, "settings": words(("predict.views=true", *TINY))}
+    weights = str(request.getfixturevalue("trained")[0] / "best.safetensors")
+    return {"weights": weights, "folds": 2, "max_minutes": 5, "settings": words(("predict.views=true", *SMALLER))}
 
 
-def _ensemble(tmp_path, trained):
-    return _competition(tmp_path, trained) | {"settings": ["predict.views=true", *TINY]}
+def _ensemble(tmp_path, request):
+    competition_folder(tmp_path / "competition", ids=PAIRS, size=32)
+    resnet = "model.encoder=resnet18"  # a submission carries no other encoder than ResNets
+    return {"weights": "", "folds": 2, "max_minutes": 5, "settings": ["predict.views=true", *SMALLER, resnet]}
 
 
-def _scene(tmp_path, trained):
+def _scene(tmp_path, request):
     return {"size": 192, "tile_size": 64, "settings": words(("data.folds=3", *SMALL))}
 
 
@@ -101,10 +106,12 @@ def test_a_notebook_is_kept_without_what_it_printed(path):
     )
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_notebook_runs(path, tmp_path, trained):
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, marks=[pytest.mark.slow] if p.stem in SLOW else [], id=p.stem) for p in NOTEBOOKS]
+)
+def test_a_notebook_runs(path, tmp_path, request):
     small, figures = CASES[path.stem]
-    values = small(tmp_path, trained)
+    values = small(tmp_path, request)
     notebook = executed(path, tmp_path, values)
     text = "".join(o["text"] for o in outputs(notebook) if o["output_type"] == "stream")
     assert "glacier-fastai: " not in text, text[-3000:]  # a command that failed; a notebook goes on after it

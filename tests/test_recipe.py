@@ -49,19 +49,15 @@ def test_the_two_main_recipes_say_what_the_design_says():
         ("bands=[blue, swirl1]", r"bands: unknown band 'swirl1'.*did you mean 'swir1'"),
         ("bands=[blue, blue]", r"bands: band 'blue' is named twice"),
         ("data.crop=1024", r"data: crop 1024 is larger than tile_size 128: lower data.crop"),
-        (
-            "model.attention=csse",
-            r"model\.attention: input should be 'scse' or 'cse', not \"csse\"; did you mean 'cse'",
-        ),
         ("loss={focal: 0, dice: 0, mcc: 0, boundary: 0}", "loss: the weights of all parts are 0"),
         ("loss.focal=-1", r"loss\.focal: input should be greater than or equal to 0"),
         ("loss.alpha=[1, 2]", "loss: alpha has 2 values: one per class"),
         ("ramp.start={bf1: 0.1}", r"ramp\.start\.bf1: that part of the loss has no weight"),
         (
             "balance.target={background: 0.5, lake: 0.4}",
-            "balance: target: the shares of all classes wanted must sum to 1, not to 0.9",
+            r"balance\.target: the shares of all classes wanted must sum to 1, not to 0.9",
         ),
-        ("balance.target={snow: 1.0}", "balance: target.snow: no such class; use background, glacier, debris, lake"),
+        ("balance.target={snow: 1.0}", r"balance\.target: no class 'snow'; use background, glacier, debris, lake"),
         ("balance.level=pixels", r"balance\.level: input should be 'tile'.*did you mean 'pixel'"),
         ("balance.min_effective=0", r"balance\.min_effective: input should be greater than 0"),
         ("balance.leve=tile", r"balance\.leve: unknown key.*did you mean 'level'"),
@@ -178,8 +174,8 @@ def test_single_fields_of_a_named_augmentation_can_be_set():
             r"augment: unknown transform 'rotat': use flip, rotate, scale,.*; did you mean 'rotate'\?",
         ),
         ("[flip, colour]", r"augment: unknown transform 'colour': use flip"),
-        ("[flip, 3]", r"augment: unknown transform 3: use flip"),
-        ("[flip, {}]", r"augment: unknown transform \{\}: use flip"),
+        ("[flip, 3]", r"augment: unknown transform '3': use flip"),
+        ("[flip, {}]", r"augment: unknown transform '\{\}': use flip"),
         ("[rotate: 45, flip, rotate]", r"augment: 'rotate' is named twice"),
         ("[rotate: 200]", r"augment\.rotate: input should be less than or equal to 180, not 200"),
         ("[rotate: ]", r"augment\.rotate: input should be a valid number, not null"),
@@ -208,6 +204,6 @@ def test_the_schema_knows_the_three_forms_of_augment():
     names, items, mapping = field["anyOf"]
     assert names == {"enum": ["light", "heavy"]}
     assert items["type"] == "array"
-    assert mapping == {"$ref": "#/$defs/AugmentRecipe"}
-    fields = Recipe.model_json_schema()["$defs"]["AugmentRecipe"]["properties"]
+    assert mapping == {"$ref": "#/$defs/Augmentation"}
+    fields = Recipe.model_json_schema()["$defs"]["Augmentation"]["properties"]
     assert items["items"]["anyOf"][0]["enum"] == list(fields)

@@ -1,6 +1,44 @@
+import logging
+import subprocess
 import sys
 
-from glacier_fastai.terminal import in_terminal
+import pytest
+
+from glacier_fastai.terminal import in_terminal, progress, show_messages
+
+ARENAS = """
+import ctypes, sys, threading
+from glacier_fastai.terminal import one_arena
+
+if sys.argv[2] == "one":
+    one_arena()
+libc, barrier = ctypes.CDLL(None), threading.Barrier(4)
+libc.fopen.restype = ctypes.c_void_p
+
+def take():
+    barrier.wait()
+    libc.malloc(1000)
+    barrier.wait()
+
+threads = [threading.Thread(target=take) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+file = ctypes.c_void_p(libc.fopen(sys.argv[1].encode(), b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone has arenas")
+def test_threads_share_one_arena_where_they_would_have_several(tmp_path):
+    found = {}
+    for how in ("one", "several"):
+        path = tmp_path / how
+        subprocess.run([sys.executable, "-c", ARENAS, path, how], check=True)
+        found[how] = path.read_text().count("<heap nr=")
+    assert found["one"] == 1 < found["several"]
 
 
 def test_a_notebook_is_no_terminal_though_its_commands_see_one(monkeypatch):
@@ -10,3 +48,37 @@ def test_a_notebook_is_no_terminal_though_its_commands_see_one(monkeypatch):
     assert in_terminal()
     monkeypatch.setenv("JPY_PARENT_PID", "7")
     assert not in_terminal()
+
+
+@pytest.fixture
+def shown():
+    """Messages on stderr, as commands show them; taken away again."""
+    root = logging.getLogger("glacier_fastai")
+    before, level = list(root.handlers), root.level
+    root.handlers.clear()
+    root.setLevel(logging.NOTSET)
+    yield show_messages
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+def test_a_library_is_silent_until_messages_are_asked_for(shown, capsys, monkeypatch):
+    log = logging.getLogger("glacier_fastai.somewhere")
+    log.info("nobody asked")
+    shown()
+    shown()
+    log.info("once")
+    assert capsys.readouterr().err == "once\n"
+    monkeypatch.setenv("RANK", "1")
+    shown()
+    log.info("of another process")
+    log.error("but errors are")
+    assert capsys.readouterr().err == "but errors are\n"
+
+
+def test_without_a_terminal_a_line_stands_in_for_the_bar(monkeypatch, caplog):
+    monkeypatch.setattr("glacier_fastai.terminal.EVERY", -1)
+    with caplog.at_level(logging.INFO, "glacier_fastai"), progress("tiles") as show:
+        show(1200, 5000)
+        show(7, None)
+    assert caplog.messages == ["tiles: 1,200 of 5,000", "tiles: 7"]

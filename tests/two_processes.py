@@ -15,7 +15,8 @@ from torch import nn
 
 from glacier_fastai.core.losses import CombinedLoss
 from glacier_fastai.data.block import GlacierDataLoaders
-from glacier_fastai.train.distributed import processes, unwrapped
+from glacier_fastai.model.bundle import unwrapped
+from glacier_fastai.model.processes import world_size
 from glacier_fastai.train.learner import glacier_learner
 from glacier_fastai.train.steps import FreezeEncoder, GradientGuard
 
@@ -52,7 +53,7 @@ class GlobalBatches(Callback):
         y[0] = 255  # all of one process's pixels may be without a label
         if self.seen in self.spoil:
             x[-1, 0, 0, 0] = float("inf")  # in one process only
-        mine = slice(rank_distrib(), None, processes())
+        mine = slice(rank_distrib(), None, world_size())
         self.learn.xb, self.learn.yb = (x[mine],), (y[mine],)
         self.seen += 1
 
@@ -79,10 +80,9 @@ class Note(Callback):
 
 def trained(store, model, loss, epochs, *cbs):
     """Train, and return what was noted, the learner's record and its weights."""
-    dls = GlacierDataLoaders.from_store(store, 0, BATCH // processes(), 16, folds=3, crops_per_tile=2)
+    dls = GlacierDataLoaders.from_store(store, 0, BATCH // world_size(), 16, folds=3, crops_per_tile=2)
     note = Note()
-    split = lambda m: [list(m.parameters())]  # noqa: E731
-    learn = glacier_learner(dls, model=model, loss=loss, splitter=split, cbs=[note, GradientGuard(), *cbs])
+    learn = glacier_learner(dls, model=model, loss_func=loss, cbs=[note, GradientGuard(), *cbs])
     learn.remove_cbs(ProgressCallback)
     learn.logger = lambda row: None
     with learn.distrib_ctx(sync_bn=False):

@@ -8,49 +8,25 @@ a cell and then a place in it is what `data.balanced.PixelBalancedDL` does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
-from math import ceil
+from dataclasses import dataclass, replace
+from math import ceil, sqrt
 from typing import NamedTuple
 
 import numpy as np
 
 from ..bands import CLASSES
-from ..errors import DataError, RecipeError, did_you_mean
+from ..errors import DataError
+from .settings import LEVELS, TARGET, PixelBalance
 
 __all__ = ["LEVELS", "TARGET", "PixelBalance", "Sampling", "cell_edges", "crop_counts", "solve"]
 
-LEVELS = ("tile", "crop", "pixel")
-"""What is chosen by its pixels: whole tiles (a crop lies anywhere in them), crops, or crops and then pixels in them."""
-
-TARGET = {"background": 0.10, "glacier": 0.35, "debris": 0.40, "lake": 0.15}
 CELLS = 8  # per side of a crop, along each axis
 STIFF, LOOSE = 1e3, 1e-6  # weights of the sample size, where drawing is even, and where it is as if there were none
-
-
-@dataclass(frozen=True)
-class PixelBalance:
-    """What is wanted of the pixels that are trained on."""
-
-    target: Mapping[str, float] = field(default_factory=TARGET.copy)  # class -> share of the labelled pixels; sum 1
-    level: str = "crop"  # one of `LEVELS`
-    min_effective: float = 0.6  # least effective sample size, as a share of that of even drawing
-
-    def __post_init__(self):
-        for name in self.target:
-            if name not in CLASSES:
-                near = did_you_mean(name, CLASSES)
-                raise RecipeError(f"target.{name}: no such class; use {', '.join(CLASSES)}{near}")
-            if not self.target[name] >= 0:
-                raise RecipeError(f"target.{name}: a share of {self.target[name]:g}; it must be at least 0")
-        total = sum(self.target.values())
-        if not abs(total - 1) < 1e-6:
-            raise RecipeError(f"target: the shares of all classes wanted must sum to 1, not to {total:g}")
-        if self.level not in LEVELS:
-            raise RecipeError(f"level: {self.level!r} is none of {', '.join(LEVELS)}")
-        if not 0 < self.min_effective <= 1:
-            raise RecipeError(f"min_effective: {self.min_effective:g} is not above 0 and at most 1")
+BISECTIONS = 16  # of the weight at which the floor is met, within a factor of 10
+STEPS, HALVINGS = 60, 20  # of Newton's method: most steps, and how often one is halved until it makes things better
+LONGEST = 3.0  # step of a logarithm
+EXACT = 1e-9  # of the equations, where they are taken as solved
+TINY, SMALLEST, LARGEST = 1e-300, 1e-250, 1e250  # bounds that keep logarithms and their powers finite
 
 
 @dataclass(frozen=True)
@@ -74,7 +50,12 @@ class Sampling:
         n: int,  # number of batches
         bs: int,  # crops per batch
     ) -> np.ndarray:
-        """Return candidates, int64 `(n, bs)`: each batch is a systematic sample, so that all are composed alike."""
+        """Return candidates, int64 `(n, bs)`: each batch is a systematic sample, so that all are composed alike.
+
+        >>> found = solve(np.array([[9, 1, 0, 0], [2, 8, 0, 0]]), np.ones(2), PixelBalance(target={"glacier": 1.0}))
+        >>> found.draw(np.random.default_rng(0), 2, 4).shape
+        (2, 4)
+        """
         points = (rng.random((n, 1)) + np.arange(bs)) / bs
         cumulative = np.cumsum(self.probabilities[self.order])
         found = np.searchsorted(cumulative, points * cumulative[-1], side="right")
@@ -86,7 +67,11 @@ def cell_edges(
     crop: int,  # side of a crop
     level: str = "crop",  # "tile" makes a single cell
 ) -> np.ndarray:
-    """Return the edges of the cells along an axis, int64 `(G + 1,)`: windows of cell j begin at edge j .. j + 1."""
+    """Return the edges of the cells along an axis, int64 `(G + 1,)`: windows of cell j begin at edge j .. j + 1.
+
+    >>> cell_edges(40, 32)
+    array([0, 3, 6, 9])
+    """
     places = size - crop + 1
     cells = 1 if level == "tile" else min(places, ceil(places * CELLS / crop))
     return np.arange(cells + 1) * places // cells
@@ -102,6 +87,9 @@ def crop_counts(
 
     Windows of a cell cover a row with a share that rises, stays and falls; so the mean is the mask between two such
     weights, which is what integral images, summed over the places of a cell, come to.
+
+    >>> crop_counts(np.array([[0, 1], [1, 255]]), 2, cell_edges(2, 2)).tolist()
+    [[[1.0, 2.0, 0.0, 0.0]]]
     """
     rows = np.arange(len(mask))
     first, last = edges[:-1, None], edges[1:, None] - 1
@@ -130,6 +118,11 @@ def solve(
     while t falls to where the floor is met (where labels are extremely uneven the sample size may jump, and then stays
     above its floor). A window's factor grows with its labelled pixels: one that holds few is not drawn often for them.
 
+    >>> counts = np.array([[90, 10, 0, 0], [20, 80, 0, 0]])
+    >>> even = PixelBalance(target={"background": 0.5, "glacier": 0.5})
+    >>> solve(counts, np.ones(2), even).expected.round(2).tolist()
+    [0.5, 0.5, 0.0, 0.0]
+
     Raises:
         DataError: No labelled pixel, or a class of the target that no tile has.
     """
@@ -152,25 +145,7 @@ def solve(
     base = places[some] * labelled
     base /= base.sum()
 
-    nearest = partial(_newton, pixels[:, wanted], labelled, base, target[wanted])
-    chosen = limit = nearest(np.inf)  # even drawing
-    enough, few = STIFF * (pixels[:, wanted] @ chosen.dual).max(), None
-    for stiffness in np.geomspace(enough, LOOSE, ceil(np.log10(enough / LOOSE))):
-        tried = nearest(stiffness, limit.dual)
-        if tried is None:  # as far as rounding allows
-            break
-        limit = tried
-        if few is None and limit.effective >= balance.min_effective:
-            enough, chosen = stiffness, limit
-        elif few is None:
-            few = stiffness
-    for _ in range(16 if few else 0):
-        middle = np.sqrt(enough * few)
-        tried = nearest(middle, chosen.dual)
-        if tried is not None and tried.effective >= balance.min_effective:
-            enough, chosen = middle, tried
-        else:
-            few = middle
+    chosen, limit = _search(_Problem(pixels[:, wanted], labelled, base, target[wanted]), balance.min_effective)
 
     def composed(p):
         return p @ pixels / (p @ labelled)
@@ -198,44 +173,77 @@ def solve(
 
 
 class _Nearest(NamedTuple):
-    dual: np.ndarray  # (J,), target / composition of the wanted classes
+    dual: np.ndarray  # (J,), u = target / composition of the wanted classes
     p: np.ndarray  # (N,), probabilities
-    effective: float
+    effective: float  # sample size, as a share of that of even drawing
 
 
-def _newton(pixels, labelled, base, target, stiffness, dual=None) -> _Nearest | None:
-    """Solve ``log(u composition / target) = 0`` for log u at a stiffness; None where it does not come to an end."""
+class _Problem(NamedTuple):
+    pixels: np.ndarray  # (N, J), of the wanted classes
+    labelled: np.ndarray  # (N,), pixels of all classes
+    base: np.ndarray  # (N,), probabilities of even drawing
+    target: np.ndarray  # (J,)
 
-    def at(u):
-        score = (pixels @ u - labelled) / stiffness
-        p = base * np.exp(score - score.max())
+    def even(self) -> _Nearest:
+        """Return the solution where nothing but the sample size counts."""
+        return _Nearest(self.target / (self.base @ self.pixels / (self.base @ self.labelled)), self.base, 1.0)
+
+    def at(self, u: np.ndarray, stiffness: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the probabilities of u, the composition they reach, and log(u composition / target)."""
+        score = (self.pixels @ u - self.labelled) / stiffness
+        p = self.base * np.exp(score - score.max())
         p /= p.sum()
-        reached = p @ pixels / (p @ labelled)
-        return p, reached, np.log(u) + np.log(np.maximum(reached, 1e-300)) - np.log(target)
+        reached = p @ self.pixels / (p @ self.labelled)
+        return p, reached, np.log(u) + np.log(np.maximum(reached, TINY)) - np.log(self.target)
 
-    if dual is None:  # at infinite stiffness drawing is even
-        return _Nearest(target / (base @ pixels / (base @ labelled)), base, 1.0)
-    p, reached, missed = at(dual)
-    for _ in range(60):
-        if np.abs(missed).max() < 1e-9:
-            return _Nearest(dual, p, float(np.exp(-(p @ np.log(np.where(p > 1e-200, p / base, 1))))))
-        weighted = (pixels - p @ pixels).T * p
-        change = (weighted @ pixels - np.outer(reached, weighted @ labelled)) / (p @ labelled * stiffness)
-        try:
-            step = -np.linalg.solve(np.eye(len(dual)) + change * dual / reached[:, None], missed)
-        except np.linalg.LinAlgError:
-            return None
-        length = min(1.0, 3 / np.abs(step).max())
-        for _ in range(20):
-            moved = np.clip(dual * np.exp(length * step), 1e-250, 1e250)
-            new = at(moved)
-            if np.linalg.norm(new[2]) < (1 - 1e-4 * length) * np.linalg.norm(missed):
-                break
-            length /= 2
+    def solve(self, stiffness: float, u: np.ndarray) -> _Nearest | None:
+        """Find the log u at which nothing is missed, from a first guess; None where rounding is in the way."""
+        pixels, labelled = self.pixels, self.labelled
+        p, reached, missed = self.at(u, stiffness)
+        for _ in range(STEPS):
+            if np.abs(missed).max() < EXACT:
+                rare = p <= TINY
+                return _Nearest(u, p, float(np.exp(-(p @ np.log(np.where(rare, 1, p / self.base))))))
+            weighted = (pixels - p @ pixels).T * p
+            change = (weighted @ pixels - np.outer(reached, weighted @ labelled)) / (p @ labelled * stiffness)
+            try:
+                step = -np.linalg.solve(np.eye(len(u)) + change * u / reached[:, None], missed)
+            except np.linalg.LinAlgError:
+                return None
+            length = min(1.0, LONGEST / np.abs(step).max())
+            for _ in range(HALVINGS):
+                moved = np.clip(u * np.exp(length * step), SMALLEST, LARGEST)
+                new = self.at(moved, stiffness)
+                if np.linalg.norm(new[2]) < (1 - 1e-4 * length) * np.linalg.norm(missed):  # Armijo's condition
+                    break
+                length /= 2
+            else:
+                return None
+            u, (p, reached, missed) = moved, new
+        return None
+
+
+def _search(problem: _Problem, least: float) -> tuple[_Nearest, _Nearest]:
+    """Return the solution nearest to the target with the least sample size, and the nearest of all."""
+    chosen = limit = problem.even()
+    enough, few = STIFF * float((problem.pixels @ chosen.dual).max()), 0.0  # 0: not yet too few
+    for stiffness in np.geomspace(enough, LOOSE, ceil(np.log10(enough / LOOSE))):
+        tried = problem.solve(stiffness, limit.dual)
+        if tried is None:  # as far as rounding allows
+            break
+        limit = tried
+        if not few and limit.effective >= least:
+            enough, chosen = float(stiffness), limit
+        elif not few:
+            few = float(stiffness)
+    for _ in range(BISECTIONS if few else 0):
+        middle = sqrt(enough * few)
+        tried = problem.solve(middle, chosen.dual)
+        if tried is not None and tried.effective >= least:
+            enough, chosen = middle, tried
         else:
-            return None
-        dual, (p, reached, missed) = moved, new
-    return None
+            few = middle
+    return chosen, limit
 
 
 def _notes(found: Sampling, balance: PixelBalance, absent: np.ndarray):

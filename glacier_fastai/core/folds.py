@@ -45,7 +45,8 @@ def touching(
 ) -> np.ndarray:
     """Return bool `(N,)`: True for what overlaps one of `tiles` or shares an edge or a corner with it (or is it).
 
-    >>> touching(np.array([True, False, False]), ["a"] * 3, np.array([[0, 0, 1, 1], [1, 0, 2, 1], [5, 0, 6, 1]]))
+    >>> box = np.array([[0, 0, 1, 1], [1, 0, 2, 1], [5, 0, 6, 1]])
+    >>> touching(np.array([True, False, False]), np.array(["a"] * 3), box)
     array([ True,  True, False])
     """
     i, j = neighbours(frame, box)

@@ -1,7 +1,7 @@
 """Segmentation losses that agree about nodata, absent classes and precision, and their weighted sum.
 
-Every loss takes logits ``(B, K, H, W)`` and integer labels ``(B, H, W)``, in which `ignore` marks pixels that count
-for nothing. Two small facts carry the module. The region losses (Dice, MCC) are functions of the soft confusion
+Every loss takes logits ``(B, K, H, W)`` and integer labels ``(B, H, W)``, in which `ignore_index` marks pixels that
+count for nothing. Two small facts carry the module. The region losses (Dice, MCC) are functions of the soft confusion
 matrix ``S[k, l]``, the sum over valid pixels of ``[y = k] p_l``. The pixel losses (focal, boundary) are functions of
 ``log p_y``. So one softmax serves all parts of `CombinedLoss`, and no part looks at the pixels by itself.
 
@@ -21,22 +21,24 @@ All is computed in float32 (float64 if the logits are), also inside autocast.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..bands import CLASSES, ICE, IGNORE
+from ..bands import ICE, IGNORE
 from ..errors import DataError, RecipeError
+from .settings import PARTS, PHASE_A, LossSettings, takes
 
 __all__ = ["CombinedLoss", "bf1_loss", "boundary_loss", "dice_loss", "focal_loss", "mcc_loss", "soft_confusion"]
 
-ALPHA = (1.0, 2.0, 3.0, 4.0)
-"""Focal weights of background, glacier, debris and lake."""
+_DEFAULT = LossSettings()
+_WINDOWS = (3, 5)  # of the boundary F1: that finds a boundary, and within which boundaries match
 
 _FLAT = 1e-3  # below this 1 - R_K the power of the MCC loss goes on as a straight line: slope 7.9 at exponent 0.7
 
@@ -48,7 +50,7 @@ class _Batch:
         self,
         logits: Tensor,  # (B, K, H, W), any float type
         target: Tensor,  # (B, H, W), any integer type
-        ignore: int,  # label of pixels that count for nothing
+        ignore_index: int,  # label of pixels that count for nothing
         reduction: str,  # "mean": one value for the batch; "none": one per image
         total: Callable[[Tensor], Tensor] | None = None,  # sums a tensor over processes, with gradients
     ):
@@ -64,7 +66,7 @@ class _Batch:
         if reduction not in ("mean", "none"):
             raise RecipeError(f"unknown reduction {reduction!r}: use 'mean' or 'none'")
         self.logits = logits if logits.dtype == torch.float64 else logits.float()
-        self.target, self.ignore, self.reduction, self.classes = target, ignore, reduction, logits.shape[1]
+        self.target, self.ignore_index, self.reduction, self.classes = target, ignore_index, reduction, logits.shape[1]
         self.total = total
 
     def pool(self, per_image: Tensor) -> Tensor:
@@ -81,7 +83,7 @@ class _Batch:
     @cached_property
     def valid(self) -> Tensor:
         """Pixels that count, ``(B, H, W)`` bool."""
-        return self.target != self.ignore
+        return self.target != self.ignore_index
 
     @cached_property
     def count(self) -> Tensor:
@@ -138,9 +140,11 @@ class _Statistics(torch.autograd.Function):
 
 
 @contextmanager
-def _batch(logits: Tensor, target: Tensor, ignore: int, reduction: str, total=None) -> Iterator[_Batch]:
+def _batch(
+    logits: Tensor, target: Tensor, ignore_index: int, reduction: str, total: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[_Batch]:
     with torch.autocast(logits.device.type, enabled=False):
-        yield _Batch(logits, target, ignore, reduction, total)
+        yield _Batch(logits, target, ignore_index, reduction, total)
 
 
 def _onehot(target: Tensor, valid: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
@@ -164,15 +168,22 @@ def _confusion(p: Tensor, onehot: Tensor) -> Tensor:
 def soft_confusion(
     probs: Tensor,  # (B, K, H, W), probabilities over dim 1
     target: Tensor,  # (B, H, W), any integer type
-    ignore: int = IGNORE,  # label of pixels that count for nothing
+    ignore_index: int = IGNORE,  # label of pixels that count for nothing
 ) -> Tensor:
-    """Return ``S`` of shape ``(K, K)``, float32: ``S[k, l]`` sums ``p_l`` over the valid pixels of class k."""
+    """Return ``S`` of shape ``(K, K)``, float32: ``S[k, l]`` sums ``p_l`` over the valid pixels of class k.
+
+    >>> soft_confusion(torch.tensor([[[[0.9, 0.2]], [[0.1, 0.8]]]]), torch.tensor([[[0, 1]]]))
+    tensor([[0.9000, 0.1000],
+            [0.2000, 0.8000]])
+    """
     with torch.autocast(probs.device.type, enabled=False):
         probs, target = probs.as_subclass(Tensor).float(), target.as_subclass(Tensor)
-        return _confusion(probs, _onehot(target, target != ignore, probs.shape[1], probs.dtype)).sum(0)
+        return _confusion(probs, _onehot(target, target != ignore_index, probs.shape[1], probs.dtype)).sum(0)
 
 
 def _focal(b: _Batch, alpha: Tensor, gamma: float) -> Tensor:
+    if len(alpha) != b.classes:
+        raise RecipeError(f"alpha has {len(alpha)} values for {b.classes} classes: give one per class")
     # the bound keeps the gradient of a power below 1 finite where p_y is 1
     miss = (1 - b.log_py.exp()).clamp(min=1e-7) ** gamma
     weight = (alpha.to(b.onehot, non_blocking=True) @ b.onehot.flatten(2)).view_as(miss)
@@ -261,92 +272,131 @@ def _bf1(b: _Batch, t0: int, t: int) -> Tensor:
 def focal_loss(
     logits: Tensor,  # (B, K, H, W)
     target: Tensor,  # (B, H, W), any integer type
-    alpha: Sequence[float] | Tensor = ALPHA,  # weight per class
-    gamma: float = 2.0,  # how far well-classified pixels are discounted
-    ignore: int = IGNORE,  # label of pixels that count for nothing
+    alpha: Sequence[float] | Tensor = _DEFAULT.alpha,  # weight per class
+    gamma: float = _DEFAULT.gamma,  # how far well-classified pixels are discounted
+    ignore_index: int = IGNORE,  # label of pixels that count for nothing
     reduction: str = "mean",  # "mean": over the batch's valid pixels; "none": a mean per image, (B,)
 ) -> Tensor:
     """Return the mean over valid pixels of ``-alpha_y (1 - p_y)^gamma log p_y``.
 
+    >>> logits = torch.tensor([[[[2.0, 0, 0, 0]] * 4, [[0.0, 1, 1, 0]] * 4]])
+    >>> target = torch.tensor([[[0, 0, 1, 255]] * 4])
+    >>> focal_loss(logits, target, alpha=(1, 2))
+    tensor(0.2497)
+
     Source: Lin et al. 2017, arXiv 1708.02002.
     """
-    alpha = torch.as_tensor(alpha)
-    if len(alpha) != logits.shape[1]:
-        raise RecipeError(f"alpha has {len(alpha)} values for {logits.shape[1]} classes: give one per class")
-    with _batch(logits, target, ignore, reduction) as b:
-        return _focal(b, alpha, gamma)
+    with _batch(logits, target, ignore_index, reduction) as b:
+        return _focal(b, torch.as_tensor(alpha), gamma)
 
 
 def dice_loss(
     logits: Tensor,  # (B, K, H, W)
     target: Tensor,  # (B, H, W), any integer type
-    smooth: float = 1.0,  # pixels added to numerator and denominator
-    ignore: int = IGNORE,  # label of pixels that count for nothing
+    smooth: float = _DEFAULT.smooth,  # pixels added to numerator and denominator
+    ignore_index: int = IGNORE,  # label of pixels that count for nothing
     reduction: str = "mean",  # "mean": counts pooled over the batch; "none": per image, (B,)
 ) -> Tensor:
-    """Return the mean of ``1 - (2 sum p y + smooth) / (sum p + sum y + smooth)`` over the classes in the truth."""
-    with _batch(logits, target, ignore, reduction) as b:
+    """Return the mean of ``1 - (2 sum p y + smooth) / (sum p + sum y + smooth)`` over the classes in the truth.
+
+    >>> logits = torch.tensor([[[[2.0, 0, 0, 0]] * 4, [[0.0, 1, 1, 0]] * 4]])
+    >>> target = torch.tensor([[[0, 0, 1, 255]] * 4])
+    >>> dice_loss(logits, target)
+    tensor(0.3502)
+    """
+    with _batch(logits, target, ignore_index, reduction) as b:
         return _dice(b, smooth)
 
 
 def mcc_loss(
     logits: Tensor,  # (B, K, H, W)
     target: Tensor,  # (B, H, W), any integer type
-    exponent: float = 0.7,  # of Focal Phi; 1 is the plain soft MCC loss
-    ignore: int = IGNORE,  # label of pixels that count for nothing
+    exponent: float = _DEFAULT.mcc_exponent,  # of Focal Phi; 1 is the plain soft MCC loss
+    ignore_index: int = IGNORE,  # label of pixels that count for nothing
     reduction: str = "mean",  # "mean": counts pooled over the batch; "none": per image, (B,)
 ) -> Tensor:
     """Return ``(1 - R_K)^exponent`` of the soft confusion matrix.
 
     Exact from ``1 - R_K = 0.001`` up; below, a straight line to 0, as the slope of the power grows without bound.
 
+    >>> logits = torch.tensor([[[[2.0, 0, 0, 0]] * 4, [[0.0, 1, 1, 0]] * 4]])
+    >>> target = torch.tensor([[[0, 0, 1, 255]] * 4])
+    >>> mcc_loss(logits, target)
+    tensor(0.7877)
+
     Source: Gorodkin 2004, doi 10.1016/j.compbiolchem.2004.09.006 (R_K); Abhishek & Hamarneh 2021, arXiv 2010.13454
     (soft counts); Jaffari et al. 2021, doi 10.3390/s21082803 (the exponent).
     """
-    with _batch(logits, target, ignore, reduction) as b:
+    with _batch(logits, target, ignore_index, reduction) as b:
         return _mcc(b, exponent)
 
 
 def boundary_loss(
     logits: Tensor,  # (B, K, H, W)
     target: Tensor,  # (B, H, W), any integer type
-    edge: float = 3.0,  # weight of a pixel with another class among its 4 neighbours
-    interface: float = 5.0,  # weight where glacier and debris touch, on both sides
-    ignore: int = IGNORE,  # label of pixels that count for nothing; beside them is no edge
+    edge: float = _DEFAULT.edge_weight,  # weight of a pixel with another class among its 4 neighbours
+    interface: float = _DEFAULT.interface_weight,  # weight where glacier and debris touch, on both sides
+    ignore_index: int = IGNORE,  # label of pixels that count for nothing; beside them is no edge
     reduction: str = "mean",  # "mean": over the batch's valid pixels; "none": a mean per image, (B,)
 ) -> Tensor:
-    """Return the mean over valid pixels of weight times cross-entropy; pixels off the edges weigh 1."""
-    with _batch(logits, target, ignore, reduction) as b:
+    """Return the mean over valid pixels of weight times cross-entropy; pixels off the edges weigh 1.
+
+    >>> logits = torch.tensor([[[[2.0, 0, 0, 0]] * 4, [[0.0, 1, 1, 0]] * 4]])
+    >>> target = torch.tensor([[[0, 0, 1, 255]] * 4])
+    >>> boundary_loss(logits, target)
+    tensor(1.6688)
+    """
+    with _batch(logits, target, ignore_index, reduction) as b:
         return _boundary(b, edge, interface)
 
 
 def bf1_loss(
     logits: Tensor,  # (B, K, H, W)
     target: Tensor,  # (B, H, W), any integer type
-    t0: int = 3,  # width of the window that finds a boundary, pixels, odd
-    t: int = 5,  # width of the window within which boundaries match, pixels, odd
-    ignore: int = IGNORE,  # label of pixels that count for nothing; beside them is no boundary
+    t0: int = _WINDOWS[0],  # width of the window that finds a boundary, pixels, odd
+    t: int = _WINDOWS[1],  # width of the window within which boundaries match, pixels, odd
+    ignore_index: int = IGNORE,  # label of pixels that count for nothing; beside them is no boundary
     reduction: str = "mean",  # "mean": lengths pooled over the batch; "none": per image, (B,)
 ) -> Tensor:
     """Return 1 minus the boundary F1 score, the mean over the classes with a boundary in the truth.
+
+    >>> logits = torch.tensor([[[[2.0, 0, 0, 0]] * 4, [[0.0, 1, 1, 0]] * 4]])
+    >>> target = torch.tensor([[[0, 0, 1, 255]] * 4])
+    >>> bf1_loss(logits, target)
+    tensor(0.2408)
 
     Source: Bokhovkin & Burnaev 2019, arXiv 1905.07852.
     """
     if t0 % 2 == 0 or t % 2 == 0:
         raise RecipeError(f"windows of {t0} and {t} pixels have no centre: use odd widths")
-    with _batch(logits, target, ignore, reduction) as b:
+    with _batch(logits, target, ignore_index, reduction) as b:
         return _bf1(b, t0, t)
 
 
+@takes(LossSettings)
 class CombinedLoss(nn.Module):
-    """Weighted sum of focal, Dice, MCC, boundary and boundary-F1 losses over one softmax.
+    """Weighted sum of focal, Dice, MCC, boundary and boundary-F1 losses over one softmax, and of parts of your own.
 
     ``loss = sum of weights[part] * ramp[part] * part``; the weights are not renormalised. `ramp` is for a callback to
     set between steps. A part of weight 0 is not computed; a part whose ramp is 0 still is, and is recorded in `parts`.
 
+    A part of your own is any function or module that takes logits, float32 ``(B, K, H, W)``, and labels, int64
+    ``(B, H, W)``, and returns a tensor of shape ``()``. Leaving out pixels labelled `ignore_index` is its business;
+    where there are no others it counts as 0. It has a weight, a ramp and a place in `parts` as the others have. Where
+    `reduction` is "none" it is called for each image alone. Over processes it is the mean of what each of them finds
+    for its own batch.
+
     With `learned`, a part adds ``ramp * (exp(-s) part / 2 + s / 2)`` with a trained s in `log_variance`, which starts
     where ``exp(-s) / 2`` is the given weight (Kendall et al. 2018, arXiv 1705.07115). The optimizer must be given these
     parameters, and the loss can be negative.
+
+    >>> from functools import partial
+    >>> entropy = partial(F.cross_entropy, ignore_index=255)
+    >>> loss_func = CombinedLoss(dice=0.5, mcc=0.4, extra={"entropy": (0.1, entropy)})
+    >>> loss_func(torch.zeros(1, 4, 2, 2), torch.tensor([[[0, 1], [2, 255]]]))
+    tensor(0.7659)
+    >>> loss_func.parts["entropy"]
+    tensor(1.3863)
 
     Attributes:
         weights: Part -> weight.
@@ -357,9 +407,13 @@ class CombinedLoss(nn.Module):
             statistics are then those of the batches of all processes, and so is the loss.
 
     Raises:
-        RecipeError: A weight is negative or all are 0, or `alpha` does not fit the classes.
+        RecipeError: A setting that is unknown or out of bounds, all weights 0, a part of your own that takes the name
+            of another or returns no scalar, or `alpha` does not fit the classes.
         DataError: Shapes or types of logits and labels do not fit.
     """
+
+    alpha: Tensor
+    y_int = True  # its values by image can be mixed, as fastai's MixUp asks
 
     def __init__(
         self,
@@ -369,49 +423,58 @@ class CombinedLoss(nn.Module):
         mcc: float = 0.0,  # weight of the MCC loss
         boundary: float = 0.0,  # weight of the boundary loss
         bf1: float = 0.0,  # weight of the boundary F1 loss
-        alpha: Sequence[float] = ALPHA,  # focal weight per class
-        gamma: float = 2.0,  # focal exponent
-        smooth: float = 1.0,  # pixels added to both sides of the Dice quotient
-        mcc_exponent: float = 0.7,  # Focal Phi exponent
-        edge_weight: float = 3.0,  # boundary loss: weight of class edges
-        interface_weight: float = 5.0,  # boundary loss: weight where glacier and debris touch
-        ignore: int = IGNORE,  # label of pixels that count for nothing
-        learned: bool = False,  # train the weights, from the given ones
-        n_classes: int = len(CLASSES),  # K
+        extra: Mapping[str, tuple[float, Callable[[Tensor, Tensor], Tensor]]] | None = None,  # name -> weight, part
+        ignore_index: int = IGNORE,  # label of pixels that count for nothing
+        **settings: Any,  # further fields of `LossSettings`
     ):
         super().__init__()
-        weights = {"focal": focal, "dice": dice, "mcc": mcc, "boundary": boundary, "bf1": bf1}
-        for name, weight in weights.items():
-            if not 0 <= weight < math.inf:
-                raise RecipeError(f"loss weight {name}={weight}: use 0 or a positive number")
-        if not any(weights.values()):
-            raise RecipeError(f"all loss weights are 0: give at least one of {', '.join(weights)} a positive number")
-        if len(alpha) != n_classes:
-            raise RecipeError(f"alpha has {len(alpha)} values for {n_classes} classes: give one per class")
-        if not all(0 <= a < math.inf for a in alpha):
-            raise RecipeError(f"alpha {list(alpha)}: use 0 or positive numbers")
-        self.weights: dict[str, float] = {name: float(weight) for name, weight in weights.items()}
-        self.ramp: dict[str, float] = dict.fromkeys(weights, 1.0)
+        s = LossSettings(focal=focal, dice=dice, mcc=mcc, boundary=boundary, bf1=bf1, **settings)
+        self.settings, self.ignore_index = s, ignore_index
+        self.weights: dict[str, float] = {name: float(getattr(s, name)) for name in PARTS}
+        self.extra: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
+        for name, part in (extra or {}).items():
+            self._add(name, part)
+        if not any(self.weights.values()):
+            raise RecipeError(f"the weights of all parts are 0: give one of {', '.join(self.weights)} a weight")
+        self.ramp: dict[str, float] = dict.fromkeys(self.weights, 1.0)
         self.parts: dict[str, Tensor] = {}
-        self.reduction, self.total = "mean", None
-        self.ignore, self.n_classes = ignore, n_classes
-        self.register_buffer("alpha", torch.tensor([float(a) for a in alpha]), persistent=False)
-        self.gamma, self.smooth, self.mcc_exponent = gamma, smooth, mcc_exponent
-        self.edge_weight, self.interface_weight = edge_weight, interface_weight
-        self.log_variance = None
-        if learned:
+        self.reduction = "mean"
+        self.total: Callable[[Tensor], Tensor] | None = None
+        self.register_buffer("alpha", torch.tensor(s.alpha), persistent=False)
+        self.log_variance: nn.ParameterDict | None = None
+        if s.learned:
             start = {name: -math.log(2 * weight) for name, weight in self.weights.items() if weight}
-            self.log_variance = nn.ParameterDict({n: nn.Parameter(torch.tensor(s)) for n, s in start.items()})
+            self.log_variance = nn.ParameterDict({n: nn.Parameter(torch.tensor(v)) for n, v in start.items()})
+
+    def _add(self, name: str, part: Any) -> None:
+        if not str(name).isidentifier() or name in (*PARTS, "train", "valid"):  # `valid_loss` is the whole
+            raise RecipeError(f"extra: a part cannot be called {name!r}: use a name other than {', '.join(PARTS)}")
+        weight, function = part if isinstance(part, (tuple, list)) and len(part) == 2 else (None, None)
+        if not isinstance(weight, (int, float)) or not callable(function):
+            raise RecipeError(f"extra: {name} is {part!r}: give its weight and a function, as (0.1, my_loss)")
+        if not 0 <= weight < math.inf:
+            raise RecipeError(f"extra: {name} has weight {weight}: use 0 or a positive number")
+        self.weights[name], self.extra[name] = float(weight), function
+        if isinstance(function, nn.Module):
+            self.add_module(f"extra_{name}", function)  # its weights move and are trained with the loss
 
     @classmethod
-    def phase_a(cls, **overrides) -> CombinedLoss:
-        """Return the loss of pretraining: 0.60 focal + 0.40 Dice."""
-        return cls(**{"focal": 0.60, "dice": 0.40, **overrides})
+    def phase_a(cls, **settings: Any) -> CombinedLoss:
+        """Return the loss of pretraining, 0.60 focal + 0.40 Dice, with any setting changed.
+
+        >>> CombinedLoss.phase_a(gamma=3)
+        CombinedLoss(focal=0.6, dice=0.4)
+        """
+        return cls(**{**PHASE_A, **settings})
 
     @classmethod
-    def phase_b(cls, **overrides) -> CombinedLoss:
-        """Return the loss of fine-tuning: 0.25 focal + 0.25 Dice + 0.35 MCC + 0.15 boundary."""
-        return cls(**{"focal": 0.25, "dice": 0.25, "mcc": 0.35, "boundary": 0.15, **overrides})
+    def phase_b(cls, **settings: Any) -> CombinedLoss:
+        """Return the loss of fine-tuning, 0.25 focal + 0.25 Dice + 0.35 MCC + 0.15 boundary, with any setting changed.
+
+        >>> CombinedLoss.phase_b(boundary=0)
+        CombinedLoss(focal=0.25, dice=0.25, mcc=0.35)
+        """
+        return cls(**{**_DEFAULT.model_dump(), **settings})
 
     def forward(
         self,
@@ -419,26 +482,48 @@ class CombinedLoss(nn.Module):
         target: Tensor,  # (B, H, W), any integer type
     ) -> Tensor:
         """Return the loss, 0-dim; ``(B,)`` where `reduction` is "none". Waits for no device."""
-        with _batch(logits, target, self.ignore, self.reduction, self.total) as b:
-            if b.classes != self.n_classes:
-                raise RecipeError(f"the model gives {b.classes} classes and the loss is made for {self.n_classes}")
+        with _batch(logits, target, self.ignore_index, self.reduction, self.total) as b:
             if self.alpha.device != b.logits.device:
-                self.alpha = self.alpha.to(b.logits.device, non_blocking=True)
-            functions = {
-                "focal": lambda: _focal(b, self.alpha, self.gamma),
-                "dice": lambda: _dice(b, self.smooth),
-                "mcc": lambda: _mcc(b, self.mcc_exponent),
-                "boundary": lambda: _boundary(b, self.edge_weight, self.interface_weight),
-                "bf1": lambda: _bf1(b, t0=3, t=5),
+                self.to(b.logits.device, non_blocking=True)
+            s = self.settings
+            functions: dict[str, Callable[[], Tensor]] = {
+                "focal": lambda: _focal(b, self.alpha, s.gamma),
+                "dice": lambda: _dice(b, s.smooth),
+                "mcc": lambda: _mcc(b, s.mcc_exponent),
+                "boundary": lambda: _boundary(b, s.edge_weight, s.interface_weight),
+                "bf1": lambda: _bf1(b, *_WINDOWS),
             }
-            parts = {name: functions[name]() for name, weight in self.weights.items() if weight}
+            parts = {name: f() for name, f in functions.items() if self.weights[name]} | self._extra_parts(b)
             self.parts = {name: part.detach().mean() for name, part in parts.items()}
+            zero = b.logits.new_zeros(())
             if self.log_variance is None:
-                return sum(self.weights[name] * self.ramp[name] * part for name, part in parts.items())
+                return sum((self.weights[name] * self.ramp[name] * part for name, part in parts.items()), zero)
             # the ramp takes in s / 2 too, or the weight would grow until it made up for the ramp
             variance = self.log_variance
             terms = (self.ramp[n] * 0.5 * ((-variance[n]).exp() * part + variance[n]) for n, part in parts.items())
-            return sum(terms) * (b.count > 0)
+            return sum(terms, zero) * (b.count > 0)
+
+    def _extra_parts(self, b: _Batch) -> dict[str, Tensor]:
+        names = [name for name in self.extra if self.weights[name]]
+        if not names:
+            return {}
+        target = b.target.long()
+        if b.reduction == "none":
+            images = [*zip(b.logits.split(1), target.split(1), strict=True)]
+            return {name: torch.stack([self._value(name, *image) for image in images]) for name in names}
+        values = torch.stack([self._value(name, b.logits, target) for name in names])
+        if b.total is not None:
+            *sums, processes = b.total(torch.cat([values, values.new_ones(1)]))
+            values = torch.stack(sums) / processes
+        return dict(zip(names, values, strict=True))
+
+    def _value(self, name: str, logits: Tensor, target: Tensor) -> Tensor:
+        value = self.extra[name](logits, target)
+        if not isinstance(value, Tensor) or value.shape or not value.is_floating_point():
+            what = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise RecipeError(f"loss part {name} returns {what}: return a float tensor of shape (), such as a mean")
+        some = (target != self.ignore_index).any()
+        return torch.where(some, value.as_subclass(Tensor).to(logits), 0)  # a mean over nothing is NaN
 
     def activation(self, logits: Tensor) -> Tensor:
         """Return class probabilities ``(B, K, H, W)``, float32."""

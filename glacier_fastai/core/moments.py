@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from torch import Tensor
+
+if TYPE_CHECKING:  # what prepares tiles needs no torch
+    from torch import Tensor
 
 __all__ = ["moments", "standardise"]
 

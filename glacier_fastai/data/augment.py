@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from fastai.vision.all import ItemTransform
 
 from ..core.radiometry import radiometry_
+from ..core.settings import Augmentation, spelled_out, takes
 from ..core.warp import random_coordinates, random_dihedral, warp
-from ..recipe import augment_fields
 from .types import TensorGlacierMask, TensorMultispectral
 
 __all__ = ["AugmentTiles"]
 
 
+@takes(Augmentation)
 class AugmentTiles(ItemTransform):
-    """Random geometry and radiometry of a batch of normalised tiles, each sample by its own draw; training only."""
+    """Random geometry and radiometry of a batch of normalised tiles, each sample by its own draw; training only.
+
+    >>> AugmentTiles(flip=True, rotate=45).geometry["rotate"]
+    45.0
+
+    Raises:
+        RecipeError: A setting that is unknown or out of bounds.
+    """
 
     split_idx, order = 0, 100  # after NormalizeBands
     generator: torch.Generator | None = None
@@ -22,31 +32,28 @@ class AugmentTiles(ItemTransform):
 
     def __init__(
         self,
-        flip: bool = True,  # the 8 flips and quarter turns; exact where no other geometry is asked for
-        rotate: float = 0.0,  # largest rotation, degrees
-        scale: float = 0.0,  # largest relative change of scale
-        shift: float = 0.0,  # largest shift, share of the side
-        elastic: float = 0.0,  # standard deviation of elastic warping, at nodes 32 pixels apart, pixels
-        grid: float = 0.0,  # grid distortion: largest relative change of a step between 5 grid lines
-        brightness: float = 0.0,  # largest offset per band, standard deviations of the band
-        contrast: float = 0.0,  # largest relative change of gain per band
-        gamma: float = 0.0,  # largest relative change of the exponent per band, over the range of the sample
-        noise: float = 0.0,  # largest noise per pixel, standard deviations of the band
-        blur: float = 0.0,  # largest standard deviation of Gaussian blur, pixels
-        dropout: float = 0.0,  # probability that one band of a sample becomes 0, its mean
+        **settings: Any,  # fields of `Augmentation`
     ):
-        self.flip = flip
-        self.geometry = {"rotate": rotate, "scale": scale, "shift": shift, "elastic": elastic, "grid": grid}
-        self.radiometry = {"brightness": brightness, "contrast": contrast, "gamma": gamma, "noise": noise}
-        self.radiometry |= {"blur": blur, "dropout": dropout}
+        self.settings = Augmentation(**settings)
+        amounts = self.settings.model_dump()
+        self.flip = amounts.pop("flip")
+        self.geometry = {name: amounts.pop(name) for name in ("rotate", "scale", "shift", "elastic", "grid")}
+        self.radiometry = amounts
 
     @classmethod
     def preset(
         cls,
         name: str,  # "light" or "heavy", as in recipes
     ) -> AugmentTiles:
-        """Return the augmentation that a recipe has under this name; raises `RecipeError` if there is none."""
-        return cls(**augment_fields(name))
+        """Return the augmentation that a recipe has under this name.
+
+        >>> AugmentTiles.preset("light").settings.rotate
+        45.0
+
+        Raises:
+            RecipeError: There is none.
+        """
+        return cls(**spelled_out(name))
 
     def encodes(self, batch):  # fastai skips an annotated ItemTransform.encodes
         """Change a batch of images and masks."""

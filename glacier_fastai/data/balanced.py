@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from fastai.vision.all import ItemTransform, TfmdDL, chunked, delegates, num_dis
 
 from ..bands import CLASSES, IGNORE
 from ..core.balance import PixelBalance, Sampling, cell_edges, crop_counts, solve
-from ..core.jit import jit
 from ..errors import DataError
 from .tiles import TileStore
 from .types import TensorGlacierMask, TensorMultispectral
@@ -47,7 +47,7 @@ class BalancedCrops:
                 counts.reshape(-1, len(CLASSES)),
                 np.tile(np.outer(sides, sides).ravel(), len(tiles)),
                 balance,
-                elsewhere=store.class_counts().any(0),
+                elsewhere=np.asarray(store.class_counts().any(0)),
             )
         except DataError as err:
             raise DataError(f"{store.path}: {err}") from err
@@ -129,7 +129,7 @@ class PixelBalancedDL(TfmdDL):
         self.threads = num_workers
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
         self.tiles = list(dataset.items)
-        self.direct = all(isinstance(i, int) for i in self.tiles)  # others, as images, go fastai's own way
+        self.direct = all(isinstance(i, Integral) for i in self.tiles)  # others, as images, go fastai's own way
         if self.direct and (wrong := [i for i in self.tiles if not 0 <= i < len(store)]):
             raise DataError(f"{store.path}: no tile {wrong[0]}; positions are 0 to {len(store) - 1}")
         self.drawn = shuffle and self.direct and len(self.tiles) > 0
@@ -211,12 +211,12 @@ class PixelBalancedDL(TfmdDL):
             if hasattr(tfm, "generator"):
                 tfm.generator = self.generator
 
-    def read_ahead(self, chunks: Iterable[list]) -> Iterator[tuple]:
+    def read_ahead(self, chunks: Iterable[list]) -> Generator[tuple]:
         """Yield batches as they stand in the store, in order, while threads read the next ones."""
         if not self.threads:
             yield from map(self.read, chunks)
             return
-        pool, waiting = ThreadPoolExecutor(self.threads, "read"), deque()
+        pool, waiting = ThreadPoolExecutor(self.threads, "read"), deque[Future]()
         try:
             for chunk in chunks:
                 waiting.append(pool.submit(self.read, chunk))
@@ -235,25 +235,30 @@ class PixelBalancedDL(TfmdDL):
         whole = not isinstance(windows[0], (list, tuple))
         places = [(w, 0, 0) for w in windows] if whole else windows
         side = self.store.size if whole else self.crop or self.store.size
-        images, masks, index = np.asarray(self.store.images), np.asarray(self.store.masks), self.index
+        images, masks = np.asarray(self.store.images), np.asarray(self.store.masks)
         pin = self.device is not None and self.device.type == "cuda"
         kind = torch.from_numpy(np.empty(0, images.dtype)).dtype
-        x = torch.empty(len(places), len(index), side, side, dtype=kind, pin_memory=pin)
+        x = torch.empty(len(places), len(self.index), side, side, dtype=kind, pin_memory=pin)
         y = torch.empty(len(places), side, side, dtype=torch.uint8, pin_memory=pin)
-        where = np.array([(self.tiles[item], row, col) for item, row, col in places])
-        bits = np.dtype(f"u{images.dtype.itemsize}")  # numba knows no float16
-        jit(_gather)(images.view(bits), masks, where, np.array(index), x.numpy().view(bits), y.numpy())
-        if images.dtype.kind == "f" or index == list(range(images.shape[1])):
+        values, labels = x.numpy(), y.numpy()
+        for k, (item, row, col) in enumerate(places):
+            tile, window = self.tiles[item], np.s_[row : row + side, col : col + side]
+            labels[k] = masks[tile][window]
+            for b, band in enumerate(self.index):  # band by band, as a list of bands would copy twice
+                values[k, b] = images[tile, band][window]
+        if images.dtype.kind == "f" or self.index == list(range(images.shape[1])):
             return x, y, None
-        nodata = ~x.numpy().any(1)
-        for k, (i, row, col) in enumerate(where):
+        nodata = np.asarray(~values.any(1))
+        for k, (item, row, col) in enumerate(places):
             rows, cols = np.nonzero(nodata[k])
-            nodata[k, rows, cols] = ~images[i][:, row + rows, col + cols].any(0)  # other bands may have a value
+            other = images[self.tiles[item]][:, row + rows, col + cols].any(0)  # other bands may have a value
+            nodata[k, rows, cols] = ~other
         return x, y, torch.from_numpy(nodata).pin_memory() if pin else torch.from_numpy(nodata)
 
     def _finished(self, batch: tuple) -> Any:
         """Put a batch on the device, NaN where there is no data, and through the batch transforms."""
-        x, y, nodata = (t if t is None else t.to(self.device or "cpu", non_blocking=True) for t in batch)
+        x, y = (t.to(self.device or "cpu", non_blocking=True) for t in batch[:2])
+        nodata = None if batch[2] is None else batch[2].to(x.device, non_blocking=True)
         integer = not x.is_floating_point()
         x = x.float()
         if integer:  # floats hold NaN already
@@ -262,19 +267,3 @@ class PixelBalancedDL(TfmdDL):
         x = TensorMultispectral(x)
         b = self.after_batch((x, TensorGlacierMask(y.long())) if len(self.dataset.tls) > 1 else (x,))
         return (b[0].contiguous(memory_format=torch.channels_last), *b[1:])
-
-
-def _gather(images, masks, where, index, x, y):
-    """Copy windows, without Python's lock: threads would lose more time over it than they copy in."""
-    side = y.shape[1]
-    for k in range(len(where)):
-        i, row, col = where[k]
-        for b in range(len(index)):
-            for r in range(side):
-                source, line = images[i, index[b], row + r, col : col + side], x[k, b, r]
-                for c in range(side):
-                    line[c] = source[c]
-        for r in range(side):
-            source, line = masks[i, row + r, col : col + side], y[k, r]
-            for c in range(side):
-                line[c] = source[c]

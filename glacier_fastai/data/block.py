@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +14,13 @@ from fastai.vision.all import (
     DisplayedTransform,
     IndexSplitter,
     L,
+    TfmdDL,
     Transform,
     TransformBlock,
     delegates,
 )
 
-from ..bands import Bands
+from ..bands import CLASSES, Bands
 from ..core.balance import PixelBalance
 from ..core.folds import ALWAYS, NEVER, train_valid
 from ..core.moments import standardise
@@ -42,29 +44,39 @@ __all__ = [
 ]
 
 
-class ReadImage(Transform):
-    """Position of a tile in a store -> its image; an image given instead passes through."""
-
-    def __init__(
-        self,
-        store: TileStore,  # where tiles are read
-        bands: Sequence[str],  # bands wanted, in this order
-    ):
-        self.store, self.index = store, store.band_index(bands)
-
-    def encodes(self, i: int):
-        """Read an image."""
-        return TensorMultispectral(torch.from_numpy(self.store.read(i, self.index)))
-
-
-class ReadMask(Transform):
-    """Position of a tile in a store -> its mask."""
+class _Reader(Transform):
+    """Reads from a store; pickled without it, as an exported learner neither needs nor holds tiles."""
 
     def __init__(
         self,
         store: TileStore,  # where tiles are read
     ):
         self.store = store
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in vars(self).items() if k != "store"}
+
+
+class ReadImage(_Reader):
+    """Position of a tile in a store -> its image."""
+
+    def __init__(
+        self,
+        store: TileStore,  # where tiles are read
+        bands: Sequence[str],  # bands wanted, in this order
+    ):
+        super().__init__(store)
+        self.index = store.band_index(bands)
+
+    def encodes(self, i: int):
+        """Read an image."""
+        return TensorMultispectral(torch.from_numpy(self.store.read(i, self.index)))
+
+
+class ReadMask(_Reader):
+    """Position of a tile in a store -> its mask."""
+
+    vocab, c = CLASSES, len(CLASSES)  # as fastai's masks have them
 
     def encodes(self, i: int):
         """Read a mask."""
@@ -123,6 +135,19 @@ class GlacierDataLoaders(DataLoaders):
     Knows its `store`, `bands` and `stats`, the fold of each tile (`fold_of`), and which it trains and validates on.
     """
 
+    @staticmethod
+    def block(
+        store: TileStore,  # where tiles are read
+        bands: Sequence[str] | None = None,  # bands wanted, in this order; default all
+        stats: tuple[Sequence[float], Sequence[float]] | None = None,  # mean and std per band, default of all tiles
+        **parts: Any,  # of fastai's `DataBlock`, in place of those here: `blocks`, `splitter`, `batch_tfms`, `getters`
+    ) -> DataBlock:
+        """Return the `DataBlock` of a store, whose items are positions of tiles."""
+        bands = bands or store.bands
+        moments: Any = stats or store.statistics(bands)
+        blocks = (MultispectralBlock(store, bands, moments), GlacierMaskBlock(store))
+        return DataBlock(**{"blocks": blocks, "dl_type": TfmdDL, **parts})
+
     @classmethod
     def from_store(
         cls,
@@ -134,39 +159,43 @@ class GlacierDataLoaders(DataLoaders):
         bands: Sequence[str] | None = None,  # bands to use, default all of the store
         folds: int = 5,  # number of folds
         spatial: bool = True,  # no training tile touches a validation tile
+        splitter: Callable | None = None,  # of fastai, over positions of tiles: decides in place of `fold`
         min_valid: float = 0.1,  # least share of pixels with data for a tile to be trained on
         crops_per_tile: int = 1,  # crops per epoch for each training tile
         balance: PixelBalance | None = None,  # from where crops are drawn, default anywhere, as many from each tile
         augment: AugmentTiles | None = None,  # augmentation of training batches
+        batch_tfms: Sequence[Any] = (),  # further transforms of batches, of fastai or yours
         stats: tuple[Sequence[float], Sequence[float]] | None = None,  # mean and std, default of the training tiles
         glcm_window: int = 7,  # window of texture bands, pixels
         glcm_levels: int = 32,  # grey levels of texture bands, quantiles of the training tiles
         num_workers: int = 2,  # threads that read ahead
         seed: int = 42,  # of crops and augmentation
         device: str | torch.device | None = None,  # where batches go, default fastai's
+        **parts: Any,  # further parts of `block`, such as `getters`; fastai then reads, and tiles whole
     ) -> GlacierDataLoaders:
         """Return loaders of random crops for training and of whole tiles for validation.
 
         Indices and texture that the store lacks are computed, and kept in the cache (see `data.channels`).
 
+        >>> from tempfile import mkdtemp
+        >>> from glacier_fastai.data.sources.synthetic import synthetic_store
+        >>> store = synthetic_store(f"{mkdtemp()}/tiles", "landsat7", n_scenes=2, tile_size=32, scene_size=64)
+        >>> dls = GlacierDataLoaders.from_store(store, fold=0, bs=4, crop=16, folds=2, bands=["green", "swir1"])
+        >>> x, y = dls.one_batch()
+        >>> x.shape, y.shape, dls.vocab
+        (torch.Size([4, 2, 16, 16]), torch.Size([4, 16, 16]), ('background', 'glacier', 'debris', 'lake'))
+
         Raises:
             DataError: A band the store lacks, a crop larger than a tile, a fold out of range, or nothing to train on.
         """
-        store = store.plain() if isinstance(store, TileStore) else open_tiles(store, bands)
+        store = store.base() if isinstance(store, TileStore) else open_tiles(store, bands)
         bands = Bands(bands or store.bands)
         crop = crop or store.size
         if crop > store.size:
             raise DataError(f"{store.path}: crop {crop} is larger than its tiles of {store.size} px; lower data.crop")
-        if fold is None:
-            fold_of = np.where(store.table["split"] == "test", NEVER, ALWAYS)
-            train, valid = np.flatnonzero(fold_of == ALWAYS), np.array([], np.int64)
-        else:
-            fold_of = store_folds(store, folds, spatial)
-            apart = spatial and not store.has_split
-            try:
-                train, valid = train_valid(fold_of, fold, **(store.place() if apart else {}))
-            except DataError as err:
-                raise DataError(f"{store.path}: {err}") from err
+        if parts and (balance or crop < store.size):
+            raise DataError(f"{', '.join(parts)}: fastai reads whole tiles; leave out crop and balance")
+        fold_of, train, valid = _split(store, fold, folds, spatial, splitter)
         labelled = store.class_counts().sum(1) > 0
         train = train[labelled[train] & (store.table["valid"].to_numpy()[train] >= min_valid)]
         if len(valid) and not labelled[valid].any():
@@ -177,31 +206,54 @@ class GlacierDataLoaders(DataLoaders):
             store = with_channels(store, bands)
         else:
             store = with_channels(store, bands, Texture.of_tiles(store, bands, train, glcm_window, glcm_levels))
-        stats = stats or store.statistics(bands, train)
+        moments: Any = stats or store.statistics(bands, train)
         crops = BalancedCrops(store, train, crop, balance) if balance else None
-        pixels = [IgnoreSurplus(crops.sampling.keep)] if balance and balance.level == "pixel" else []
-        block = DataBlock(
-            blocks=(MultispectralBlock(store, bands, stats), GlacierMaskBlock(store)),
-            dl_type=PixelBalancedDL,
-            splitter=IndexSplitter(range(len(train), len(train) + len(valid))),
-            batch_tfms=[*([augment] if augment else []), *pixels],
-        )
-        dls = block.dataloaders(
-            [*train.tolist(), *valid.tolist()],
-            path=store.path,
-            bs=bs,
-            store=store,
-            index=store.band_index(bands),
-            crop=crop,
-            crops_per_tile=crops_per_tile,
-            seed=seed,
-            num_workers=num_workers,
-            device=device,
-            dl_kwargs=[{"crops": crops}, {"crop": None}],
-        )
-        dls = cls(*dls.loaders, path=store.path, device=dls.device)
-        dls.store, dls.bands, dls.stats = store, bands, stats
+        tfms = [augment] if augment else []
+        if crops and crops.sampling.keep is not None:
+            tfms.append(IgnoreSurplus(crops.sampling.keep.tolist()))
+        own = {"splitter": IndexSplitter(range(len(train), len(train) + len(valid)))}
+        options: dict[str, Any] = {"num_workers": 0}
+        if not parts:
+            own["dl_type"] = PixelBalancedDL
+            options = {"store": store, "index": store.band_index(bands), "crop": crop, "crops_per_tile": crops_per_tile}
+            options |= {"seed": seed, "num_workers": num_workers, "dl_kwargs": [{"crops": crops}, {"crop": None}]}
+        block = cls.block(store, bands, moments, **{**own, "batch_tfms": [*tfms, *batch_tfms], **parts})
+        items = [*train.tolist(), *valid.tolist()]
+        loaders = block.dataloaders(items, path=store.path, bs=bs, device=device, **options)
+        dls = cls(*loaders.loaders, path=store.path, device=loaders.device)
+        dls.store, dls.bands, dls.stats = store, bands, moments
         dls.fold_of, dls.train_tiles, dls.valid_tiles = fold_of, train.tolist(), valid.tolist()
+        return dls
+
+    def test_dl(self, test_items, **kwargs):
+        """Return a loader of tiles by position, or of images `(C, H, W)` of values as delivered.
+
+        An image, array or tensor, has no data where it is NaN, or in integers where all bands are 0.
+
+        Raises:
+            DataError: An image of another number of bands, or a position where there are no tiles.
+        """
+        return super().test_dl([self._item(item) for item in test_items], **kwargs)
+
+    def _item(self, item) -> int | TensorMultispectral:
+        if isinstance(item, (int, np.integer)):
+            if getattr(self.valid, "store", self) is None:
+                raise DataError(f"tile {item}: an exported learner holds no tiles; give it an image (C, H, W)")
+            return int(item)
+        x = item if isinstance(item, torch.Tensor) else torch.from_numpy(np.array(item))
+        if x.ndim != 3 or len(x) != len(self.bands):
+            raise DataError(f"image of shape {tuple(x.shape)}: (C, H, W) of {', '.join(self.bands)} is wanted")
+        values = x.float()
+        if not x.is_floating_point():
+            values = values.masked_fill((values == 0).all(0), float("nan"))
+        return TensorMultispectral(values)
+
+    def new_empty(self):
+        """Return loaders of the same transforms, without tiles and store, as `Learner.export` wants them."""
+        of_store = [{"store": None} if isinstance(dl, PixelBalancedDL) else {} for dl in self.loaders]
+        loaders = [dl.new(dl.dataset.new_empty(), **more) for dl, more in zip(self.loaders, of_store, strict=True)]
+        dls = type(self)(*loaders, path=self.path, device=self.device)
+        dls.bands, dls.stats = self.bands, self.stats
         return dls
 
     @classmethod
@@ -221,3 +273,24 @@ class GlacierDataLoaders(DataLoaders):
             what = "no folder Band1 in it" if os.path.isdir(path) else "no such folder"
             raise DataError(f"{path}: {what}; give the competition's folder, with Band1 to Band5")
         return cls.from_store(open_tiles(path), fold, **kwargs)
+
+
+def _split(
+    store: TileStore, fold: int | None, folds: int, spatial: bool, splitter: Callable | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the fold of each tile, and positions of those to train on and of those to validate on."""
+    if splitter is not None:
+        usable = np.flatnonzero(store.table["split"] != "test")
+        train, valid = (usable[list(part)] for part in splitter(usable.tolist())[:2])
+        fold_of = np.full(len(store), NEVER)
+        fold_of[train], fold_of[valid] = ALWAYS, 0
+        return fold_of, train, valid
+    if fold is None:
+        fold_of = np.where(store.table["split"] == "test", NEVER, ALWAYS)
+        return fold_of, np.flatnonzero(fold_of == ALWAYS), np.array([], np.int64)
+    fold_of = store_folds(store, folds, spatial)
+    apart = spatial and not store.has_split
+    try:
+        return fold_of, *train_valid(fold_of, fold, **(store.footprints() if apart else {}))
+    except DataError as err:
+        raise DataError(f"{store.path}: {err}") from err

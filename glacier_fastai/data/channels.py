@@ -40,14 +40,14 @@ class Texture:
     def of_tiles(
         cls,
         store: TileStore,  # where the bands are read
-        bands: Bands,  # of a model; those that are texture say which bands are measured
+        bands: Sequence[str],  # of a model; those that are texture say which bands are measured
         tiles: Sequence[int],  # positions of the training tiles: no other is looked at
         window: int = 7,  # side of the window, pixels
         levels: int = 32,  # number of grey levels
     ) -> Texture:
         """Return the settings with levels that are quantiles over the valid pixels of `tiles`."""
-        edges = {}
-        for band in dict.fromkeys(base for _, base in bands.textures.values()):
+        edges: dict[str, list[float]] = {}
+        for band in dict.fromkeys(base for _, base in Bands(bands).textures.values()):
             channels = channels_of([band])
             _check(store, channels)
 
@@ -145,7 +145,7 @@ def _check(store: TileStore, channels: Sequence[Channel]) -> None:
 
 def with_channels(
     store: TileStore,  # the tiles
-    bands: Bands,  # of a model
+    bands: Sequence[str],  # of a model
     texture: Texture | None = None,  # how those that are texture, and that the store lacks, are computed
 ) -> TileStore:
     """Return a store of the same tiles with `bands`: itself where it has them, else one from the cache.
@@ -165,7 +165,7 @@ def with_channels(
         with TileWriter(out, bands, store.size, "float32", store.info["source"], store.info["sensor"], made_by) as w:
             w.info |= {"texture": settings, "base": base, "standardised": store.standardised}
             keep = ("scene", "row", "col", "crs", "group", "split")
-            for i, row in store.table.iterrows():
+            for i, row in enumerate(store.table.to_dict("records")):
                 about = {k: row[k] for k in keep}
                 about["transform"] = [float(v) for v in row["transform"].split()]
                 image = compute_channels(store.read(i), store.bands, channels)

@@ -1,4 +1,4 @@
-"""Large archives from unreliable networks, and what is in them; urls are mirrors of one gzip file.
+"""Large archives from unreliable networks, and what is in them.
 
 Trouble that may pass (drops, stalls, busy servers) is waited out, and the file goes on at the very byte, on the next
 mirror if the last one brought little; a mirror that cannot be right is given up.
@@ -9,68 +9,39 @@ from __future__ import annotations
 import errno
 import gzip
 import hashlib
-import http.client
 import io
+import logging
 import os
 import re
 import shutil
-import sys
 import tarfile
 import time
-import urllib.error
-import urllib.request  # not requests: read1 hands over what each packet brought, so that a stall loses no byte
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PureWindowsPath
 from posixpath import normpath
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 from ..errors import DataError, OutputError
-from ..terminal import in_terminal
 
-__all__ = ["RemoteStream", "fetch", "members", "open_stream"]
+__all__ = ["Progress", "RemoteStream", "fetch", "members"]
 
-GZIP = b"\x1f\x8b"
+Progress = Callable[[int, int | None], None]
+"""Called with what is done and the total (None: unknown), as `terminal.progress` yields it."""
+
 WAITS = (1, 2, 4, 8, 16, 32, 60, 60)  # seconds before each retry in a row that brings no byte
 WORTH = 8 << 20  # bytes from one connection after which a mirror that drops is asked again before the next one
 CHUNK = 1 << 20  # bytes read and written at a time
-MINUTE = 60.0  # seconds between progress lines
+PACKET = 1 << 16  # bytes taken from the network at a time; what a stall costs
 # no-transform: Google's store unpacks what it keeps as "Content-Encoding: gzip" for those who do not say so
 HEADERS = {"User-Agent": "glacier_fastai", "Accept-Encoding": "identity", "Cache-Control": "no-transform"}
-
-
-class _Meter:
-    """How far it is, on stderr: a bar in a terminal, else a line a minute."""
-
-    def __init__(self, name: str, done: int, show: bool):
-        self.name, self.first, self.show, self.bar = name, done, show, None
-        self.began = self.last = time.monotonic()
-        if show and in_terminal():
-            from rich import console, progress
-
-            self.bar = progress.Progress(console=console.Console(stderr=True), transient=True)
-            self.bar.columns += (progress.DownloadColumn(), progress.TransferSpeedColumn())
-            self.bar.add_task(name, total=None, completed=done)
-            self.bar.start()
-
-    def at(self, done: int, total: int) -> None:
-        if (now := time.monotonic()) - self.last < (0.2 if self.bar else MINUTE):
-            return
-        self.last, speed = now, (done - self.first) / (now - self.began)
-        if self.bar:
-            return self.bar.update(0, completed=done, total=total)
-        left = f"{speed / 1e6:.0f} MB/s, about {(total - done) / speed / 60:.0f} min left"
-        self.say(f"{self.name}: {done / 1e9:.1f} of {total / 1e9:.1f} GB, {left}")
-
-    def say(self, line: str) -> None:
-        if self.show:
-            print(line, file=sys.stderr, flush=True)
+log = logging.getLogger(__name__)
 
 
 class RemoteStream(io.RawIOBase):
-    """A file on the network, read from front to end. Whatever happens to the line, not a byte is lost or doubled.
+    """A file on the network, read from front to end, as a context manager; no byte of it is lost or doubled.
 
     Raises:
         DataError: Also while reading: every mirror is given up, or none has brought a byte in any of the retries.
@@ -78,26 +49,20 @@ class RemoteStream(io.RawIOBase):
 
     def __init__(
         self,
-        urls: Sequence[str],  # mirrors of one gzip file, in the order of asking
-        sha256: str | None = None,  # what the whole file must hash to, for `verify`
+        urls: Sequence[str],  # mirrors of one file, in the order of asking
+        sha256: str = "",  # what the whole file must hash to, for `verify`
         *,
-        size: int | None = None,  # bytes, if known: mirrors of another size are given up
         timeout: float = 30,  # seconds without a byte that count as a stall
         waits: Sequence[float] = WAITS,  # seconds before each retry in a row that brings no byte
-        progress: bool = True,  # say on stderr how far it is
+        progress: Progress | None = None,  # called with the bytes that are here, and the total
         start: int = 0,  # bytes that are here already
         digest: Any = None,  # hashlib object that has seen them
-        given_up: dict[str, str] | None = None,  # mirrors not to ask, and why
-        steady: bool = False,  # stay with the first mirror that brings a byte
-        advice: str = "check the network and start again",  # what to do when no mirror delivers
     ):
-        self.sha256, self.total, self.position, self.advice = sha256, size, start, advice
-        self.name, self.timeout, self.waits, self.steady = urls[0].rpartition("/")[2], timeout, waits, steady
+        self.name, self.sha256 = urls[0].rpartition("/")[2], sha256.lower()
+        self.position, self.total = start, -1  # bytes so far, and of the whole file
+        self.digest = digest or hashlib.sha256()  # of the bytes so far
         self.sources: list[str] = []  # mirrors whose bytes were read
-        self._mirrors = deque(u for u in urls if u not in (given_up or {}))  # the first is being asked
-        self._given_up, self._troubles, self._failures = dict(given_up or {}), dict[str, str](), 0
-        self._digest, self._meter = digest or hashlib.sha256(), _Meter(self.name, start, progress)
-        self._pieces, self._rest = self._receive(), memoryview(b"")
+        self._pieces, self._rest = self._receive(deque(urls), timeout, waits, progress), memoryview(b"")
         self.readinto(bytearray())  # so that `total` is known
 
     def readable(self) -> bool:
@@ -121,99 +86,88 @@ class RemoteStream(io.RawIOBase):
         """Read to the end; DataError if that was not the right file, and so what was made of it is not to be kept."""
         while self.read(CHUNK):
             pass
-        if self.sha256 and (got := self._digest.hexdigest()) != self.sha256.lower():
+        if self.sha256 and (got := self.digest.hexdigest()) != self.sha256:
             wrong = f"SHA-256 is {got}, not {self.sha256} (from {', '.join(self.sources)})"
             raise DataError(f"{self.name}: {wrong}; discard what was made of it and start again")
 
     def close(self) -> None:
         """Hang up."""
         self._pieces.close()
-        if self._meter.bar:
-            self._meter.bar.stop()
         super().close()
 
-    def _receive(self) -> Iterator[bytes]:
-        while self.total is None or self.position < self.total:
-            if not self._mirrors:
-                reasons = "; ".join(f"{url}: {why}" for url, why in (self._troubles | self._given_up).items())
-                raise DataError(f"{self.name}: no mirror delivers it ({reasons}); {self.advice}")
-            url, brought = self._mirrors[0], 0
+    def _receive(
+        self, mirrors: deque[str], timeout: float, waits: Sequence[float], progress: Progress | None
+    ) -> Generator[bytes, None, None]:
+        from requests import RequestException
+        from urllib3.exceptions import HTTPError
+
+        troubles, failures = dict[str, str](), 0
+        while self.position != self.total:
+            if not mirrors or failures > len(waits):
+                reasons = "; ".join(f"{url}: {why}" for url, why in troubles.items())
+                raise DataError(f"{self.name}: no mirror delivers it ({reasons}); check the network and start again")
+            if failures:
+                log.info(f"{self.name}: going on in {waits[failures - 1]:g} s, after {troubles}")
+                time.sleep(waits[failures - 1])
+            url, before = mirrors[0], self.position
             try:
-                with self._request(url) as answer:
-                    skip = self._check(url, answer)
-                    while self.position < self.total:
-                        if not (data := answer.read1(min(CHUNK, skip or self.total - self.position))):
-                            raise ConnectionError(f"broke off at byte {self.position}")
-                        if skip:
-                            skip -= len(data)
-                            continue
-                        self._digest.update(data)
-                        self.position, brought, self._failures = self.position + len(data), brought + len(data), 0
-                        self.sources += [url] * (url not in self.sources)
-                        self._meter.at(self.position, self.total)
-                        yield data
+                for data in self._ask(url, timeout, last=len(mirrors) == 1):
+                    self.digest.update(data)
+                    self.position, failures = self.position + len(data), 0
+                    if url not in self.sources:
+                        self.sources.append(url)
+                    if progress:
+                        progress(self.position, self.total)
+                    yield data
             except DataError as err:
-                self._given_up[self._mirrors.popleft()] = str(err)
-                self._meter.say(f"{url}: {err}; given up")
-            except (OSError, http.client.HTTPException) as err:
-                self._wait(url, err)
-                if brought < WORTH and not (self.steady and self.sources):
-                    self._mirrors.rotate(-1)
+                troubles[mirrors.popleft()] = str(err)
+                log.warning(f"{url}: {err}; given up")
+            except (RequestException, HTTPError, OSError) as err:
+                troubles[url] = " ".join(str(err).split())
+                failures += 1
+                if self.position - before < WORTH:
+                    mirrors.rotate(-1)
 
-    def _wait(self, url: str, err: Exception) -> None:
-        reason = getattr(err, "reason", 0) or err  # URLError wraps what befell it
-        self._troubles[url] = why = " ".join(str(reason).split()) or type(reason).__name__
-        if self._failures == len(self.waits):
-            return self._mirrors.clear()
-        if self._failures:
-            self._meter.say(f"{url}: {why}; trying again in {self.waits[self._failures]:g} s")
-        time.sleep(self.waits[self._failures])
-        self._failures += 1
+    def _ask(self, url: str, timeout: float, last: bool) -> Iterator[bytes]:
+        """Yield what one connection brings of what is missing; DataError if it cannot be right, else what befell it."""
+        import requests
 
-    def _request(self, url: str) -> http.client.HTTPResponse:
-        headers = HEADERS | ({"Range": f"bytes={self.position}-"} if self.position else {})
-        try:
-            return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=self.timeout)
-        except urllib.error.HTTPError as err:
-            err.close()
-            if beyond := err.code == 416 and self.total is None and len(self._mirrors) == 1:
-                self.total = self.position  # or less: what is here is not of this file, as its digest will show
-            passing = beyond or err.code in (408, 425, 429) or err.code >= 500
-            raise (ConnectionError if passing else DataError)(f"HTTP {err.code} {err.reason}") from err
-
-    def _check(self, url: str, answer: http.client.HTTPResponse) -> int:
-        """Return the bytes to skip in what the mirror sends; DataError if that cannot be right."""
-        at, whole, said = self.position, answer.status == 200, answer.headers.get("Content-Range", "missing")
-        part = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", said.strip()) or ("", -1, 0)
-        total, head = answer.length if whole else int(part[2]), GZIP if at else answer.peek(2)[:2]
-        for wrong, why in (
-            (answer.status not in (200, 206), f"HTTP {answer.status} {answer.reason}"),
-            (answer.headers.get_content_type() == "text/html", "answers with a web page, not with the file"),
-            (len(head) == 2 and head != GZIP, f"not a gzip file, it begins with {head!r}"),
-            (not whole and int(part[1]) != at, f"asked for bytes from {at} on, its Content-Range is {said}"),
-            (total is None, "does not tell how long the file is"),
-            (total != (self.total or total), f"the file there has {total} bytes, not {self.total}"),
-            (whole and at and len(self._mirrors) > 1, "cannot go on in the middle of the file"),
-        ):
-            if wrong:
-                raise DataError(why)
-        if len(head) < 2:
-            raise ConnectionError("broke off at its first byte")
-        if whole and at:
-            self._meter.say(f"{url}: cannot go on in the middle of the file; skipping the {at} bytes here")
-        self.total = total
-        return at if whole else 0
-
-
-def open_stream(urls: Sequence[str], sha256: str | None = None, **options: Any) -> RemoteStream:
-    """Open a file on the network, as a context manager. Options: size, timeout, waits, progress of `RemoteStream`."""
-    return RemoteStream(urls, sha256, **options)
+        at = self.position
+        headers = HEADERS | ({"Range": f"bytes={at}-"} if at else {})
+        with requests.get(url, headers=headers, stream=True, timeout=timeout) as answer:
+            status, said = answer.status_code, answer.headers.get("Content-Range", "missing")
+            if status == 416 and last and self.total < 0:
+                self.total = at  # or less: what is here is not of this file, as its digest will show
+                return
+            if status in (408, 425, 429) or status >= 500:
+                raise ConnectionError(f"HTTP {status} {answer.reason}")
+            if status not in (200, 206):
+                raise DataError(f"HTTP {status} {answer.reason}")
+            if answer.headers.get("Content-Type", "").startswith("text/html"):
+                raise DataError("answers with a web page, not with the file")
+            part = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", said.strip())
+            total = int(answer.headers.get("Content-Length", -1) if status == 200 else part[2] if part else -1)
+            if status == 206 and (part is None or int(part[1]) != at):
+                raise DataError(f"asked for bytes from {at} on, its Content-Range is {said}")
+            if total < 0:
+                raise DataError("does not tell how long the file is")
+            if self.total not in (-1, total):
+                raise DataError(f"the file there has {total} bytes, not {self.total}")
+            skip = at if status == 200 else 0  # it knows no ranges, and begins anew
+            for data in answer.raw.stream(PACKET, decode_content=False):
+                skip, data = max(skip - len(data), 0), data[skip:]
+                if data := data[: total - self.position]:
+                    self.total = total
+                    yield data
+        if self.position < total:
+            raise ConnectionError(f"broke off at byte {self.position}")
 
 
 def fetch(urls: Sequence[str], path: str | os.PathLike, sha256: str, **options: Any) -> Path:
     """Download a file by way of `.NAME.partial` beside it, going on where an earlier call was interrupted.
 
-    What is there already was checked before it got its name: it is returned at once. Options as of `open_stream`.
+    What is there already was checked before it got its name: it is returned at once. Options: timeout, waits and
+    progress of `RemoteStream`.
 
     Raises:
         DataError: No mirror delivers the right file.
@@ -229,7 +183,7 @@ def fetch(urls: Sequence[str], path: str | os.PathLike, sha256: str, **options: 
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock, timeout=0):  # a lock of the system: it goes with the process, however that ends
             if not path.is_file():
-                _download(urls, path, partial, sha256.lower(), options)
+                _download(urls, partial, sha256.lower(), options)
                 with open(partial, "rb+") as file:
                     os.fsync(file.fileno())
                 partial.replace(path)
@@ -243,37 +197,33 @@ def fetch(urls: Sequence[str], path: str | os.PathLike, sha256: str, **options: 
     return path
 
 
-def _download(urls: Sequence[str], path: Path, partial: Path, sha256: str, options: dict[str, Any]) -> None:
-    advice = f"start again later, it goes on from {partial}; or download it by hand to {path}"
-    wrong, steady = dict[str, str](), False  # steady after a wrong file: of a mix nobody knows whose fault it is
+def _download(urls: Sequence[str], partial: Path, sha256: str, options: dict[str, Any]) -> None:
     while True:
         start, digest = 0, hashlib.sha256()
         if partial.exists():
-            if options.get("progress", True):
-                print(f"{path.name}: checking what is here, to go on from there", file=sys.stderr, flush=True)
-            with open(partial, "rb", buffering=0) as file:
-                while chunk := file.read(CHUNK):
-                    digest.update(chunk)
-                start = file.tell()
+            log.info(f"{partial}: checking what is here, to go on from there")
+            with open(partial, "rb") as there:
+                digest, start = hashlib.file_digest(there, "sha256"), there.tell()
         if digest.hexdigest() == sha256:  # interrupted just before it got its name
             return
-        known = {"start": start, "digest": digest, "given_up": wrong, "steady": steady, "advice": advice}
-        with RemoteStream(urls, **known, **options) as stream, open(partial, "ab", buffering=0) as file:
+        with RemoteStream(urls, start=start, digest=digest, **options) as stream, open(partial, "ab", 0) as file:
             try:
                 if stream.total - start > shutil.disk_usage(partial).free:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                while chunk := memoryview(stream.read(CHUNK)):
-                    while chunk:
-                        chunk = chunk[file.write(chunk) :]
+                while data := memoryview(stream.read(CHUNK) or b""):
+                    while data:
+                        data = data[file.write(data) :]
             except OSError as err:
                 why = f"{err.strerror}, {stream.total - file.tell()} more bytes are needed"
                 raise OutputError(f"{partial}: {why}; make room and start again, it goes on from there") from err
         if (got := digest.hexdigest()) == sha256:
             return
         partial.unlink()
-        if steady or (not start and len(stream.sources) == 1):
-            wrong[stream.sources[0]] = f"SHA-256 is {got}, not {sha256}"
-        steady = True
+        if not start:  # else nobody knows whose fault it is
+            urls = [url for url in urls if url not in stream.sources]
+        if not urls:
+            wrong = f"SHA-256 is {got}, not {sha256} (from {', '.join(stream.sources)})"
+            raise DataError(f"{stream.name}: {wrong}; nothing was kept; start again later")
 
 
 class _Header(tarfile.TarInfo):
@@ -284,7 +234,8 @@ class _Header(tarfile.TarInfo):
         try:
             return super().fromtarfile(tar)
         except tarfile.HeaderError as err:
-            raise err if isinstance(err, tarfile.EOFHeaderError) else tarfile.ReadError(str(err)) from err
+            ends = isinstance(err, tarfile.EOFHeaderError)  # type: ignore[attr-defined]  # typeshed lacks it
+            raise err if ends else tarfile.ReadError(str(err)) from err
 
 
 @contextmanager
@@ -298,10 +249,13 @@ def _damage(name: str) -> Iterator[None]:
 
 
 class _Part(io.RawIOBase):
-    def __init__(self, file: BinaryIO, name: str, ends: bool = True):
+    """What is read from a file that may be damaged."""
+
+    def __init__(self, file: Any, name: str, ends: bool = True):
         self.file, self.name, self.ends = file, name, ends
 
-    readable = RemoteStream.readable
+    def readable(self) -> bool:
+        return True
 
     def readinto(self, buffer) -> int:
         with _damage(self.name):
@@ -311,41 +265,56 @@ class _Part(io.RawIOBase):
 
 
 def members(
-    archive: str | os.PathLike | BinaryIO,  # tar or tar.gz: a file, or a stream such as `open_stream` returns
+    archive: str | os.PathLike | BinaryIO | io.RawIOBase,  # tar or tar.gz: a file, or a stream such as `RemoteStream`
     wanted: Callable[[str], bool],  # says by its normalised name whether a file is yielded
     *,
     limit: int = 1 << 30,  # bytes a wanted file may have
-) -> Iterator[tuple[str, BinaryIO]]:
+) -> Iterator[tuple[str, IO[bytes]]]:
     """Yield normalised name and content of each wanted regular file, in order; its content only until the next one.
 
     Content is read from front to end only (.npy: `numpy.lib.format.read_array`). Links, devices and folders are passed
     over. Checksums stand at the end of an archive, so what was read is whole only once the iteration has ended.
 
+    >>> file = io.BytesIO()
+    >>> with tarfile.open(fileobj=file, mode="w:gz") as tar:
+    ...     info = tarfile.TarInfo("./a/b.txt")
+    ...     info.size = 2
+    ...     tar.addfile(info, io.BytesIO(b"hi"))
+    >>> [(name, content.read()) for name, content in members(io.BytesIO(file.getvalue()), lambda name: True)]
+    [('a/b.txt', b'hi')]
+
     Raises:
         DataError: Cut short or damaged (also while reading content), a wanted file beyond `limit`, or a member with an
             absolute name, `..` in its name, or a link to outside.
     """
-    own = isinstance(archive, (str, os.PathLike))
-    label = str(archive if own else getattr(archive, "name", "archive"))
-    if own and not Path(archive).is_file():
-        raise DataError(f"{label}: no such file")
-    with _damage(label), ExitStack() as stack:
-        file = io.BufferedReader(stack.enter_context(open(archive, "rb", buffering=0)) if own else archive, CHUNK)
+    with ExitStack() as stack:
+        if isinstance(archive, (str, os.PathLike)):
+            label = str(archive)
+            if not Path(archive).is_file():
+                raise DataError(f"{label}: no such file")
+            archive = stack.enter_context(open(archive, "rb", buffering=0))
+        else:
+            label = str(getattr(archive, "name", "archive"))
+        stack.enter_context(_damage(label))
+        file = io.BufferedReader(cast(io.RawIOBase, archive), CHUNK)
         stack.callback(file.detach)  # else it would close what is not ours
         # not tarfile's own "r|gz", which does not look at the checksum
-        data = stack.enter_context(gzip.GzipFile(fileobj=file)) if file.peek(2)[:2] == GZIP else file
-        source = _Part(data, label, ends=False)
+        data: Any = stack.enter_context(gzip.GzipFile(fileobj=file)) if file.peek(2)[:2] == b"\x1f\x8b" else file
+        source = cast(IO[bytes], _Part(data, label, ends=False))
         tar = stack.enter_context(tarfile.open(fileobj=source, mode="r|", bufsize=CHUNK, tarinfo=_Header))
         while info := tar.next():
-            tar.members.clear()
+            tar.members.clear()  # type: ignore[attr-defined]  # else it keeps a header of every file
+            # not tarfile.data_filter: nothing is extracted, and it lets "/etc/passwd" pass as "etc/passwd"
             name, link = PureWindowsPath(info.name), PureWindowsPath(info.linkname)  # the stricter rules: drives, \
             goal = name.parent / link if info.issym() else link
             if name.anchor or ".." in name.parts or goal.anchor or f"{normpath(goal.as_posix())}/".startswith("../"):
                 raise DataError(f"{label}: member {info.name!r} leads outside the archive; do not use this file")
-            if info.isreg() and wanted(name := name.as_posix()):
+            if info.isreg() and wanted(name.as_posix()):
                 if info.size > limit:
-                    raise DataError(f"{label}: member {name!r} has {info.size} bytes, allowed are {limit}; wrong file?")
+                    raise DataError(
+                        f"{label}: member {name.as_posix()!r} has {info.size} bytes, allowed are {limit}; wrong file?"
+                    )
                 with io.BufferedReader(_Part(tar.extractfile(info), label)) as content:
-                    yield name, content
+                    yield name.as_posix(), content
         while data.read(CHUNK):
             pass

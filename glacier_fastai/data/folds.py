@@ -26,8 +26,9 @@ def store_folds(
         return np.select([split == "valid", split == "test"], [0, NEVER], ALWAYS)
     fold, used = np.full(len(store), NEVER), np.flatnonzero(split != "test")
     used = used[np.argsort(store.table["id"].to_numpy()[used], kind="stable")]
-    place = {k: v[used] for k, v in store.place().items()}
-    unit = np.array(store.units())[used]
+    place = {k: v[used] for k, v in store.footprints().items()}
+    groups = store.groups()
+    unit = [groups[i] for i in used]
     try:
         fold[used] = assign_folds(store.class_counts()[used], n_folds, spatial=spatial, unit=unit, **place)
     except DataError as err:

@@ -1,7 +1,7 @@
 """Raw folders opened as tile stores: the store is made on first use, kept in a cache, and reused while nothing changes.
 
 The cache is the folder `.glacier_fastai` beside the data, or, where that cannot be written, `glacier_fastai` in the
-user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`). It may be removed at any time.
+user's cache folder (on Linux `$XDG_CACHE_HOME`, else `~/.cache`). It may be removed at any time.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 from filelock import FileLock, Timeout
 
 from .. import __version__
-from ..bands import BANDS, Bands
 from ..errors import DataError, OutputError
 from ..files import digest
-from .sources.competition import competition_files, find_competition, prepare_competition
-from .sources.hkh import DEFAULT_BANDS, find_hkh, hkh_files, prepare_hkh
+from .sources.registry import find_source
 from .tiles import VERSION, TileStore
 
 __all__ = ["cache_key", "cached_store", "open_tiles"]
@@ -31,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def open_tiles(
-    path: str | os.PathLike,  # tile store, or a folder of the competition or of HKH
+    path: str | os.PathLike,  # tile store, or a folder of one of the sources (see `data.sources.registry`)
     bands: Sequence[str] | None = None,  # bands that will be asked for; HKH has more than anyone keeps
 ) -> TileStore:
     """Return the tile store at `path`, or that of a raw folder, made now if it is not in the cache.
@@ -43,32 +42,27 @@ def open_tiles(
     path = Path(path)
     if (path / "dataset.json").is_file():
         return TileStore(path)
-    if root := find_competition(path):
-        return _opened(root, "competition", competition_files(root), {}, prepare_competition)
-    if root := find_hkh(path):
-        options = {"bands": list(Bands(bands or DEFAULT_BANDS).made_of(BANDS))}
-        return _opened(root, "hkh", hkh_files(root), options, prepare_hkh)
-    what = "no such folder" if not path.exists() else "neither a tile store (dataset.json), nor GlacierHack (Band1)"
-    what += "" if not path.exists() else " nor HKH tiles (slices, splits); `glacier-fastai prepare` makes a store"
-    raise DataError(f"{path}: {what}")
-
-
-def _opened(root: Path, kind: str, files: Sequence[Path], options: dict[str, Any], prepare) -> TileStore:
-    state = [(os.path.relpath(f, root), (s := f.stat()).st_size, s.st_mtime_ns) for f in files]
-    base = f"{kind}-{cache_key(options)}"
+    source, root = find_source(path)
+    options = source.options(bands)
+    state = [(os.path.relpath(f, root), (s := f.stat()).st_size, s.st_mtime_ns) for f in source.files(root)]
+    base = f"{source.name}-{cache_key(options)}"
 
     def build(out: Path) -> None:
         for old in out.parent.iterdir():  # of other states of the same files, with their textures and leftovers
             if old.name.lstrip(".").startswith(f"{root.resolve().name}-{base}-") and old.is_dir():
                 shutil.rmtree(old)
         log.info(f"{root}: making its tile store {out}; the next run finds it there")
-        prepare(root, out, **options)
+        source.prepare(root, out, **options)
 
     return cached_store(root, f"{base}-{cache_key(state)}", build)
 
 
 def cache_key(*what: Any) -> str:
-    """Return a hash of plain data and of our version: another one may make the same store otherwise."""
+    """Return a hash of plain data and of our version: another one may make the same store otherwise.
+
+    >>> len(cache_key("bands", ["red"])), cache_key(1) == cache_key(1), cache_key(1) == cache_key(2)
+    (12, True, False)
+    """
     return digest([__version__, VERSION, *what], 12)
 
 
@@ -126,5 +120,5 @@ def _whole(path: Path) -> TileStore | None:
 def _homes(beside: Path) -> list[Path]:
     if beside.parent.name == HOME:  # what is made from a cached store is kept next to it
         return [beside.parent]
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glacier_fastai"
+    user = platformdirs.user_cache_path("glacier_fastai", appauthor=False)
     return [beside.parent / HOME, user / digest(str(beside.parent), 12) / HOME]

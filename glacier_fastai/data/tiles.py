@@ -14,24 +14,22 @@ and need no image.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from ..bands import CLASSES, IGNORE, Bands, texture_of
 from ..core.moments import moments
-from ..errors import DataError, OutputError
+from ..errors import DataError
+from ..files import digest, whole_folder
 
 __all__ = ["TileStore", "TileWriter", "store_dtype"]
 
@@ -42,13 +40,27 @@ DTYPES = ("uint8", "uint16", "float16", "float32")
 
 
 def store_dtype(dtype: Any) -> np.dtype:
-    """Return the dtype in which values of `dtype` are kept: unchanged where the store can, else float32."""
+    """Return the dtype in which values of `dtype` are kept: unchanged where the store can, else float32.
+
+    >>> store_dtype("uint16"), store_dtype("int16")
+    (dtype('uint16'), dtype('float32'))
+    """
     dtype = np.dtype(dtype)
     return dtype if dtype.name in DTYPES else np.dtype("float32")
 
 
 class TileStore:
-    """A tile store on disk, opened for reading."""
+    """A tile store on disk, opened for reading.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> image, mask = np.full((2, 32, 32), 700), np.ones((32, 32))
+    >>> with TemporaryDirectory() as folder:
+    ...     with TileWriter(Path(folder) / "tiles", ["red", "nir"], 32, "uint16", "an example") as writer:
+    ...         writer.add(image, mask, scene="a")
+    ...     store = TileStore(Path(folder) / "tiles")
+    >>> len(store), store.bands, store.class_counts().tolist(), store.read(0)[:, 0, 0].tolist()
+    (1, ('red', 'nir'), [[0, 1024, 0, 0]], [700.0, 700.0])
+    """
 
     def __init__(
         self,
@@ -118,8 +130,8 @@ class TileStore:
         """Whether the source came with validation tiles of its own, which then are its only fold."""
         return bool((self.table["split"] == "valid").any())
 
-    def plain(self) -> TileStore:
-        """Return the store that texture bands were added to, if this one is of that kind, else the store itself."""
+    def base(self) -> TileStore:
+        """Return the store that computed bands were added to, if this one is of that kind, else the store itself."""
         return TileStore(self.info["base"]) if "base" in self.info else self
 
     def keys(self) -> list[str]:
@@ -131,18 +143,18 @@ class TileStore:
         place = t[["id", "scene", "row", "col", "crs", "transform"]].astype(str).agg("\t".join, axis=1)
         labels = t[[f"n_{c}" for c in CLASSES]].astype(str).agg("\t".join, axis=1)
         lines = place.where(t["transform"] != "", place + labels)
-        return [hashlib.sha256(line.encode()).hexdigest()[:12] for line in lines]
+        return [digest(line, 12) for line in lines]
 
     def fingerprint(self) -> str:
         """Return a hash of which tiles these are, by their `keys`."""
-        return hashlib.sha256(" ".join(sorted(self.keys())).encode()).hexdigest()[:16]
+        return digest(" ".join(sorted(self.keys())))
 
-    def units(self) -> list[str]:
+    def groups(self) -> list[str]:
         """Return what each tile belongs to in spatial folds: its group, or without one its scene."""
         t = self.table
         return [f"group {g}" if g else f"scene {s}" for g, s in zip(t["group"], t["scene"], strict=True)]
 
-    def place(self) -> dict[str, Any]:
+    def footprints(self) -> dict[str, Any]:
         """Return where the tiles lie, as `frame` and `box` of `core.folds.touching`.
 
         In units of the coordinate reference system, so that scenes of the same ground meet; tiles without transform
@@ -229,22 +241,20 @@ class TileWriter:
         self,
         path: str | os.PathLike,  # folder to make; must not exist
         bands: Sequence[str],  # names of the bands, in the order of the images to come
-        size: int,  # side of a tile in pixels
+        size: int | None,  # side of a tile in pixels; None: that of the first
         dtype: Any,  # dtype of the values, see `store_dtype`
         source: str,  # what the tiles were made from, in words
         sensor: str = "",  # one of `bands.SENSORS`, or empty
         made_by: dict[str, Any] | None = None,  # how they were made: command or function and its settings
     ):
         self.path = Path(path)
-        if self.path.exists():
-            raise OutputError(f"{self.path}: exists already; choose another name or remove it first")
-        self.bands, self.size, self.dtype = Bands(bands), int(size), store_dtype(dtype)
-        self.info = {
+        self.bands, self.size, self.dtype = Bands(bands), size, store_dtype(dtype)
+        self.info: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
             "bands": list(self.bands),
             "classes": list(CLASSES),
-            "size": self.size,
+            "size": size,
             "dtype": self.dtype.name,
             "nodata": 0 if self.dtype.kind == "u" else "nan",
             "source": source,
@@ -252,31 +262,23 @@ class TileWriter:
             "made_by": made_by or {},
         }
         self.rows: list[dict[str, Any]] = []
-        self.partial = self.path.with_name(f".{self.path.name}.partial")
-        self._files = ExitStack()
-        self._lock = FileLock(self.path.with_name(f".{self.path.name}.partial.lock"), timeout=0)
+        self.partial: Path  # the folder while it is being written
 
-    def __enter__(self) -> TileWriter:
-        try:
-            self.partial.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()  # goes with the process, however that ends
-            shutil.rmtree(self.partial, ignore_errors=True)
-            self.partial.mkdir()
-            self._images = self._files.enter_context(open(self.partial / "images.npy", "wb"))
-            self._masks = self._files.enter_context(open(self.partial / "masks.npy", "wb"))
-            self._headers()
-        except Timeout as err:
-            raise OutputError(f"{self.path}: another process is writing it; wait, or choose another name") from err
-        except OSError as err:
-            self._clear()
-            where = err.filename or self.partial
-            raise OutputError(f"{where}: cannot be made ({err.strerror}); choose another --out") from err
-        self._pool, self._pending = ThreadPoolExecutor(1), deque[Future]()
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.partial = stack.enter_context(whole_folder(self.path))
+            self._images = stack.enter_context(open(self.partial / "images.npy", "wb"))
+            self._masks = stack.enter_context(open(self.partial / "masks.npy", "wb"))
+            self._pool, self._pending = ThreadPoolExecutor(1), deque[Future]()
+            stack.callback(self._pool.shutdown, cancel_futures=True)
+            if self.size is not None:
+                self._headers(self.size)
+            self._closing = stack.pop_all()
         return self
 
-    def _headers(self) -> None:
+    def _headers(self, s: int) -> None:
         # numpy pads a header so that its first axis can grow in place: the final count is written over this one
-        n, s = len(self.rows), self.size
+        n = len(self.rows)
         for file, shape, dtype in (
             (self._images, (n, len(self.bands), s, s), self.dtype),
             (self._masks, (n, s, s), np.dtype("uint8")),
@@ -301,6 +303,9 @@ class TileWriter:
         name: str = "",  # id of the tile, default SCENE_ROW_COL
     ) -> None:
         """Append one tile. Pixels without data lose their label and their values."""
+        if self.size is None:
+            self.size = image.shape[-1]
+            self._headers(self.size)
         shape = (len(self.bands), self.size, self.size)
         if image.shape != shape or mask.shape != shape[1:]:
             raise DataError(f"tile of scene {scene}: image {image.shape}, mask {mask.shape}; wanted {shape}")
@@ -313,10 +318,9 @@ class TileWriter:
         counts = np.bincount(mask.ravel(), minlength=256)
         if unknown := [int(c) for c in np.flatnonzero(counts) if c >= len(CLASSES) and c != IGNORE]:
             raise DataError(f"tile of scene {scene}: class codes {unknown}; allowed are 0..{len(CLASSES) - 1} and 255")
-        with self._disk():
-            self._pending.append(self._pool.submit(self._write, values, mask))
-            if len(self._pending) > 2:
-                self._pending.popleft().result()
+        self._pending.append(self._pool.submit(self._write, values, mask))
+        if len(self._pending) > 2:
+            self._pending.popleft().result()
         self.rows.append(
             {
                 "id": name or f"{scene}_{row}_{col}",
@@ -344,46 +348,24 @@ class TileWriter:
                 os.fsync(file.fileno())
 
     def __exit__(self, kind, value, trace) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._pool.shutdown(cancel_futures=True)
-            self._clear()
-
-    def _clear(self) -> None:
-        with suppress(OSError):  # on a full disk, what is still buffered cannot be written
-            self._files.close()
-        if self._lock.is_locked:  # else it is another's
-            shutil.rmtree(self.partial, ignore_errors=True)
-            Path(self._lock.lock_file).unlink(missing_ok=True)
-            self._lock.release()
+        with self._closing:
+            if value is not None:
+                raise value
+            self._finish()
 
     def _finish(self) -> None:
-        if not self.rows:
+        if self.size is None or not self.rows:
             raise DataError(f"{self.path}: not one tile to write; nothing was kept of the source")
         table = pd.DataFrame(self.rows)
         if twice := sorted(table["id"][table["id"].duplicated()]):
             raise DataError(f"{self.path}: tile id {twice[0]!r} occurs twice; name the scenes apart")
         mean, std = _moments(table[table["split"].isin(["", "train"])], self.bands)
-        self.info |= {"tiles": len(table), "mean": mean.tolist(), "std": std.tolist()}
-        with self._disk():
-            while self._pending:
-                self._pending.popleft().result()
-            self._headers()
-            for file in (self._images, self._masks):
-                file.flush()
-                os.fsync(file.fileno())
-            table.to_csv(self.partial / "tiles.csv", index=False)
-            (self.partial / "dataset.json").write_text(json.dumps(self.info, indent=1), encoding="utf-8")
-            self.partial.rename(self.path)
-
-    @contextmanager
-    def _disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as err:
-            raise OutputError(
-                f"{self.path}: cannot be written ({err.strerror or err}); nothing was kept; make room or choose "
-                "another place"
-            ) from err
+        self.info |= {"size": self.size, "tiles": len(table), "mean": mean.tolist(), "std": std.tolist()}
+        while self._pending:
+            self._pending.popleft().result()
+        self._headers(self.size)
+        for file in (self._images, self._masks):
+            file.flush()
+            os.fsync(file.fileno())
+        table.to_csv(self.partial / "tiles.csv", index=False)
+        (self.partial / "dataset.json").write_text(json.dumps(self.info, indent=1), encoding="utf-8")

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from fastai.vision.all import TensorImage, TensorMask, dispatch
 
-from ..bands import IGNORE, composite
-from ..plots.panels import class_rgba, draw, error_rgba, false_colour, grid, legend
+from ..bands import composite
+from ..plots.panels import class_rgba, draw, draw_panels, false_colour, grid, legend, panels
 
 __all__ = ["TensorGlacierMask", "TensorMultispectral"]
 
@@ -30,7 +30,7 @@ class TensorMultispectral(TensorImage):
     def show(self, ctx=None, title=None, figsize=None, **kwargs):
         """Show as a false-colour composite, 2-98 % stretch; pixels without data are hatched."""
         ax = ctx or plt.subplots(figsize=figsize)[1]
-        return draw(ax, false_colour(self.as_subclass(torch.Tensor).float().cpu().numpy(), self.composite()[1]), title)
+        return draw(ax, false_colour(_array(self.float()), self.composite()[1]), title)
 
 
 class TensorGlacierMask(TensorMask):
@@ -39,7 +39,11 @@ class TensorGlacierMask(TensorMask):
     def show(self, ctx=None, title=None, figsize=None, **kwargs):
         """Show in the class colours; ignored pixels are hatched."""
         ax = ctx or plt.subplots(figsize=figsize)[1]
-        return draw(ax, class_rgba(self.as_subclass(torch.Tensor).cpu().numpy()), title)
+        return draw(ax, class_rgba(_array(self)), title)
+
+
+def _array(x: torch.Tensor) -> np.ndarray:
+    return x.as_subclass(torch.Tensor).cpu().numpy()
 
 
 @dispatch
@@ -54,13 +58,14 @@ def show_batch(
     figsize=None,
     **kwargs,
 ):
-    """Show each image beside its mask."""
-    n = min(len(samples), max_n)
-    fig, axes = grid(n, 2, 2, nrows, ncols, figsize)
-    for (image, mask), (left, right) in zip(list(samples)[:n], axes, strict=False):
+    """Show image and truth of each sample, side by side; into `ctxs`, axes in this order, if given."""
+    shown = list(samples)[:max_n]
+    fig, axes = grid(len(shown), ("image", "truth"), 2, nrows, ncols, figsize, ctxs)
+    for (image, mask), (left, right) in zip(shown, axes, strict=False):
         image.show(ctx=left, title=image.composite()[0])
-        mask.show(ctx=right, title="target")
-    legend(fig)
+        mask.show(ctx=right, title="truth")
+    if ctxs is None:
+        legend(fig)
     return axes
 
 
@@ -77,16 +82,12 @@ def show_results(
     figsize=None,
     **kwargs,
 ):
-    """Show image, target, prediction and errors of each sample in a row."""
-    n = min(len(samples), max_n)
-    fig, axes = grid(n, 4, 1, nrows, ncols, figsize)
-    for (image, mask, *_), out, row in zip(list(samples)[:n], list(outs)[:n], axes, strict=False):
-        target, pred = (np.asarray(t.cpu()) for t in (mask, out[0]))
-        labelled = target != IGNORE
-        wrong = (pred != target)[labelled].mean() if labelled.any() else float("nan")
-        image.show(ctx=row[0], title=image.composite()[0])
-        mask.show(ctx=row[1], title="target")
-        TensorGlacierMask(np.where(labelled, pred, IGNORE)).show(ctx=row[2], title="prediction")
-        draw(row[3], error_rgba(pred, target), f"errors, {wrong:.1%} of labelled")
-    legend(fig, errors=True)
+    """Show image, truth, prediction and errors of each sample in a row; into `ctxs`, axes in this order, if given."""
+    shown = list(zip(samples, outs, strict=False))[:max_n]
+    fig, axes = grid(len(shown), ("image", "truth", "prediction", "errors"), 1, nrows, ncols, figsize, ctxs)
+    for ((image, mask, *_), out), row in zip(shown, axes, strict=False):
+        name, rgb = image.composite()
+        draw_panels(row, panels(_array(image.float()), _array(mask), _array(out[0]), rgb), name)
+    if ctxs is None:
+        legend(fig, errors=True)
     return axes

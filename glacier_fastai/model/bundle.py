@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import nn
 
-from ..bands import CLASSES, Bands
+from ..bands import CLASSES, INDICES, Bands
 from ..data.channels import Channel, Texture, channels_of
 from ..errors import BundleError, RecipeError
 from ..files import whole_file
@@ -49,7 +49,18 @@ class TrainedOn(Section):
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """Weights, and what they mean."""
+    """Weights, and what they mean.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> options = {"encoder": "resnet18", "attention": None}
+    >>> weights = build_model("unet", ["red", "nir"], **options).state_dict()
+    >>> with TemporaryDirectory() as folder:
+    ...     made = ModelBundle(weights, "unet", options, ("red", "nir"), mean=(90.0, 80.0), std=(40.0, 30.0))
+    ...     made.save(f"{folder}/m.safetensors")
+    ...     bundle = ModelBundle.load(f"{folder}/m.safetensors")
+    >>> bundle.arch, bundle.bands, bundle.model()(torch.zeros(1, 2, 40, 50)).shape
+    ('unet', ('red', 'nir'), torch.Size([1, 4, 40, 50]))
+    """
 
     weights: dict[str, torch.Tensor]  # state dict of the network
     arch: str  # its name in the registry
@@ -108,9 +119,13 @@ class ModelBundle:
         Raises:
             BundleError: A band is missing, and what it could be computed of; or one side only is standardised.
         """
-        there = [*bands, *(b for b in self.bands.textures if not self.texture)]
-        wanted = self.bands if standardised else self.bands.made_of(there)  # standardised values make no index
-        if missing := [b for b in wanted if b not in bands]:
+
+        def lacks(band: str) -> bool:
+            if band in self.bands.textures and not self.texture or band in INDICES and standardised:
+                return band not in bands  # it cannot be computed
+            return not set(Bands([band]).made_of(bands)) <= set(bands)
+
+        if missing := [b for b in self.bands if lacks(b)]:
             raise BundleError(f"{where}: the bundle needs band {', '.join(missing)}; here are {', '.join(bands)}")
         if standardised != self.standardised:
             ours, theirs = ("already standardised", "as delivered")[:: 1 if self.standardised else -1]
@@ -150,7 +165,7 @@ class ModelBundle:
         """
         if self.classes != CLASSES:
             raise BundleError(f"the bundle has classes {', '.join(self.classes)}; maps are of {', '.join(CLASSES)}")
-        model = self.model().to(device=device, memory_format=torch.channels_last)
+        model = self.model().to(device).to(memory_format=torch.channels_last)
 
         @torch.inference_mode()
         def probs(x: torch.Tensor) -> torch.Tensor:
@@ -206,15 +221,17 @@ class ModelBundle:
         if metadata.get("format") != FORMAT:
             raise BundleError(f"{path}: a safetensors file, but no model bundle of glacier_fastai")
         if metadata.get("version") not in READS:
-            raise BundleError(f"{path}: bundle version {metadata.get('version')}; this glacier_fastai reads {READS}")
+            raise BundleError(
+                f"{path}: bundle version {metadata.get('version')}; this glacier_fastai reads 1 to {VERSION}"
+            )
         try:
-            about = {k: json.loads(v) for k, v in metadata.items() if k not in ("format", "version")}
+            about: dict[str, Any] = {k: json.loads(v) for k, v in metadata.items() if k not in ("format", "version")}
             if metadata["version"] == "1":
                 about["options"] = {"encoder": about.pop("arch"), "attention": about.pop("attention")}
                 about["arch"] = "unet"
-            lists = {k: tuple(about.pop(k)) for k in ("bands", "mean", "std", "classes")}
+            about |= {k: tuple(about[k]) for k in ("bands", "mean", "std", "classes")}
             about["trained_on"] = TrainedOn(**about["trained_on"])
-            bundle = cls(weights=weights, **lists, **about)
+            bundle = cls(weights=weights, **about)
             if not len(bundle.bands) == len(bundle.mean) == len(bundle.std):
                 raise ValueError("bands and statistics differ in number")
             if not all(math.isfinite(m) and 0 < s < math.inf for m, s in zip(bundle.mean, bundle.std, strict=True)):

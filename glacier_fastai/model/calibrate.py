@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from skimage.measure import label as components
 from torch import Tensor
 
@@ -38,6 +37,7 @@ from ..core.confusion import confusion_matrix, ice, mcc
 from ..core.morphology import postprocess
 from ..errors import BundleError, DataError, OutputError
 from ..files import whole_file
+from ..plots import figures
 from ..recipe import PostprocessRecipe
 from .ensemble import NONE, Calibration, Ensemble, Member
 from .oof import OutOfFold
@@ -90,7 +90,8 @@ def calibrate(
     if len(folds) < 2:
         raise DataError(f"{predictions[0].folder}: predictions of one fold alone; resume it to finish it")
     fits = {f: _temperature(probs[fold != f], labels[fold != f], bias) for f in folds}
-    before, after = [], []
+    before: list[tuple[Reliability, float]] = []
+    after: list[tuple[Reliability, float]] = []
     for f in folds:
         p, y = probs[fold == f], labels[fold == f]
         q = calibrated(p, fits[f].temperature, fits[f].bias, 1)
@@ -124,7 +125,11 @@ def calibrate(
         "area": {"glaciers": len(areas), "coverage": coverage},
     }
     replace(ensemble, calibration=best).save(out, measured)
-    figure = reliability_figure(*tables, f"temperature {fitted.temperature:.2f}")
+    figure = figures.reliability(
+        {"as predicted": tables[0], f"temperature {fitted.temperature:.2f}": tables[1]},
+        "the most probable class",
+        f"out-of-fold pixels, n = {len(labels):,};\npoints of fewer than {figures.LEAST} left out",
+    )
     with whole_file(out.with_suffix(".png")) as file:
         figure.savefig(file, dpi=110)
     plt.close(figure)
@@ -177,7 +182,7 @@ def _tiles(predictions: Sequence[OutOfFold]) -> Iterator[Tile]:
         for i, key in enumerate(oof.table["key"]):
             places.setdefault(key, []).append((oof, i))
     for where in places.values():
-        (first, i), total = where[0], 0
+        (first, i), total = where[0], torch.zeros(())
         for oof, k in where:
             if oof.labels.shape[1:] != first.labels.shape[1:]:
                 raise DataError(f"{oof.path}: tiles of another size than in {first.path}; use the same tile store")
@@ -196,13 +201,13 @@ def _sample(predictions: Sequence[OutOfFold]) -> tuple[np.ndarray, Tensor, Tenso
         at = np.flatnonzero(labels != IGNORE)[::step]
         y = torch.from_numpy(labels.ravel()[at].astype(np.int64))
         parts.append((np.full(len(at), fold), probs.flatten(1).T[at], y))
-    fold, probs, labels = zip(*parts, strict=True)
-    return np.concatenate(fold), torch.cat(probs), torch.cat(labels)
+    folds, all_probs, all_labels = zip(*parts, strict=True)
+    return np.concatenate(folds), torch.cat(all_probs), torch.cat(all_labels)
 
 
 def _temperature(probs: Tensor, labels: Tensor, bias: bool) -> Calibration:
     temperature, biases = fit_temperature(probs, labels, bias)
-    return Calibration(temperature=temperature, bias=biases)
+    return Calibration(temperature=temperature, bias=tuple(biases))
 
 
 def _offsets(fit: Calibration, probs: Tensor, labels: Tensor) -> Calibration:
@@ -259,30 +264,13 @@ def _areas(
 def _interval(areas: np.ndarray) -> tuple[tuple[float, float] | None, float | None]:
     """Return the interval fitted to all glaciers, and the coverage of those of each fold, fitted to the others."""
     try:
-        fitted, inside = fit_area_interval(*areas[:, 1:].T), []
+        fitted = fit_area_interval(*areas[:, 1:].T)
+        inside: list[np.ndarray] = []
         for fold in np.unique(areas[:, 0]):
             here = areas[:, 0] == fold
-            low, high = area_interval(*areas[here, 1:3].T, *fit_area_interval(*areas[~here, 1:].T))
+            area, doubt = areas[here, 1:3].T
+            low, high = area_interval(area, doubt, *fit_area_interval(*areas[~here, 1:].T))
             inside.append((low <= areas[here, 3]) & (areas[here, 3] <= high))
     except DataError:  # too few of them
         return None, None
     return fitted, round(float(np.concatenate(inside).mean()), 3)
-
-
-def reliability_figure(
-    before: Reliability,
-    after: Reliability,
-    how: str,  # what was done in between
-) -> Figure:
-    """Draw how often the most probable class is right, by how probable it was said to be."""
-    fig, (top, bottom) = plt.subplots(2, 1, figsize=(5, 6.5), height_ratios=(3, 1), sharex=True, layout="constrained")
-    top.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="as it should be")
-    for table, colour, name in ((before, "#d55e00", "as predicted"), (after, "#0072b2", how)):
-        error = expected_calibration_error(table)
-        top.plot(table.confidence, table.accuracy, "o-", color=colour, label=f"{name}, ECE {error:.3f}")
-        bottom.stairs(table.pixels / table.pixels.sum(), table.edges, color=colour)
-    top.set(ylabel="share of pixels that are right", xlim=(0.2, 1), ylim=(0, 1))
-    top.set_title(f"out-of-fold pixels, n = {before.pixels.sum():,}", fontsize="medium")
-    top.legend(loc="upper left", frameon=False)
-    bottom.set(xlabel="probability of the most probable class", ylabel="share of pixels")
-    return fig

@@ -45,11 +45,11 @@ class Calibration(Section):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     bias: PerClass = NONE
     offsets: PerClass = Field(NONE, description="added to the log probabilities before the class is chosen")
-    area: Annotated[tuple[float, ...], Field(strict=False, min_length=2, max_length=2)] | None = None
+    area: Annotated[tuple[float, float], Field(strict=False)] | None = None
 
     @field_validator("area")
     @classmethod
-    def _ascending(cls, area: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    def _ascending(cls, area: tuple[float, float] | None) -> tuple[float, float] | None:
         if area and not area[0] <= area[1]:
             raise ValueError("use two numbers in ascending order")
         return area
@@ -163,10 +163,12 @@ class Ensemble:
     def save(self, path: str | os.PathLike, measured: dict[str, Any]) -> None:
         """Write `ensemble.yaml`; its bundles must be files."""
         path = Path(path)
-        listed = [
-            {"bundle": os.path.relpath(m.path.resolve(), path.parent.resolve()), "weight": m.weight}
-            for m in self.members
-        ]
+        listed = []
+        for member in self.members:
+            if member.path is None:
+                raise BundleError(f"{path}: its models must be files, to be named there; save them first")
+            where = os.path.relpath(member.path.resolve(), path.parent.resolve())
+            listed.append({"bundle": where, "weight": member.weight})
         tree = {
             "version": 1,
             "members": listed,

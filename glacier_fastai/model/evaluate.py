@@ -45,11 +45,24 @@ def predict_tiles(
 ) -> Iterator[TilePrediction]:
     """Yield the prediction of each tile, views and scales averaged as the recipe or the ensemble wants.
 
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from glacier_fastai.data.sources.synthetic import synthetic_store
+    >>> from glacier_fastai.model.registry import build_model
+    >>> weights = build_model("fpn", ["green", "ndsi"], encoder="resnet18").state_dict()
+    >>> bundle = ModelBundle(weights, "fpn", {"encoder": "resnet18"}, ("green", "ndsi"), (90.0, 0.3), (40.0, 0.4))
+    >>> with TemporaryDirectory() as folder:
+    ...     store = synthetic_store(Path(folder) / "tiles", n_scenes=1, scene_size=64, tile_size=32)
+    ...     found = next(predict_tiles(bundle, store))
+    ...     scores, (chosen, which) = evaluate(bundle, store), tiles_to_score(bundle, store)
+    >>> found.classes.shape, found.probs.shape, sorted(scores)[:3], which
+    ((32, 32), (4, 32, 32), ['classes', 'confusion', 'ece'], 'all 4 tiles')
+
     Raises:
         BundleError: The store lacks a band of a model (the message names what is missing and what is there), or one of
             them is standardised and the other is not.
     """
-    ensemble, store = Ensemble.of(model), store.plain()
+    ensemble, store = Ensemble.of(model), store.base()
     ensemble.check(store.path, store.bands, store.standardised)
     predictor = Predictor(ensemble, device)
     positions = list(range(len(store)) if tiles is None else map(int, tiles))
@@ -75,7 +88,7 @@ def to_map(
 def evaluate(
     model: ModelBundle | Ensemble,
     store: TileStore,  # labelled tiles
-    tiles: Sequence[int] | None = None,  # positions of the tiles to look at, default all
+    tiles: Sequence[int] | np.ndarray | None = None,  # positions of the tiles to look at, default all
     device: torch.device | None = None,  # default `predictor.default_device`
 ) -> dict[str, Any]:
     """Return the scores of the maps of tiles.
@@ -158,7 +171,16 @@ def _fold_tiles(bundle: ModelBundle, store: TileStore, fold: int | str | None) -
 def class_table(
     matrix: Tensor,  # int64 (K, K), rows truth
 ) -> str:
-    """Return IoU, precision, recall and F1 of each class and their means, as text; a dash where undefined."""
+    """Return IoU, precision, recall and F1 of each class and their means, as text; a dash where undefined.
+
+    >>> print(class_table(torch.diag(torch.tensor([8, 2, 0, 0]))))
+    Class          IoU    Prec  Recall      F1
+    BG          1.0000  1.0000  1.0000  1.0000
+    Glacier     1.0000  1.0000  1.0000  1.0000
+    Debris           -       -       -       -
+    Lake             -       -       -       -
+    Mean        1.0000  1.0000  1.0000  1.0000
+    """
     columns = [fn(matrix).tolist() for fn in (iou, precision, recall, f1)]
     rows = [(SHORT.get(c, c.capitalize()), *(col[k] for col in columns)) for k, c in enumerate(CLASSES)]
     means = []

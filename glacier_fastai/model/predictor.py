@@ -21,6 +21,9 @@ from .ensemble import Ensemble
 __all__ = ["Predictor", "default_device"]
 
 
+Values = Sequence[float] | np.ndarray
+
+
 def default_device() -> torch.device:
     """Return the GPU that this process uses, or without one the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -34,7 +37,8 @@ class Predictor:
         ensemble: Ensemble,
         device: torch.device | None = None,  # default `default_device`
         batch_size: int | None = None,  # windows at once; default as many as fit on a GPU, one on a CPU
-        statistics: tuple[Sequence[float], Sequence[float]] | None = None,  # of the channels, default the bundles'
+        statistics: tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
+        | None = None,  # of the channels, default the bundles'
     ):
         self.ensemble, self.device = ensemble, device or default_device()
         self.batch_size = batch_size or (64 if self.device.type == "cuda" else 1)

@@ -2,6 +2,7 @@
 
 `torchrun` and `accelerate launch` start them, one process a GPU, or on CPUs, and tell them of each other by the
 environment (RANK, WORLD_SIZE, ...). Everything here also works, and does nothing, in a process that stands alone.
+accelerate's own collectives know no maximum and want its `PartialState` first, so they would not be shorter.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def on_rank_zero(job: Callable[[], T]) -> T:
     if _meeting() is None:
         return job()
     if rank():
-        box = [None, None]
+        box: list[Any] = [None, None]
         dist.broadcast_object_list(box)
         if box[1] is not None:
             sys.exit(box[1])

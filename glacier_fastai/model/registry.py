@@ -182,7 +182,7 @@ def build_model(
         raise RecipeError(f"model {found.name!r}: its builder returned {type(model).__name__}, not a torch.nn.Module")
     if options.get("encoder") not in ENCODERS:  # of strangers, and of encoders that only take images of one size
         _try(found.name, model, len(bands), len(classes))
-    model.built_as = (found.name, options)
+    model.__dict__["built_as"] = (found.name, options)
     return model
 
 
@@ -204,8 +204,8 @@ def _try(name: str, model: nn.Module, bands: int, classes: int) -> None:
 def built_as(model: nn.Module) -> tuple[str, dict[str, Any]]:
     """Return name and options of a network; raises `BundleError` if it was not built by the registry."""
     try:
-        return model.built_as  # type: ignore[return-value]  # set by `build_model`
-    except AttributeError:
+        return model.__dict__["built_as"]
+    except KeyError:
         raise BundleError(
             f"model {type(model).__name__}: no bundle can hold it, as nothing says how to build it again; "
             "register_model(NAME, build), and pass model=NAME"

@@ -42,7 +42,7 @@ class ChannelAttention(nn.Module):
             nn.Conv2d(hidden, channels, 1),
             nn.Sigmoid(),
         )
-        nn.init.constant_(self.gate[3].bias, 2.0)
+        nn.init.constant_(self.gate.get_parameter("3.bias"), 2.0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return `x` of shape `(B, C, H, W)` with each channel scaled."""
@@ -184,7 +184,8 @@ def glacier_unet(
     """
     from .registry import build_model
 
-    return build_model("unet", range(in_channels), range(classes), encoder=encoder, attention=attention)
+    bands, names = [str(k) for k in range(in_channels)], [str(k) for k in range(classes)]
+    return build_model("unet", bands, names, encoder=encoder, attention=attention)
 
 
 def adapt_first_conv(

@@ -1,29 +1,128 @@
-"""The figures of a report: each small enough to be read on a phone; which colour is which run, the page's key says."""
+"""Charts of scores, each once: for notebooks, reports and calibration; small enough to be read on a phone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from ..bands import CLASSES
-from ..core.calibration import Reliability
-from .style import LINES, styled
+from ..bands import CLASS_COLOURS, CLASSES
+from ..core.calibration import Reliability, expected_calibration_error
+from .style import line_colours, styled
 
-__all__ = ["colours", "confusion", "curves", "importance", "reliability", "shares"]
+__all__ = ["LEAST", "confusion", "curves", "errors_by", "importance", "reliability", "shares"]
 
-SIZE = (4.4, 3.0)  # inches; as wide as a phone, so that letters stay as large as those of the page
+SIZE = (4.4, 3.0)  # inches; as wide as a phone, so that letters stay as large as those of a page
+LEAST = 100
+"""Pixels; a share of fewer is not drawn."""
 
 
-def colours(
-    n: int,  # runs
-) -> list[str]:
-    """Return a hex colour per run."""
-    return list(LINES[:n]) if n <= len(LINES) else [to_hex(c) for c in colormaps["viridis"](np.linspace(0, 0.9, n))]
+def confusion(
+    matrix: np.ndarray,  # (K, K) pixels, rows truth
+    title: str = "",
+) -> Figure:
+    """Draw a confusion matrix in shares of the truth, with the pixels behind them."""
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    with styled():
+        fig, ax = plt.subplots(figsize=(4.4, 4.1))
+        ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        for (i, j), value in np.ndenumerate(share):
+            text = f"{value:.1%}\n{matrix[i, j]:,}" if matrix[i].sum() else "none"
+            ax.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if value > 0.5 else "black")
+        ax.set(xlabel="class in the map", ylabel="class in the truth", title=title)
+        ax.set_xticks(range(len(CLASSES)), CLASSES)
+        ax.set_yticks(range(len(CLASSES)), CLASSES, rotation=90, va="center")
+        ax.grid(False)
+        ax.spines[:].set_visible(False)
+        ax.tick_params(length=0)
+    return fig
+
+
+def reliability(
+    tables: Mapping[str, Reliability | None],  # by name, in the order of the colours
+    of: str = "the class",  # whose probability
+    title: str = "",
+    colours: Sequence[str] | None = None,  # of the lines, default `line_colours`
+    key: bool = True,  # name the lines, with their calibration error
+) -> Figure:
+    """Draw how often something is there, by how probable it was said to be, and how many pixels said so."""
+    with styled():
+        fig, (top, bottom) = plt.subplots(2, 1, figsize=(4.4, 4.4), height_ratios=(3, 1), sharex=True)
+        top.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":")
+        for (name, table), colour in zip(tables.items(), colours or line_colours(len(tables)), strict=True):
+            if table is None or not table.pixels.any():
+                continue
+            label = f"{name}, ECE {expected_calibration_error(table):.3f}"
+            accuracy = np.where(table.pixels >= LEAST, table.accuracy, np.nan)
+            top.plot(table.confidence, accuracy, ".-", color=colour, linewidth=1.3, clip_on=False, label=label)
+            bottom.stairs(table.pixels / table.pixels.sum(), table.edges, color=colour, baseline=None)
+        top.set(ylabel="share of pixels where it is true", xlim=(0, 1), ylim=(0, 1), title=title)
+        bottom.set(xlabel=f"probability of {of}", ylabel="share of px", yscale="log")
+        bottom.yaxis.set_major_formatter(lambda v, _: f"{v:.4g}")
+        if key:
+            fig.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    return fig
+
+
+def errors_by(
+    table: pd.DataFrame,  # a stratum of `GlacierInterpretation`
+    label: str,  # what it is by
+    title: str = "",
+) -> Figure:
+    """Draw the share of errors in each bin, of all pixels and of those of each class."""
+    table = table.query("pixels > 0")
+    at = np.arange(len(table))
+    with styled():
+        fig, ax = plt.subplots(figsize=(6.6, 4.0))
+        drawn: list[Any] = [ax.bar(at, table["share"], color="0.88", label="all classes")]
+        for name, colour in zip(CLASSES, CLASS_COLOURS, strict=True):
+            share = table[f"share_{name}"].where(table[f"pixels_{name}"] >= LEAST)
+            drawn += ax.plot(at, share, "o-", color=colour, mec="0.3", mew=0.5, label=name)
+        bins = zip(table["low"], table["high"], table["pixels"], strict=True)
+        ax.set_xticks(at, [f"{_bin(low, high)}\n{pixels:,}" for low, high, pixels in bins], fontsize=8)
+        ax.set(xlabel=f"{label}\nbelow the bins, n of pixels", ylabel="errors, share of pixels", title=title)
+        ax.set_ylim(0)
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
+        ax.grid(False, axis="x")
+        fig.legend(handles=drawn, loc="outside lower center", ncols=len(drawn), fontsize=8)
+    return fig
+
+
+def _bin(low: float, high: float) -> str:
+    between = " to " if low < 0 else "–"
+    name = f"≤ {high:,g}" if low == -np.inf else f"> {low:,g}" if high == np.inf else f"{low:,g}{between}{high:,g}"
+    return name.replace("-", "−")
+
+
+def importance(
+    tables: Sequence[pd.DataFrame | None],  # of each run, as from `GlacierInterpretation.band_importance`
+) -> Figure:
+    """Draw by how much the MCC falls without what each band says, the largest fall on top."""
+    known = pd.concat([t for t in tables if t is not None])
+    bands = known.groupby("band", sort=False)["drop"].mean().sort_values(ascending=False, kind="stable").index.tolist()
+    how, over = {
+        "permutation": ("shuffled within each tile", "standard deviation over the shuffles"),
+        "occlusion": ("set to its mean", "standard error over the tiles"),
+    }[known["method"].iloc[0]]
+    mccs, tiles = ([t[name].iloc[0] for t in tables if t is not None] for name in ("mcc", "tiles"))
+    mean = f", mean of {len(mccs)} runs" if len(mccs) > 1 else ""
+    with styled():
+        fig, ax = plt.subplots(figsize=(4.4, 1.4 + (0.24 + 0.1 * len(tables)) * len(bands)))
+        middle = (len(tables) - 1) / 2
+        ax.axvline(0, color="0.6", linewidth=1)
+        for k, (table, colour) in enumerate(zip(tables, line_colours(len(tables)), strict=True)):
+            if table is not None:
+                y = [bands.index(b) + (k - middle) * 0.6 / len(tables) for b in table["band"]]
+                ax.errorbar(table["drop"], y, xerr=table["spread"], fmt="o", color=colour, markersize=4, linewidth=1)
+        ax.set_yticks(range(len(bands)), bands)
+        ax.set(xlabel=f"fall of the MCC with the band {how}\nbars: {over}", ylim=(len(bands) - 0.5, -0.5))
+        ax.set_title(f"MCC {np.mean(mccs):.3f} with all bands{mean}, n = {sum(tiles)} tiles")
+    return fig
 
 
 def curves(
@@ -36,55 +135,17 @@ def curves(
 ) -> Figure:
     """Draw a column of the histories by epoch."""
     with styled():
-        fig = Figure(SIZE)
-        ax = fig.subplots()
-        for k, (history, colour) in enumerate(zip(histories, colours(len(histories)), strict=True)):
+        fig, ax = plt.subplots(figsize=SIZE)
+        for k, (history, colour) in enumerate(zip(histories, line_colours(len(histories)), strict=True)):
             for column, style in ((train, "-"), (valid, "--")):
                 if column in history:
                     dots = "." if len(history) == 1 else ""
                     ax.plot(history["epoch"], history[column], style, marker=dots, color=colour, linewidth=1.3)
-            at = history[history["epoch"] == best[k]] if best and valid in history else history[:0]
-            ax.plot(at["epoch"], at.get(valid, []), "o", color=colour, markersize=5)
+            if best and valid in history:
+                at = history[history["epoch"] == best[k]]
+                ax.plot(at["epoch"], at[valid], "o", color=colour, markersize=5)
         ax.set(xlabel="epoch", ylabel=label, yscale="log" if log else "linear")
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    return fig
-
-
-def confusion(
-    matrix: np.ndarray,  # (K, K) pixels, rows truth
-) -> Figure:
-    """Draw a confusion matrix in shares of the truth, with the pixels behind them."""
-    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    with styled():
-        fig = Figure((4.4, 3.9))
-        ax = fig.subplots()
-        ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
-        for (i, j), value in np.ndenumerate(share):
-            text = f"{value:.1%}\n{matrix[i, j]:,}" if matrix[i].sum() else "none"
-            ax.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if value > 0.5 else "black")
-        ticks = range(len(CLASSES))
-        ax.set(xlabel="prediction", ylabel="truth")
-        ax.set_xticks(ticks, CLASSES)
-        ax.set_yticks(ticks, CLASSES, rotation=90, va="center")
-        ax.grid(False)
-        ax.spines[:].set_visible(False)
-        ax.tick_params(length=0)
-    return fig
-
-
-def reliability(
-    tables: Sequence[Reliability | None],  # of each run
-    label: str,  # of the x axis
-) -> Figure:
-    """Draw how often what was said with some confidence is true."""
-    with styled():
-        fig = Figure(SIZE)
-        ax = fig.subplots()
-        ax.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":")
-        for table, colour in zip(tables, colours(len(tables)), strict=True):
-            if table is not None:
-                ax.plot(table.confidence, table.accuracy, ".-", color=colour, linewidth=1.3, clip_on=False)
-        ax.set(xlabel=label, ylabel="share of pixels where it is true", xlim=(0, 1), ylim=(0, 1))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return fig
 
 
@@ -94,10 +155,9 @@ def shares(
 ) -> Figure:
     """Draw what share of the pixels each class has in data and in batches."""
     with styled():
-        fig = Figure(SIZE)
-        ax = fig.subplots()
+        fig, ax = plt.subplots(figsize=SIZE)
         middle = (len(batches) - 1) / 2
-        for k, colour in enumerate(colours(len(batches))):
+        for k, colour in enumerate(line_colours(len(batches))):
             x = np.arange(len(CLASSES)) + (k - middle) * 0.6 / len(batches)
             for values, marker, fill in ((data[k], "s", "none"), (batches[k], "o", colour)):
                 if values is not None:
@@ -105,24 +165,7 @@ def shares(
                     ax.plot(x, shown, marker, color=colour, markerfacecolor=fill, markersize=6)
         ax.set(yscale="log", ylabel="share of the labelled pixels")
         ax.set_xticks(range(len(CLASSES)), CLASSES)
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_minor_formatter(NullFormatter())
         ax.yaxis.set_major_formatter(lambda v, _: f"{v:.4g}" if v >= 1e-4 else f"{v:.0e}")
-    return fig
-
-
-def importance(
-    tables: Sequence[pd.DataFrame | None],  # of each run, columns band, drop, spread
-) -> Figure:
-    """Draw how much the MCC loses without each band."""
-    bands = list(dict.fromkeys(b for t in tables if t is not None for b in t["band"]))
-    with styled():
-        fig = Figure((SIZE[0], 1.0 + 0.4 * len(bands)))
-        ax = fig.subplots()
-        middle = (len(tables) - 1) / 2
-        ax.axvline(0, color="0.6", linewidth=1)
-        for k, (table, colour) in enumerate(zip(tables, colours(len(tables)), strict=True)):
-            if table is not None:
-                y = [bands.index(b) + (k - middle) * 0.6 / len(tables) for b in table["band"]]
-                ax.errorbar(table["drop"], y, xerr=table["spread"], fmt="o", color=colour, markersize=4, linewidth=1)
-        ax.set_yticks(range(len(bands)), bands)
-        ax.set(xlabel="MCC lost", ylim=(len(bands) - 0.5, -0.5))
     return fig

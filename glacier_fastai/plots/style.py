@@ -5,9 +5,12 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 
 import matplotlib.pyplot as plt
+import numpy as np
 from cycler import cycler
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 
-__all__ = ["styled"]
+__all__ = ["line_colours", "styled"]
 
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 STYLE = {
@@ -25,6 +28,17 @@ STYLE = {
 }
 
 
-def styled() -> AbstractContextManager:
+def styled() -> AbstractContextManager[None]:
     """Draw figures in this look, within ``with``."""
-    return plt.rc_context(STYLE)
+    return plt.rc_context(STYLE)  # type: ignore[arg-type]  # its keys are names of settings
+
+
+def line_colours(
+    n: int,  # lines
+) -> list[str]:
+    """Return a hex colour per line, which can be told apart.
+
+    >>> line_colours(2), len(set(line_colours(12)))
+    (['#0072b2', '#d55e00'], 12)
+    """
+    return list(LINES[:n]) if n <= len(LINES) else [to_hex(c) for c in colormaps["viridis"](np.linspace(0, 0.9, n))]

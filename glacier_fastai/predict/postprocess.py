@@ -27,16 +27,15 @@ def postprocessed(
         return
     arguments = settings.by_code()
     reach = context(**arguments)
-    classes: Any = None
-    probs: Any = None
-    top = done = 0  # of the rows that are held the first, and the first not yet yielded
+    classes, probs = np.empty((0, 0), np.uint8), np.empty((0, 0, 0), np.float32)  # rows held
+    top, done = 0, 0  # the first of them, and the first not yet yielded
 
     def finished(upto: int) -> Strip:
         found = postprocess(classes, **arguments)[done - top : upto - top]
         return Strip(done, found, probs[:, done - top : upto - top])
 
     for strip in strips:
-        if classes is None:
+        if not len(classes):
             classes, probs = strip.classes, strip.probs
         else:
             classes, probs = np.concatenate([classes, strip.classes]), np.concatenate([probs, strip.probs], 1)
@@ -46,5 +45,5 @@ def postprocessed(
             done = upto
             cut = max(done - reach - top, 0)
             classes, probs, top = classes[cut:], probs[:, cut:], top + cut
-    if classes is not None and done < top + len(classes):
+    if done < top + len(classes):
         yield finished(top + len(classes))

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from .. import __version__
 from ..bands import CLASSES, IGNORE
 from ..errors import DataError, OutputError
-from ..files import file_hash, whole_file
+from ..files import digest, file_hash, write_text
 from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
 from ..model.predictor import Predictor
@@ -67,7 +67,7 @@ def map_strips(
     source: Source,  # scene with the channels of the ensemble
     predictor: Predictor,
     window: int = 512,  # side of a window, pixels; windows overlap by a quarter
-) -> Iterator[Strip]:
+) -> Generator[Strip]:
     """Yield the map of a scene, top to bottom, calibrated, decided and post-processed; it is read ahead in a thread."""
     ensemble = predictor.ensemble
 
@@ -79,7 +79,7 @@ def map_strips(
             classes[~valid] = IGNORE
             yield Strip(row, classes, probs)
 
-    return postprocessed(strips(), ensemble.predict.postprocess)
+    yield from postprocessed(strips(), ensemble.predict.postprocess)
 
 
 def predict_scene(
@@ -95,6 +95,17 @@ def predict_scene(
     device: torch.device | None = None,  # default `predictor.default_device`
 ) -> dict[str, Any]:
     """Write `OUT/SCENE_classes.tif`, uint8 class codes on the scene's grid, 255 without data, and what else is wanted.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from glacier_fastai.data.sources.synthetic import write_scene
+    >>> from glacier_fastai.model.registry import build_model
+    >>> weights = build_model("fpn", ["green", "ndsi"], encoder="resnet18").state_dict()
+    >>> bundle = ModelBundle(weights, "fpn", {"encoder": "resnet18"}, ("green", "ndsi"), (90.0, 0.3), (40.0, 0.4))
+    >>> with TemporaryDirectory() as folder:
+    ...     scene, label = write_scene(Path(folder) / "scene.tif", size=64)
+    ...     made = predict_scene(bundle, scene, Path(folder) / "maps")
+    >>> Path(made["files"]["classes"]).name, sum(made["pixels"].values()) <= 64 * 64, made["done_before"]
+    ('scene_classes.tif', True, False)
 
     Files take their names when all of them are whole. `OUT/SCENE_prediction.json` says what they were made of; if it
     names the same scene, models and settings, nothing is done again.
@@ -139,8 +150,7 @@ def predict_scene(
                 about |= {"pixels": pixels, "seconds": round(time.monotonic() - began, 1)}
                 for path in every:  # none of another prediction may go by the new record's name
                     path.unlink(missing_ok=True)
-                with whole_file(record) as file:
-                    file.write(json.dumps(about, indent=1).encode())
+                write_text(record, json.dumps(about, indent=1))
                 for path in files.values():
                     (partial / path.name).replace(path)
             finally:
@@ -208,19 +218,22 @@ def _about(ensemble: Ensemble, wanted: Wanted, raster: SceneSource) -> dict[str,
             content.update(file_hash(name).encode())
         except OSError as err:
             raise DataError(f"{raster.path}: {name}, which it is made of, cannot be read ({err.strerror})") from err
+    models: list[dict[str, Any]] = [
+        {"bundle": str(m.path), "weight": m.weight, "sha256": m.fingerprint} for m in ensemble.members
+    ]
     about = {
         "version": __version__,
         "scene": str(raster.path),
         "scene_sha256": content.hexdigest(),
         "bands": list(raster.bands),
-        "models": [{"bundle": str(m.path), "weight": m.weight, "sha256": m.fingerprint} for m in ensemble.members],
+        "models": models,
         "predict": ensemble.predict.model_dump(mode="json"),
         "calibration": ensemble.calibration.model_dump(mode="json"),
         "wanted": asdict(wanted),
     }
     same = {k: v for k, v in about.items() if k not in ("scene", "models")}
-    same["models"] = [[m["weight"], m["sha256"]] for m in about["models"]]
-    return {"hash": hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16], **about}
+    same["models"] = [[m["weight"], m["sha256"]] for m in models]
+    return {"hash": digest(same), **about}
 
 
 def _record(path: Path) -> dict[str, Any]:

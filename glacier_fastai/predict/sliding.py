@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar, cast
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,15 +20,19 @@ T = TypeVar("T")
 
 def ahead(items: Iterable[T]) -> Iterator[T]:
     """Yield the items, each made in a thread while the one before it is used."""
-    items, end = iter(items), cast(T, object())
+    iterator = iter(items)
+
+    def take() -> list[T]:
+        return list(islice(iterator, 1))
+
     try:
         with ThreadPoolExecutor(1) as pool:
-            following = pool.submit(next, items, end)
-            while (item := following.result()) is not end:
-                following = pool.submit(next, items, end)
-                yield item
+            following = pool.submit(take)
+            while found := following.result():
+                following = pool.submit(take)
+                yield found[0]
     finally:
-        if close := getattr(items, "close", None):
+        if close := getattr(iterator, "close", None):
             close()
 
 

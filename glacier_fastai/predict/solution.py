@@ -434,8 +434,7 @@ class _Unet(nn.Module):
         if down or right:
             x = F.pad(x, (0, right, 0, down), mode="reflect" if down < height and right < width else "replicate")
         image, *skips, x = self.encoder(x)
-        blocks: Any = self.decoder.blocks
-        for block, skip in zip(blocks, [*skips[::-1], None]):
+        for block, skip in zip(self.decoder.get_submodule("blocks").children(), [*skips[::-1], None]):
             x = block(x, skip, (image if skip is None else skip).shape[-2:])
         return self.segmentation_head(x)[..., :height, :width]
 

@@ -11,7 +11,7 @@ import numpy as np
 from ..bands import Bands
 from ..core.moments import moments
 from ..data.channels import Channel, compute_channels
-from ..data.sources.scene import SceneRaster
+from ..data.sources.raster import SceneRaster
 from ..errors import DataError
 
 __all__ = ["SceneSource", "Source"]
@@ -50,7 +50,7 @@ class SceneSource(SceneRaster):
     def read(self, row: int, height: int) -> np.ndarray:
         """Return channels `(C, height, W)` from `row` on, float32, NaN in every channel where there is no data."""
         top, bottom = max(row - self.halo, 0), min(row + height + self.halo, self.height)  # texture looks further
-        values, valid = super().read(self.index, top, 0, bottom - top, self.width)
+        values, valid = self.read_window(self.index, top, 0, bottom - top, self.width)
         with np.errstate(over="ignore"):
             image = values.astype(np.float32)
         image[:, ~(valid & np.isfinite(image).all(0))] = np.nan
@@ -62,7 +62,7 @@ class SceneSource(SceneRaster):
         Raises:
             DataError: No pixel has data, or a band is constant.
         """
-        n, sums, squares = 0, 0.0, 0.0
+        n, sums, squares = 0, np.zeros(len(self.channels)), np.zeros(len(self.channels))
         for row in range(0, self.height, ROWS):
             image = self.read(row, min(ROWS, self.height - row))
             valid = ~np.isnan(image).any(0)
@@ -74,5 +74,5 @@ class SceneSource(SceneRaster):
         std = np.sqrt(np.maximum(squares / n - mean**2, 0))
         for (band, _), m, s in zip(self.channels, mean, std, strict=True):
             if not s > 1e-6 * max(abs(m), 1e-6):
-                raise DataError(f"{self.path}: band {band} is constant ({m:g}); use --stats bundle")
+                raise DataError(f"{self.path}: band {band} is constant ({m:g}); use the bundle's statistics")
         return mean, std

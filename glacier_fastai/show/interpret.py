@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
-from ..bands import CLASS_COLOURS, CLASSES, ICE, IGNORE, composite
-from ..core.calibration import Reliability, expected_calibration_error, nll, reliability
+from ..bands import CLASS_COLOURS, CLASSES, ICE, composite
+from ..core.calibration import Reliability, nll, reliability
 from ..core.confusion import confusion_matrix, mcc
 from ..core.moments import standardise
 from ..core.strata import count_errors, edge_distance, patch_size
@@ -23,8 +21,8 @@ from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
 from ..model.evaluate import TilePrediction, predict_tiles, to_map
 from ..model.predictor import Predictor
-from ..plots.panels import class_rgba, draw, error_rgba, false_colour, legend
-from ..plots.style import LINES, styled
+from ..plots import figures
+from ..plots.panels import draw_panels, grid, legend, panels
 
 __all__ = ["GlacierInterpretation"]
 
@@ -35,9 +33,6 @@ EDGES = {
     "brightness": (-np.inf, -2, -1, -0.5, 0, 0.5, 1, 2, np.inf),
 }
 """Bins of each stratum; a bin holds its upper edge."""
-
-LEAST = 100  # pixels; what is measured on fewer is not drawn by class
-POINTS = {"marker": "o", "mec": "0.3", "mew": 0.5}
 
 
 class GlacierInterpretation:
@@ -78,13 +73,13 @@ class GlacierInterpretation:
             BundleError: As `model.evaluate.predict_tiles`.
             DataError: No such tile, or none of them has a label.
         """
-        self.bundle, self.store = bundle, store.plain()
+        self.bundle, self.store = bundle, store.base()
         self.tiles = self._known(range(len(store)) if tiles is None else tiles)
         if not self.store.class_counts()[self.tiles].any():
             raise DataError(f"{store.path}: no labelled pixel in these tiles, so nothing to interpret")
         self.bright = tuple(b for b in bundle.bands if b in VISIBLE) or bundle.bands[:1]
         self._ensemble = Ensemble.of(bundle)
-        self._look()
+        self._measure()
 
     @classmethod
     def from_learner(
@@ -172,48 +167,22 @@ class GlacierInterpretation:
 
         whole, n = plain.sum(0), len(chosen)
         rows = []
-        for band, counts in zip(self.bundle.bands, less, strict=True):
+        for name, counts in zip(self.bundle.bands, less, strict=True):
             drops = pd.Series([mcc(whole) - mcc(c.sum(0)) for c in counts])
             spread = drops.std()
             if method == "occlusion":
                 without = [mcc(whole - p) - mcc(c) for p, c in zip(plain, counts[0].sum(0) - counts[0], strict=True)]
                 spread = pd.Series(without).std() * (n - 1) / n**0.5
-            rows.append((band, drops.mean(), spread, method, n, mcc(whole)))
+            rows.append((name, drops.mean(), spread, method, n, mcc(whole)))
         return pd.DataFrame(rows, columns=["band", "drop", "spread", "method", "tiles", "mcc"])
 
     def plot_confusion_matrix(self) -> Figure:
         """Draw what each class is mapped as."""
-        counts = self.confusion.numpy()
-        of = counts.sum(1, keepdims=True)
-        share = np.divide(counts, of, out=np.full(counts.shape, np.nan), where=of > 0)
-        with styled():
-            fig, ax = plt.subplots(figsize=(5.4, 4.6))
-            image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
-            for (row, col), value in np.ndenumerate(share):
-                text = f"{value:.1%}\n{counts[row, col]:,}" if value == value else "–"
-                ax.text(col, row, text, ha="center", va="center", color="w" if value > 0.6 else "k")
-            ax.set(xticks=range(len(CLASSES)), yticks=range(len(CLASSES)), xticklabels=CLASSES, yticklabels=CLASSES)
-            ax.set(xlabel="class in the map", ylabel="class in the truth", title=f"MCC {mcc(counts):.3f}, {self._n()}")
-            ax.grid(False)
-            fig.colorbar(image, label="share of the class in the truth", format=PercentFormatter(1), shrink=0.8)
-        return fig
+        return figures.confusion(self.confusion.numpy(), f"MCC {mcc(self.confusion):.3f}, {self._n()}")
 
     def plot_reliability(self) -> Figure:
         """Draw how often a class is there, by how probable it was said to be."""
-        with styled():
-            fig, (top, bottom) = plt.subplots(2, 1, figsize=(7.4, 6.5), height_ratios=(3, 1), sharex=True)
-            top.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="as it should be")
-            for (name, table), colour in zip(self.reliability.items(), ("black", *CLASS_COLOURS), strict=True):
-                error = expected_calibration_error(table)
-                accuracy = np.where(table.pixels >= LEAST, table.accuracy, np.nan)
-                top.plot(table.confidence, accuracy, color=colour, label=f"{name}, ECE {error:.3f}", **POINTS)
-                bottom.stairs(table.pixels / table.pixels.sum(), table.edges, color=colour)
-            top.set(
-                ylabel="share of pixels where it is true", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title=self._few()
-            )
-            fig.legend(*top.get_legend_handles_labels(), loc="outside right upper")
-            bottom.set(xlabel="probability of the class", ylabel="share of pixels", yscale="log")
-        return fig
+        return figures.reliability(self.reliability, title=self._few(), colours=("black", *CLASS_COLOURS))
 
     def plot_hardest(
         self,
@@ -221,22 +190,20 @@ class GlacierInterpretation:
         by: str = "loss",  # as for `hardest`
     ) -> Figure:
         """Draw image, truth, map and errors of the hardest tiles; raises `DataError` as `hardest`."""
-        rows = self.hardest(n, by)
+        rows = self.hardest(n, by).set_index("tile")
         name, rgb = composite(self.store.bands)
-        with styled():
-            fig, axes = plt.subplots(len(rows), 4, figsize=(10.4, 2.85 * len(rows) + 0.8), squeeze=False)
-            found = predict_tiles(self.bundle, self.store, rows["tile"].tolist())
-            for row, (i, classes, _) in zip(axes, found, strict=True):
-                about, image, truth = rows.loc[rows["tile"] == i].iloc[0], self.store.read(i), self.store.masks[i]
-                wrong = (classes != truth)[truth != IGNORE].mean()
-                draw(row[0], false_colour(image, rgb), about["id"][-36:])  # the end tells tiles of a scene apart
-                draw(row[1], class_rgba(truth), f"truth, n = {about['labelled']:,} px")
-                draw(row[2], class_rgba(classes), f"map, loss {about['loss']:.2f} nats, MCC {about['mcc']:.2f}")
-                draw(row[3], error_rgba(classes, truth), f"errors, {wrong:.1%} of labelled")
-            fig.suptitle(f"hardest of n = {len(self.tiles)} tiles by {by}; image: {name}")
-            below = 0.35 / fig.get_figheight()
-            fig.get_layout_engine().set(rect=(0, below, 1, 1 - below))
-            legend(fig, errors=True)
+        title = f"hardest of n = {len(self.tiles)} tiles by {by}; image: {name}"
+        fig, axes = grid(len(rows), ("image", "truth", "map", "errors"), title=title)
+        predictions = predict_tiles(self.bundle, self.store, rows.index.tolist())
+        for row, (i, classes, _), about in zip(axes, predictions, rows.itertuples(), strict=True):
+            draw_panels(
+                row,
+                panels(self.store.read(i), self.store.masks[i], classes, rgb),
+                image=str(about.id)[-36:],  # the end tells tiles of a scene apart
+                truth=f"truth, n = {about.labelled:,} px",
+                prediction=f"map, loss {about.loss:.2f} nats, MCC {about.mcc:.2f}",
+            )
+        legend(fig, errors=True)
         return fig
 
     def plot_errors_by(
@@ -245,49 +212,21 @@ class GlacierInterpretation:
     ) -> Figure:
         """Draw the share of errors by bins of a stratum; raises `DataError` for another key."""
         _check("errors by", what, EDGES)
-        found = self.strata[what].query("pixels > 0")
         label = {
             "distance": "distance to the nearest class edge of the truth, px",
             "area": "area of the patch in the truth, px",
             "brightness": f"mean of {', '.join(self.bright)}, standard deviations from the mean of training",
         }
-        with styled():
-            fig, ax = plt.subplots(figsize=(7.4, 4.2))
-            at = np.arange(len(found))
-            drawn = [ax.bar(at, found["share"], color="0.88", label="all classes")]
-            for name, colour in zip(CLASSES, CLASS_COLOURS, strict=True):
-                share = found[f"share_{name}"].where(found[f"pixels_{name}"] >= LEAST)
-                drawn += ax.plot(at, share, color=colour, label=name, **POINTS)
-            bins = zip(found["low"], found["high"], found["pixels"], strict=True)
-            ax.set_xticks(at, [f"{_bin(low, high)}\n{pixels:,}" for low, high, pixels in bins], fontsize=8)
-            ax.set(xlabel=f"{label[what]}; below, n of pixels", ylabel="errors, share of pixels", ylim=(0, None))
-            ax.set_title(self._few())
-            ax.yaxis.set_major_formatter(PercentFormatter(1))
-            ax.grid(False, axis="x")
-            fig.legend(handles=drawn, loc="outside right upper")
-        return fig
+        return figures.errors_by(self.strata[what], label[what], self._few())
 
     def plot_band_importance(
         self,
         table: pd.DataFrame,  # as from `band_importance`
     ) -> Figure:
         """Draw by how much the MCC falls without what each band says, the largest fall on top."""
-        table = table.sort_values("drop", kind="stable")
-        method, n, whole = table[["method", "tiles", "mcc"]].iloc[0]
-        how, over = {
-            "permutation": ("shuffled within each tile", "standard deviation over the shuffles"),
-            "occlusion": ("set to its mean", "standard error over the tiles"),
-        }[method]
-        with styled():
-            fig, ax = plt.subplots(figsize=(6.4, 1.5 + 0.32 * len(table)))
-            ax.barh(table["band"], table["drop"], xerr=table["spread"], color=LINES[0], ecolor="0.3", capsize=2)
-            ax.axvline(0, color="0.3", linewidth=0.8)
-            ax.set(xlabel=f"fall of the MCC with the band {how}\nbars: {over}", ylabel="band")
-            ax.set_title(f"MCC {whole:.3f} with all bands, n = {n} tiles")
-            ax.grid(False, axis="y")
-        return fig
+        return figures.importance([table])
 
-    def _look(self) -> None:
+    def _measure(self) -> None:
         """Go over the tiles, and keep nothing per pixel."""
         k = len(CLASSES)
         classes_of = {"most probable class": None, **{name: [code] for code, name in enumerate(CLASSES)}}
@@ -325,7 +264,7 @@ class GlacierInterpretation:
             for what, value in values.items():
                 counts[what] += count_errors(value, classes != truth, truth, EDGES[what])
         self.table = pd.DataFrame(rows)
-        self.strata = {what: _stratum(*found, EDGES[what]) for what, found in counts.items()}
+        self.strata = {what: _stratum(found[0], found[1], EDGES[what]) for what, found in counts.items()}
 
     def _known(self, tiles: Iterable[int]) -> np.ndarray:
         tiles = np.array(list(tiles), np.int64)
@@ -337,7 +276,7 @@ class GlacierInterpretation:
         return f"n = {int(self.confusion.sum()):,} labelled px of {len(self.tiles)} tiles"
 
     def _few(self) -> str:
-        return f"{self._n()}; points of fewer than {LEAST} left out"
+        return f"{self._n()};\npoints of fewer than {figures.LEAST} left out"
 
 
 def _stratum(pixels: np.ndarray, errors: np.ndarray, edges: Sequence[float]) -> pd.DataFrame:
@@ -348,12 +287,6 @@ def _stratum(pixels: np.ndarray, errors: np.ndarray, edges: Sequence[float]) -> 
         out[f"pixels_{name}"] = pixels[:, code]
         out[f"share_{name}"] = errors[:, code] / out[f"pixels_{name}"]
     return out
-
-
-def _bin(low: float, high: float) -> str:
-    between = " to " if low < 0 else "–"
-    name = f"≤ {high:,g}" if low == -np.inf else f"> {low:,g}" if high == np.inf else f"{low:,g}{between}{high:,g}"
-    return name.replace("-", "−")
 
 
 def _check(what: str, value: str, allowed: Iterable[str]) -> None:

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from .. import __version__
 from ..bands import CLASS_COLOURS, CLASSES
 from ..data.raw import open_tiles
 from ..errors import BundleError, DataError, OutputError
-from ..files import whole_file
-from ..plots.figures import colours
+from ..files import write_text
+from ..plots.figures import LEAST
 from ..plots.panels import CORRECT, WRONG
+from ..plots.style import line_colours
 from .runs import not_comparable, read_runs
-from .sections import sections
-from .seen import SHOWN, look, store_of, train_shares
+from .sections import contents, number, percent, plain
+from .validation import SHOWN, Validation, store_of, train_shares, validate
 
 __all__ = ["write_report"]
-
-log = logging.getLogger(__name__)
 
 
 def write_report(
@@ -41,40 +40,42 @@ def write_report(
     """
     out = Path(out)
     if out.exists() and not overwrite:
-        raise OutputError(f"{out}: exists already; use --overwrite, or another --out")
+        raise OutputError(f"{out}: exists already; overwrite it, or choose another file")
     if not out.parent.is_dir():
-        raise OutputError(f"{out}: there is no folder {out.parent}; make it first, or choose another --out")
-    runs, sets = read_runs(paths)
-    stores = {} if data is None else {str(data): open_tiles(data, runs[0].get("bands")).plain()}
+        raise OutputError(f"{out}: there is no folder {out.parent}; make it first, or choose another file")
+    runs, groups = read_runs(paths)
+    stores = {} if data is None else {str(data): open_tiles(data, runs[0].get("bands")).base()}
     notes = [f"{run.name}: {line}." for run in runs for line in run.lacks]
     if odd := not_comparable(runs):
         notes.append(f"{odd}.")
-        sets.pop("", None)
-    shares, seen = [], []
+        groups.pop("", None)
+    shares: list[np.ndarray | None] = []
+    validations: list[Validation | None] = []
     for run in runs:
         share = found = None
         try:
             store = store_of(run, data, stores)
             share = train_shares(run, store)
-            found = look(run, store, -(-SHOWN // len(runs)))
+            found = validate(run, store, -(-SHOWN // len(runs)))
         except (BundleError, DataError) as err:
             notes.append(f"{run.name}: {err}.")
         shares.append(share)
-        seen.append(found)
+        validations.append(found)
     page = _template().render(
         title=", ".join(Path(p).resolve().name for p in paths),
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         version=__version__,
         notes=notes,
-        sections=sections(runs, sets, shares, seen),
-        key=list(zip([r.name for r in runs], colours(len(runs)), strict=True)),
+        key=list(zip([r.name for r in runs], line_colours(len(runs)), strict=True)),
         classes=[*zip(CLASSES, CLASS_COLOURS, strict=True), ("right", CORRECT), ("wrong", WRONG)],
+        least=LEAST,
+        **contents(runs, groups, shares, validations),
     )
-    with whole_file(out) as file:
-        file.write(page.encode())
+    write_text(out, page)
 
 
-def _template():
+def _template() -> Template:
     folder = FileSystemLoader(Path(__file__).parent)
-    plain = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
-    return Environment(loader=folder, autoescape=True, **plain).get_template("report.html.jinja")
+    env = Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    env.globals |= {"number": number, "percent": percent, "plain": plain}
+    return env.get_template("report.html.jinja")

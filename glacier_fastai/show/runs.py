@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from ..errors import BundleError, DataError
 from ..model.bundle import ModelBundle, TrainedOn
 
 __all__ = ["Run", "not_comparable", "read_runs"]
+
+BEST = "best.safetensors"
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,18 @@ class Run:
     folds: int  # of its data; 0 where it is not known
     parts: dict[str, int]  # tiles by part: train, valid, left out, test
     scores: dict[str, Any]  # metrics.json, else what its bundle was kept for
-    trained_on: TrainedOn | None  # as in its bundle
+    bundle: ModelBundle | None  # without its weights, which `model` has
     lacks: list[str]  # in words
 
     @property
-    def model(self) -> Path | None:
-        """Its bundle, if it has one."""
-        return self.path / "best.safetensors" if self.trained_on else None
+    def model(self) -> Path:
+        """The file of its bundle, whether or not it is there."""
+        return self.path / BEST
+
+    @property
+    def trained_on(self) -> TrainedOn | None:
+        """Its tiles, as its bundle says."""
+        return self.bundle.trained_on if self.bundle else None
 
     def get(self, *keys: str) -> Any:
         """Return a field of the recipe by its path, or None."""
@@ -66,16 +73,16 @@ def read_runs(
         raise DataError(f"{', '.join(map(str, paths))}: a run is named twice; name each once")
     above = Path(os.path.commonpath([f.parent for f in folders]))
     runs = [_read(f, f.relative_to(above).as_posix()) for f in folders]
-    sets = {
+    groups = {
         path.name: [k for k, f in enumerate(folders) if f in found]
         for path, found in members.items()
         if found != [path]
     }
-    for chosen in sets.values():
+    for chosen in groups.values():
         there = {runs[k].path.name for k in chosen}
         if gone := [str(k) for k in range(runs[chosen[0]].folds) if f"fold{k}" not in there]:
             runs[chosen[0]].lacks.insert(0, f"of its cross-validation fold {', '.join(gone)} is not there")
-    return runs, sets or {"": list(range(len(runs)))}
+    return runs, groups or {"": list(range(len(runs)))}
 
 
 def _members(path: Path) -> list[Path]:
@@ -110,15 +117,16 @@ def _read(path: Path, name: str) -> Run:
         lacks.append(f"{len(lines) - len(events)} damaged or half-written line of events.jsonl left out")
     table = read("folds.csv", lambda text: pd.read_csv(StringIO(text))[["fold", "part"]], None)
     parts = {} if table is None else table["part"].value_counts().to_dict()
-    scores, bundle = {}, None
+    scores: dict[str, Any] = {}
+    bundle = None
     if not parts or "valid" in parts:
         scores = read("metrics.json", lambda text: dict(json.loads(text)), {})
     else:
         lacks.append("trained on every tile, without validation, so there is nothing to score it on")
     try:
-        bundle = ModelBundle.load(path / "best.safetensors")
+        bundle = replace(ModelBundle.load(path / BEST), weights={})
     except BundleError as err:
-        lacks.append(str(err) if (path / "best.safetensors").exists() else "no best.safetensors")
+        lacks.append(str(err) if (path / BEST).exists() else f"no {BEST}")
     for classes in (scores.get("classes"), bundle and bundle.classes):
         if classes and tuple(classes) != CLASSES:
             raise BundleError(f"{path}: a run of {', '.join(classes)}; a report is of the classes {', '.join(CLASSES)}")
@@ -135,7 +143,7 @@ def _read(path: Path, name: str) -> Run:
         folds=0 if table is None else int(table["fold"].max()) + 1,
         parts=parts,
         scores=scores,
-        trained_on=bundle.trained_on if bundle else None,
+        bundle=bundle,
         lacks=lacks,
     )
     if not (path / "figures" / "batch.png").exists():  # the last that every run writes

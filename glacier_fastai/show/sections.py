@@ -1,16 +1,17 @@
-"""The parts of a report: what each of them says, in words, tables and figures."""
+"""What a report shows of its runs, as tables, pictures and tiles; the words around them stand in its template."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import reduce
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
 from io import BytesIO
 from operator import add
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import yaml
@@ -19,14 +20,14 @@ from matplotlib.figure import Figure
 from ..bands import CLASSES
 from ..core.calibration import expected_calibration_error
 from ..files import file_hash
+from ..model.bundle import described
 from ..plots import figures
 from .runs import Run
-from .seen import SHOWN, Seen, Tile, data_uri, evenly, number, percent
+from .validation import SHOWN, Validation, data_uri, evenly
 
-__all__ = ["Section", "sections"]
+__all__ = ["Picture", "across", "contents", "number", "percent", "plain"]
 
 LISTED = 10  # hardest tiles in the table
-WIPE = "Truth, prediction, image and errors; the slider moves the line between the first two."
 LOSSES = ("focal", "dice", "mcc", "boundary", "bf1")
 SCORES = {
     "mcc": "MCC",
@@ -35,10 +36,13 @@ SCORES = {
     "ice_iou": "ice IoU",
     "mcc_image_mean": "MCC, mean of tiles",
 }
-OF_CLASS = {"iou": "IoU", "precision": "precision", "recall": "recall", "f1": "F1", "pixels": "pixels"}
+CLASS_SCORES = {"iou": "IoU", "precision": "precision", "recall": "recall", "f1": "F1", "pixels": "pixels"}
+CURVES = {"mcc": "MCC", "ice_mcc": "MCC of ice", "mean_iou": "mean IoU"}
+
+Tables = dict[str, pd.DataFrame]  # a table in named groups of rows; a column per run, but where it says otherwise
 
 
-@dataclass
+@dataclass(frozen=True)
 class Picture:
     """A figure (data URI)."""
 
@@ -47,389 +51,323 @@ class Picture:
     alt: str
 
 
-@dataclass
-class Table:
-    """Rows by name, in named groups."""
-
-    caption: str
-    head: list[str]
-    groups: dict[str, dict[str, list[str]]]
-    joined: bool = False  # a row that is the same in all columns has one cell
-
-
-@dataclass
-class Section:
-    """A part of the page."""
-
-    title: str
-    words: list[str] = field(default_factory=list)
-    key: bool = False  # show which colour is which run
-    tables: list[Table] = field(default_factory=list)
-    pictures: list[Picture] = field(default_factory=list)
-    tiles: list[Tile] = field(default_factory=list)
-    texts: dict[str, str] = field(default_factory=dict)
-
-
-def sections(
+def contents(
     runs: Sequence[Run],
-    sets: dict[str, list[int]],  # positions of the runs that have a mean together, by name
+    groups: Mapping[str, Sequence[int]],  # positions of the runs that have a mean together, by name
     shares: Sequence[np.ndarray | None],  # of each run, as from `train_shares`
-    seen: Sequence[Seen | None],  # of each run
-) -> list[Section]:
-    """Return all parts, in order; one that has nothing to show says so."""
-    return [
-        _what_ran(runs),
-        _scores(runs, sets),
-        _curves(runs),
-        _progress(runs),
-        _confusion(runs, sets),
-        _reliability(runs, seen),
-        _composition(runs, shares),
-        _tiles(seen),
-        _hardest(runs, seen),
-        _importance(runs, seen),
-        _time(runs),
-    ]
+    validations: Sequence[Validation | None],  # of each run
+) -> dict[str, Any]:
+    """Return what the template shows, by its names there; what no run has is empty."""
+    together = {name: chosen for name, chosen in groups.items() if len(chosen) > 1}
+    known = [v for v in validations if v]
+    composition, batches = _composition(runs, shares)
+    return {
+        "facts": _facts(runs),
+        "recipes": _recipes(runs),
+        "together": together,
+        "scores": {"": _with_means(across(runs, partial(_named, SCORES)), together)},
+        "class_scores": _class_scores(runs, together),
+        "losses": _losses(runs),
+        "curves": _curves(runs),
+        "confusion": _confusion(runs, groups),
+        "reliability": _reliability(validations),
+        "calibration": _calibration(runs, validations),
+        "composition": composition,
+        "composition_pictures": _shares(shares, batches),
+        "unknown_data": any(s is None for s in shares),
+        "unknown_batches": any(b is None for b in batches),
+        "examples": [t for _, t in evenly(sorted((e for v in known for e in v.examples), key=lambda e: e[0]), SHOWN)],
+        "hardest": _hardest(known),
+        "hardest_tiles": [t for _, t in sorted((h for v in known for h in v.hardest), key=lambda h: -h[0])[:SHOWN]],
+        "predicted": sum(len(v.table) for v in known),
+        "total": sum(v.total for v in known),
+        "importance": _importance(validations),
+        "times": {"": across(runs, _times)},
+    }
+
+
+# Tables
+
+
+def across(
+    runs: Sequence[Run],
+    of: Callable[[Run], Mapping[str, Any]],  # values of a run by name
+) -> pd.DataFrame:
+    """Return a row per name and a column per run, of values as they are."""
+    return pd.concat([pd.Series(dict(of(r)), name=r.name, dtype=object) for r in runs], axis=1, sort=False)
+
+
+def plain(value: Any) -> str:
+    """Return a value in words, a dash where it is not known.
+
+    >>> plain(1e-4), plain(None), plain(["ndsi"])
+    ('0.0001', '–', '["ndsi"]')
+    """
+    if value is None or value != value:
+        return "–"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+
+
+def number(value: Any) -> str:
+    """Return a score or a count in words, a dash where it is not known.
+
+    >>> number(0.25), number(12345), number(float("nan")), number("0.250 ± 0.010")
+    ('0.250', '12,345', '–', '0.250 ± 0.010')
+    """
+    if isinstance(value, float | np.floating) and value == value:
+        return f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int | np.integer) else plain(value)
+
+
+def percent(value: Any) -> str:
+    """Return a share in words, a dash where it is not known.
+
+    >>> percent(0.25), percent(None)
+    ('25.00%', '–')
+    """
+    return plain(value) if value is None or value != value else f"{value:.2%}"
+
+
+def _facts(runs: Sequence[Run]) -> Tables:
+    leaves = across(runs, _leaves)
+    tables = {
+        "Recipe": across(runs, _recipe),
+        "Where recipes differ": leaves[leaves.map(plain).nunique(axis=1) > 1],
+        "Data": across(runs, _data),
+        "Result": across(runs, lambda r: {"best epoch": r.scores.get("epoch"), "SHA-256 of the model": _hash(r)}),
+        "Environment": across(runs, _environment),
+    }
+    return {name: table for name, table in tables.items() if len(table)}
+
+
+def _leaves(r: Run) -> dict[str, Any]:
+    """Return the fields of a recipe by their dotted names."""
+    return {str(name): value for name, value in pd.json_normalize([r.recipe]).iloc[0].to_dict().items()}
+
+
+def _recipe(r: Run) -> dict[str, Any]:
+    loss = {part: r.get("loss", part) for part in LOSSES}
+    start = ", ".join(f"{part} from {at}" for part, at in (r.get("ramp", "start") or {}).items())
+    return {
+        "about": r.get("about"),
+        "bands": ", ".join(r.get("bands") or []),
+        "model": described(r.bundle.arch, r.bundle.options) if r.bundle else r.get("model"),
+        "loss": ", ".join(f"{weight} {part}" for part, weight in loss.items() if weight),
+        "ramp": f"{start} of its weight, over {r.get('ramp', 'epochs')} epochs" if start else "none",
+        "epochs": r.get("train", "epochs"),
+        "batch size": r.get("train", "batch_size"),
+        "learning rate": r.get("train", "lr"),
+        "seed": r.get("seed"),
+    }
+
+
+def _data(r: Run) -> dict[str, Any]:
+    about = r.trained_on
+    return {
+        "tile store": about.path if about and about.path else r.get("data", "path"),
+        "hash of its tiles": about and about.hash,
+        "hash of the folds": r.environment.get("folds_hash"),
+        "fold": about and ("none, trained on all" if about.fold is None else about.fold),
+        "tiles": ", ".join(f"{n} {part}" for part, n in sorted(r.parts.items())),
+    }
+
+
+def _hash(r: Run) -> str | None:
+    return file_hash(r.model)[:16] if r.bundle else None
+
+
+def _environment(r: Run) -> dict[str, Any]:
+    e, git = r.environment, r.environment.get("git")
+    versions = {"python": e.get("python"), **e.get("packages", {})}
+    return {
+        "command": shlex.join(map(str, e.get("command", []))),
+        **{name: e.get(name) for name in ("device", "processes", "threads", "platform")},
+        "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
+        "commit": git and git["commit"][:12] + (", changed since" if git["changed"] else ""),
+    }
+
+
+def _recipes(runs: Sequence[Run]) -> dict[str, str]:
+    """Return the different recipes, by the names of their runs."""
+    names: dict[str, list[str]] = {}
+    for r in runs:
+        names.setdefault(yaml.safe_dump(r.recipe, sort_keys=False, allow_unicode=True), []).append(r.name)
+    return {", ".join(found): text for text, found in names.items()}
+
+
+def _named(words: Mapping[str, str], r: Run, of: str | None = None) -> dict[str, Any]:
+    """Return scores of a run, or of one of its classes, by their words."""
+    found = r.scores if of is None else r.scores.get("classes", {}).get(of, {})
+    return {word: found.get(key) for key, word in words.items()}
+
+
+def _class_scores(runs: Sequence[Run], together: Mapping[str, Sequence[int]]) -> Tables:
+    """Return the scores of each class."""
+    tables = {name.capitalize(): across(runs, partial(_named, CLASS_SCORES, of=name)) for name in CLASSES}
+    return _of_one(tables) if len(runs) == 1 else {name: _with_means(t, together) for name, t in tables.items()}
+
+
+def _of_one(tables: Tables) -> Tables:
+    """Return the tables of a single run as one, with a row for each of them."""
+    return {"": pd.concat({name: t.iloc[:, 0] for name, t in tables.items()}, axis=1).T}
+
+
+def _with_means(table: pd.DataFrame, together: Mapping[str, Sequence[int]]) -> pd.DataFrame:
+    """Return a table with columns in front: mean and spread of runs, or the sum of counts."""
+
+    def words(row: pd.Series) -> str:
+        return f"{row.sum():,} in all" if any(isinstance(v, int) for v in row) else _spread(row)
+
+    means = {
+        f"{name}: mean ± std" if len(together) > 1 else "mean ± std": table.iloc[:, list(chosen)].apply(words, axis=1)
+        for name, chosen in together.items()
+    }
+    return pd.concat([pd.DataFrame(means, table.index, dtype=object), table], axis=1)
+
+
+def _spread(values: Sequence[float | None] | pd.Series) -> str:
+    """Return mean and standard deviation of what is known."""
+    known = pd.Series(values, dtype=float).dropna()
+    return f"{known.mean():.3f} ± {known.std():.3f}" if len(known) > 1 else number(known.mean())
+
+
+def _hardest(known: Sequence[Validation]) -> pd.DataFrame:
+    """Return rows of `GlacierInterpretation.table`, the largest loss first."""
+    if not known:
+        return pd.DataFrame()
+    table = pd.concat([v.table for v in known]).dropna(subset="loss")
+    return table.sort_values("loss", ascending=False, kind="stable").head(LISTED)
+
+
+def _times(r: Run) -> dict[str, Any]:
+    kinds = [e["event"] for e in r.events]
+    moments = [e["time"].replace("T", " ").replace("Z", " UTC") for e in r.events]
+    seconds = list({e["epoch"]: e["seconds"] for e in r.events if e["event"] == "epoch"}.values())
+    peaks = [e["gpu_peak_mb"] for e in r.events if "gpu_peak_mb" in e]
+    return {
+        "first event": moments[0] if moments else None,
+        "last event": moments[-1] if moments else None,
+        "epochs": len(seconds),
+        "all epochs": f"{sum(seconds) / 60:.1f} min",
+        "an epoch, median": f"{np.median(seconds):.1f} s" if seconds else None,
+        "batches skipped": kinds.count("skipped"),
+        "stops": kinds.count("stop"),
+        "resumptions": kinds.count("resume"),
+        "peak of GPU memory": f"{max(peaks):,} MB" if peaks else None,
+    }
+
+
+# Pictures
 
 
 def _picture(figure: Figure, caption: str, alt: str) -> Picture:
     file = BytesIO()
     figure.savefig(file, format="png", dpi=160)
+    plt.close(figure)
     return Picture(data_uri("png", file), caption, alt)
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
-    return [r.name for r in runs]
-
-
-def _spread(values: Sequence[float | None]) -> str:
-    """Return mean and standard deviation of what is known."""
-    known = [v for v in values if v is not None and v == v]
-    return f"{np.mean(known):.3f} ± {np.std(known, ddof=1):.3f}" if len(known) > 1 else number(np.mean(known or np.nan))
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return "–"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
-
-
-def _flat(tree: dict[str, Any], before: str = "") -> dict[str, str]:
-    """Return the leaves of nested mappings by their dotted names, in words."""
-    leaves: dict[str, str] = {}
-    for key, value in tree.items():
-        name = f"{before}{key}"
-        leaves |= _flat(value, f"{name}.") if isinstance(value, dict) and value else {name: _plain(value)}
-    return leaves
-
-
-def _grouped(caption: str, head: list[str], groups: dict[str, dict[str, list[str]]]) -> Table:
-    """Return a table of groups; of a single column, one with a row for each group."""
-    if len(head) > 1:
-        return Table(caption, head, groups)
-    rows = {name: [cell for (cell,) in group.values()] for name, group in groups.items()}
-    return Table(caption, list(next(iter(groups.values()))), {"": rows})
-
-
-def _what_ran(runs: Sequence[Run]) -> Section:
-    def row(get: Callable[[Run], Any]) -> list[str]:
-        return [_plain(get(r)) for r in runs]
-
-    def loss(r: Run) -> str:
-        weights = {part: r.get("loss", part) for part in LOSSES}
-        return ", ".join(f"{weight} {part}" for part, weight in weights.items() if weight)
-
-    def ramp(r: Run) -> str:
-        start = ", ".join(f"{part} from {at}" for part, at in (r.get("ramp", "start") or {}).items())
-        return f"{start} of its weight, over {r.get('ramp', 'epochs')} epochs" if start else "none"
-
-    def fold(r: Run) -> Any:
-        return (
-            "none, trained on all" if r.trained_on and r.trained_on.fold is None else r.trained_on and r.trained_on.fold
-        )
-
-    def versions(r: Run) -> str:
-        e = r.environment
-        return ", ".join(f"{k} {v}" for k, v in {"python": e.get("python"), **e.get("packages", {})}.items())
-
-    def source(r: Run) -> str | None:
-        git = r.environment.get("git")
-        return git and git["commit"][:12] + (", changed since" if git["changed"] else "")
-
-    leaves = [_flat(r.recipe) for r in runs]
-    differing = {k: [flat.get(k, "–") for flat in leaves] for k in dict.fromkeys(k for flat in leaves for k in flat)}
-    groups = {
-        "Recipe": {
-            "about": row(lambda r: r.get("about")),
-            "bands": row(lambda r: ", ".join(r.get("bands") or [])),
-            "model": row(lambda r: f"{r.get('model', 'arch')} U-Net, attention {r.get('model', 'attention')}"),
-            "loss": row(loss),
-            "ramp": row(ramp),
-            "epochs": row(lambda r: r.get("train", "epochs")),
-            "batch size": row(lambda r: r.get("train", "batch_size")),
-            "learning rate": row(lambda r: r.get("train", "lr")),
-            "seed": row(lambda r: r.get("seed")),
-        },
-        "Where recipes differ": {k: v for k, v in differing.items() if len(set(v)) > 1},
-        "Data": {
-            "tile store": row(lambda r: (r.trained_on and r.trained_on.path) or r.get("data", "path")),
-            "hash of its tiles": row(lambda r: r.trained_on and r.trained_on.hash),
-            "hash of the folds": row(lambda r: r.environment.get("folds_hash")),
-            "fold": row(fold),
-            "tiles": row(lambda r: ", ".join(f"{n} {part}" for part, n in sorted(r.parts.items()))),
-        },
-        "Result": {
-            "best epoch": row(lambda r: r.scores.get("epoch")),
-            "SHA-256 of the model": row(lambda r: r.model and file_hash(r.model)[:16]),
-        },
-        "Environment": {
-            "command": row(lambda r: shlex.join(map(str, r.environment.get("command", [])))),
-            "device": row(lambda r: r.environment.get("device")),
-            "processes": row(lambda r: r.environment.get("processes")),
-            "threads": row(lambda r: r.environment.get("threads")),
-            "platform": row(lambda r: r.environment.get("platform")),
-            "versions": row(versions),
-            "commit": row(source),
-        },
-    }
-    recipes: dict[str, list[str]] = {}
-    for r in runs:
-        recipes.setdefault(yaml.safe_dump(r.recipe, sort_keys=False, allow_unicode=True), []).append(r.name)
-    table = Table("What was run, on what", _names(runs), {k: v for k, v in groups.items() if v}, joined=True)
-    texts = {f"Whole recipe of {', '.join(names)}": text for text, names in recipes.items()}
-    return Section("What was run", tables=[table], texts=texts)
-
-
-def _scores(runs: Sequence[Run], sets: dict[str, list[int]]) -> Section:
-    sets = {name: chosen for name, chosen in sets.items() if len(chosen) > 1}
-    head = [f"{name}: mean ± std" if len(sets) > 1 else "mean ± std" for name in sets] + _names(runs)
-
-    def row(get: Callable[[dict[str, Any]], float | None]) -> list[str]:
-        values = [get(r.scores) for r in runs]
-        if any(isinstance(v, int) for v in values):
-            sums = [f"{sum(values[k] or 0 for k in chosen):,} in all" for chosen in sets.values()]
-            return sums + ["–" if v is None else f"{v:,}" for v in values]
-        return [_spread([values[k] for k in chosen]) for chosen in sets.values()] + [number(v) for v in values]
-
-    def of_class(name: str) -> dict[str, list[str]]:
-        return {w: row(lambda s, k=k: s.get("classes", {}).get(name, {}).get(k)) for k, w in OF_CLASS.items()}
-
-    whole = {word: row(lambda s, key=key: s.get(key)) for key, word in SCORES.items()}
-    words = ["Scores are on validation tiles, of the epoch with the best MCC on them, and so a little too good."]
-    if sets:
-        words.append("The spread is the standard deviation over the runs of a mean.")
-    return Section(
-        "Scores",
-        words,
-        tables=[
-            Table("All classes together", head, {"": whole}),
-            _grouped("By class", head, {name.capitalize(): of_class(name) for name in CLASSES}),
-        ],
-    )
-
-
-def _fall(runs: Sequence[Run], columns: dict[str, str | None]) -> str:
-    """Return in words where columns begin and end, mean of the runs."""
+def _curve(runs: Sequence[Run], caption: str, train: str | None, valid: str | None, **how: Any) -> list[Picture]:
+    """Draw a column of training and one of validation, unless no run has them."""
+    if not any(column in r.history for r in runs for column in (train, valid)):
+        return []
     said = []
-    for phase, column in columns.items():
+    for phase, column in {"training" if valid else "it goes": train, "validation": valid}.items():
         known = [h for r in runs if column in r.history and len(h := r.history[column].dropna())]
         if known:
             first, last = (np.mean([h.iloc[k] for h in known]) for k in (0, -1))
             said.append(f"{phase} from {first:.3g} in the first epoch to {last:.3g} in the last")
-    return "; ".join(said) + (", mean of the runs" if len(runs) > 1 else "")
+    alt = f"{caption} by epoch: {'; '.join(said)}{', mean of the runs' if len(runs) > 1 else ''}."
+    return [_picture(figures.curves([r.history for r in runs], train, valid, caption, **how), caption, alt)]
 
 
-def _curve(runs: Sequence[Run], caption: str, train: str | None, valid: str | None, **how: Any) -> Picture | None:
-    """Draw a column of training and one of validation, unless no run has them."""
-    if not any(column in r.history for r in runs for column in (train, valid)):
-        return None
-    drawn = figures.curves([r.history for r in runs], train, valid, caption, **how)
-    phases = {"training": train, "validation": valid} if valid else {"it goes": train}
-    return _picture(drawn, caption, f"{caption} by epoch: {_fall(runs, phases)}.")
+def _losses(runs: Sequence[Run]) -> list[Picture]:
+    columns = list(dict.fromkeys(str(c) for r in runs for c in r.history))
+    drawn = _curve(runs, "loss", "train_loss", "valid_loss")
+    for part in LOSSES:
+        drawn += _curve(runs, f"{part} loss", f"train_{part}_loss", f"{part}_loss")
+    for column in columns:
+        if column.startswith("ramp_"):
+            drawn += _curve(runs, f"ramp of the {column.removeprefix('ramp_')} loss", column, None)
+    return drawn + _curve(runs, "learning rate", "lr", None, log=True)
 
 
-def _curves(runs: Sequence[Run]) -> Section:
-    columns = list(dict.fromkeys(c for r in runs for c in r.history))
-    parts = [part for part in LOSSES if {f"{part}_loss", f"train_{part}_loss"} & set(columns)]
-    drawn = [_curve(runs, "loss", "train_loss", "valid_loss")]
-    drawn += [_curve(runs, f"{part} loss", f"train_{part}_loss", f"{part}_loss") for part in parts]
-    drawn += [
-        _curve(runs, f"ramp of the {c.removeprefix('ramp_')} loss", c, None) for c in columns if c.startswith("ramp_")
-    ]
-    drawn.append(_curve(runs, "learning rate", "lr", None, log=True))
-    words = ["Solid: training, on augmented crops. Dashed: validation."]
-    return _drawn("Learning curves", drawn, words, "No run has a history yet.")
-
-
-def _drawn(title: str, drawn: Sequence[Picture | None], words: list[str], without: str) -> Section:
-    pictures = [p for p in drawn if p]
-    return Section(title, words if pictures else [without], key=bool(pictures), pictures=pictures)
-
-
-def _progress(runs: Sequence[Run]) -> Section:
+def _curves(runs: Sequence[Run]) -> list[Picture]:
     best = [r.scores.get("epoch") for r in runs]
-    drawn = [
-        _curve(runs, name, f"train_{column}", column, best=best)
-        for column, name in (("mcc", "MCC"), ("ice_mcc", "MCC of ice"), ("mean_iou", "mean IoU"))
-    ]
-    words = ["Solid: training, on augmented crops. Dashed: validation, with a dot where the model was kept."]
-    return _drawn("MCC over the epochs", drawn, words, "No run has a history yet.")
+    return [p for key, name in CURVES.items() for p in _curve(runs, name, f"train_{key}", key, best=best)]
 
 
-def _confusion(runs: Sequence[Run], sets: dict[str, list[int]]) -> Section:
-    rest = [k for k in range(len(runs)) if not any(k in chosen for chosen in sets.values())]
+def _confusion(runs: Sequence[Run], groups: Mapping[str, Sequence[int]]) -> list[Picture]:
+    alone = [k for k in range(len(runs)) if not any(k in chosen for chosen in groups.values())]
     drawn = []
-    for name, chosen in [*sets.items(), *((runs[k].name, [k]) for k in rest)]:
+    for name, chosen in [*groups.items(), *((runs[k].name, [k]) for k in alone)]:
         known = [np.array(runs[k].scores["confusion"]) for k in chosen if "confusion" in runs[k].scores]
         if known:
             matrix = reduce(add, known)
             share = matrix.diagonal() / np.maximum(matrix.sum(1), 1)
             found = ", ".join(f"{percent(v)} of {c}" for c, v in zip(CLASSES, share, strict=True))
             caption = f"{name or 'all'}: {len(known)} runs added up" if len(known) > 1 else runs[chosen[0]].name
-            alt = f"Confusion matrix: right are {found}."
-            drawn.append(_picture(figures.confusion(matrix), caption, alt))
-    words = ["Each row is the truth, and sums to 100 %; below the shares are pixels."]
-    section = _drawn("Confusion", drawn, words, "No run has scores.")
-    section.key = False
-    return section
+            caption += f", n = {matrix.sum():,} px"
+            drawn.append(_picture(figures.confusion(matrix), caption, f"Confusion matrix: right are {found}."))
+    return drawn
 
 
-def _reliability(runs: Sequence[Run], seen: Sequence[Seen | None]) -> Section:
-    names = list(dict.fromkeys(name for s in seen if s for name in s.reliability))
-    drawn, errors = [], {}
-    for name in names:
-        tables = [s and s.reliability[name] for s in seen]
-        found = [expected_calibration_error(t) if t and t.pixels.any() else None for t in tables]
-        errors[name] = [number(v) for v in found]
-        alt = f"Reliability of the {name}: calibration error {_spread(found)}."
-        caption = f"{name}, n = {sum(int(t.pixels.sum()) for t in tables if t):,} px"
-        drawn.append(_picture(figures.reliability(tables, f"probability of {name}"), caption, alt))
-    words = [
-        "How often a class is there, by how probable it was said to be. On the dotted line both are the same; below it "
-        "the model is too sure."
-    ]
-    section = _drawn("Reliability", drawn, words, "Not measured: no run with validation tiles at hand.")
-    if errors:
-        section.tables = [Table("Expected calibration error (ECE)", _names(runs), {"": errors})]
-    return section
+def _calibration(runs: Sequence[Run], validations: Sequence[Validation | None]) -> Tables:
+    """Return the expected calibration error of each class."""
+    by_name = {r.name: v.reliability if v else {} for r, v in zip(runs, validations, strict=True)}
+    table = across(runs, lambda r: {of: expected_calibration_error(t) for of, t in by_name[r.name].items()})
+    return {"": table} if len(table) else {}
 
 
-def _composition(runs: Sequence[Run], data: Sequence[np.ndarray | None]) -> Section:
+def _reliability(validations: Sequence[Validation | None]) -> list[Picture]:
+    drawn = []
+    for of in dict.fromkeys(of for v in validations if v for of in v.reliability):
+        tables = {str(k): v.reliability[of] if v else None for k, v in enumerate(validations)}
+        known = [t for t in tables.values() if t]
+        said = _spread([expected_calibration_error(t) for t in known])
+        drawn.append(
+            _picture(
+                figures.reliability(tables, of if of in CLASSES else f"the {of}", key=False),
+                f"{of}, n = {sum(int(t.pixels.sum()) for t in known):,} px",
+                f"Reliability of the {of}: calibration error {said}.",
+            )
+        )
+    return drawn
+
+
+def _composition(runs: Sequence[Run], shares: Sequence[np.ndarray | None]) -> tuple[Tables, list[np.ndarray | None]]:
+    """Return the share of each class in the data, in batches, and the target; and those in batches, `(K,)` per run."""
     columns = [f"share_{name}" for name in CLASSES]
     batches = [r.history[columns].mean().to_numpy() if {*columns} <= {*r.history} else None for r in runs]
-    words = []
-    if any(b is None for b in batches):
-        words.append("A run without numbers for its batches has not recorded them.")
-    if any(d is None for d in data):
-        words.append("What a run had to train on is only known where its tiles are at hand.")
-    if not any(v is not None for v in [*batches, *data]):
-        return Section("Batch composition", words)
-    groups = {}
+    if all(v is None for v in [*shares, *batches]):
+        return {}, batches
+    targets = across(runs, lambda r: r.get("balance", "target") or {}).reindex(list(CLASSES))
+    tables = {}
     for k, name in enumerate(CLASSES):
-        targets = [(r.get("balance", "target") or {}).get(name) for r in runs]
-        rows = {
-            "in the data": [percent(None if d is None else d[k]) for d in data],
-            "in batches": [percent(None if b is None else b[k]) for b in batches],
-            "target": [percent(t) for t in targets],
+        values = {
+            what: [None if v is None else v[k] for v in of]
+            for what, of in (("in the data", shares), ("in batches", batches))
         }
-        groups[name.capitalize()] = {w: cells for w, cells in rows.items() if w != "target" or any(targets)}
+        rows = {**values, "target": list(targets.loc[name])} if targets.notna().to_numpy().any() else values
+        tables[name.capitalize()] = pd.DataFrame(rows, [r.name for r in runs], dtype=object).T
+    return _of_one(tables) if len(runs) == 1 else tables, batches
+
+
+def _shares(shares: Sequence[np.ndarray | None], batches: Sequence[np.ndarray | None]) -> list[Picture]:
     known = [b for b in batches if b is not None]
+    if not known and all(s is None for s in shares):
+        return []
     said = ", ".join(f"{c} {percent(v)}" for c, v in zip(CLASSES, np.mean(known, 0), strict=True)) if known else "none"
-    drawn = _picture(
-        figures.shares(data, batches), "square: in the data, dot: in batches", f"Classes in batches: {said}."
-    )
-    words.insert(
-        0, "Shares of the labelled pixels of the training tiles, and of those that the loss saw in all epochs."
-    )
-    table = _grouped("Classes in the data and in batches", _names(runs), groups)
-    return Section("Batch composition", words, key=True, tables=[table], pictures=[drawn])
+    caption = "square: in the data, dot: in batches"
+    return [_picture(figures.shares(shares, batches), caption, f"Classes in batches: {said}.")]
 
 
-def _tiles(seen: Sequence[Seen | None]) -> Section:
-    some = sorted(((i, k, tile) for k, s in enumerate(seen) if s for i, tile in s.some), key=lambda t: t[:2])
-    if not some:
-        return Section("Tiles", ["None to show: no run with validation tiles at hand."])
-    words = [f"Validation tiles, evenly taken. {WIPE}"]
-    return Section("Tiles", words, tiles=[tile for *_, tile in evenly(some, SHOWN)])
-
-
-def _hardest(runs: Sequence[Run], seen: Sequence[Seen | None]) -> Section:
-    known = [s for s in seen if s]
-    if not known:
-        return Section("Hardest tiles", ["None to show: no run with validation tiles at hand."])
-    table = pd.concat([s.table for s in known]).dropna(subset="loss").sort_values("loss", ascending=False)[:LISTED]
-    rows = {
-        f"{row.id}, {row.run}" if len(runs) > 1 else str(row.id): [
-            *(number(v) for v in (row.loss, row.mcc)),
-            percent(row.ice_share),
-            f"{row.brightness:,.0f}" if row.brightness > 100 else f"{row.brightness:.3g}",
-            f"{row.labelled:,}",
-        ]
-        for row in table.itertuples()
-    }
-    of, looked = sum(s.of for s in known), sum(len(s.table) for s in known)
-    words = [
-        f"Largest mean loss, of {looked:,} validation tiles."
-        if looked == of
-        else f"Largest mean loss, of {looked:,} validation tiles evenly taken from {of:,}."
-    ]
-    words.append(WIPE)
-    hardest = sorted((t for s in known for t in s.hardest), key=lambda t: -t[0])[:SHOWN]
-    head = ["loss, nats", "MCC", "ice", "brightness", "labelled pixels"]
-    return Section(
-        "Hardest tiles",
-        words,
-        tables=[Table("Tiles with the largest loss", head, {"": rows})],
-        tiles=[tile for _, tile in hardest],
-    )
-
-
-def _importance(runs: Sequence[Run], seen: Sequence[Seen | None]) -> Section:
-    tables = [s and s.importance for s in seen]
+def _importance(validations: Sequence[Validation | None]) -> list[Picture]:
+    tables = [v.importance if v else None for v in validations]
     known = [t for t in tables if t is not None]
     if not known:
-        return Section("Band importance", ["Not measured: no run with validation tiles at hand."])
-    drop = pd.concat(known).groupby("band", sort=False)["drop"].mean().sort_values(ascending=False)
+        return []
+    drop: pd.Series = pd.concat(known).groupby("band", sort=False)["drop"].mean().sort_values(ascending=False)
     said = ", ".join(f"{band} {value:.3f}" for band, value in drop.items())
-    words = [
-        "By how much the MCC falls when a band's values are shuffled within each tile; the model looks once, whatever "
-        "its recipe says of views. Bars are the standard deviation over the shuffles. Bands that say the same stand in "
-        "for each other, and then all of them look unimportant."
-    ]
-    tiles = sum(int(t["tiles"].iloc[0]) for t in known)
-    caption = f"fall of the MCC, n = {tiles} tiles"
-    drawn = _picture(figures.importance(tables), caption, f"Fall of the MCC without a band: {said}.")
-    return _drawn("Band importance", [drawn], words, "")
-
-
-def _moment(event: dict[str, Any]) -> str:
-    return event["time"].replace("T", " ").replace("Z", " UTC")
-
-
-def _time(runs: Sequence[Run]) -> Section:
-    def row(get: Callable[[list[dict[str, Any]]], Any]) -> list[str]:
-        return [_plain(get(r.events)) for r in runs]
-
-    def seconds(events: list[dict[str, Any]]) -> list[float]:
-        return list({e["epoch"]: e["seconds"] for e in events if e["event"] == "epoch"}.values())
-
-    def number(kind: str) -> list[str]:
-        return row(lambda events: sum(e["event"] == kind for e in events))
-
-    def peak(events: list[dict[str, Any]]) -> str | None:
-        known = [e["gpu_peak_mb"] for e in events if "gpu_peak_mb" in e]
-        return f"{max(known):,} MB" if known else None
-
-    rows = {
-        "first event": row(lambda events: _moment(events[0]) if events else None),
-        "last event": row(lambda events: _moment(events[-1]) if events else None),
-        "epochs": row(lambda events: len(seconds(events))),
-        "all epochs": row(lambda events: f"{sum(seconds(events)) / 60:.1f} min"),
-        "an epoch, median": row(lambda events: f"{np.median(s):.1f} s" if (s := seconds(events)) else None),
-        "batches skipped": number("skipped"),
-        "stops": number("stop"),
-        "resumptions": number("resume"),
-        "peak of GPU memory": row(peak),
-    }
-    words = ["An epoch is training and validation. Memory is recorded on GPUs only."]
-    return Section("Time and memory", words, tables=[Table("Training", _names(runs), {"": rows}, joined=True)])
+    caption = f"fall of the MCC, n = {sum(int(t['tiles'].iloc[0]) for t in known)} tiles"
+    return [_picture(figures.importance(tables), caption, f"Fall of the MCC without a band: {said}.")]

@@ -13,7 +13,6 @@ from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback, Tr
 from fastai.torch_core import default_device, rank_distrib
 from torch import nn
 
-from ..core.balance import PixelBalance
 from ..core.confusion import scores
 from ..core.losses import CombinedLoss
 from ..data.augment import AugmentTiles
@@ -74,7 +73,7 @@ def make_dls(
         spatial=recipe.data.spatial,
         min_valid=recipe.data.min_valid,
         crops_per_tile=recipe.data.crops_per_tile,
-        balance=None if recipe.balance is None else PixelBalance(**recipe.balance.model_dump()),
+        balance=recipe.balance,
         augment=AugmentTiles(**recipe.augment.model_dump()),
         stats=stats,
         glcm_window=recipe.texture.window,
@@ -234,7 +233,7 @@ def effective_precision(recipe: Recipe) -> str:
         return asked
     if cuda:
         return "fp16"
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # absent from older torch
+    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # absent from older torch
     return "bf16" if able.get("amx_bf16") or able.get("avx512_bf16") else "fp32"
 
 

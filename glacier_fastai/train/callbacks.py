@@ -1,17 +1,22 @@
 """Callbacks of training; one callback, one idea. Each order is given as a relation to fastai's own.
 
 What a callback must remember for a run that is resumed, it gives as `state_dict` (equal in all processes) and, of
-sums that begin anew with each epoch, as `epoch_state` (of each process); see `checkpoint`.
+sums that begin anew with each epoch, as `epoch_state` (of each process); see `checkpoint`. Both are kept by the
+callback's `name`, by which others find it, too (`learn.confusion_matrix`). As for fastai's Recorder, a batch without
+labels (`learn.yb` is empty) does not count: so `steps.GradientGuard` takes a batch out of every record.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.tracker import ReduceLROnPlateau
+from fastai.callback.tracker import ReduceLROnPlateau, TrackerCallback
 from fastai.learner import Recorder
 from fastai.metrics import ValueMetric
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -25,12 +30,16 @@ from .metrics import ConfusionMetric
 
 __all__ = [
     "AverageWeightsCallback",
+    "ColumnsCallback",
     "CombinedLossCallback",
     "CompositionCallback",
     "ConfusionMatrixCallback",
+    "PlateauCallback",
     "ProgressiveRampCallback",
     "plateau",
 ]
+
+log = logging.getLogger(__name__)
 
 
 class ConfusionMatrixCallback(Callback):
@@ -40,21 +49,23 @@ class ConfusionMatrixCallback(Callback):
     of each phase they are summed over the processes.
     """
 
-    order, remove_on_fetch = Recorder.order - 2, False
+    name, order, remove_on_fetch = "confusion_matrix", Recorder.order - 2, False
 
     def __init__(
         self,
         classes: int = len(CLASSES),  # number of classes
     ):
-        self.classes, self.matrix = classes, {"train": None, "valid": None}
+        self.classes = classes
+        self.matrix: dict[str, torch.Tensor | None] = {"train": None, "valid": None}
 
     @property
     def latest(self) -> torch.Tensor | None:
         """The matrix of validation, or of training where nothing is validated."""
         return self.matrix["train"] if self.matrix["valid"] is None else self.matrix["valid"]
 
-    def _reset(self, phase: str) -> None:
-        self.matrix[phase] = torch.zeros(self.classes, self.classes, dtype=torch.int64)
+    def _counted(self, phase: str) -> torch.Tensor:
+        matrix = self.matrix[phase]
+        return torch.zeros(self.classes, self.classes, dtype=torch.int64) if matrix is None else matrix
 
     def before_fit(self):
         """Forget the last fit."""
@@ -62,11 +73,11 @@ class ConfusionMatrixCallback(Callback):
 
     def before_train(self):
         """Empty the training matrix."""
-        self._reset("train")
+        self.matrix["train"] = None
 
     def before_validate(self):
         """Empty the validation matrix."""
-        self._reset("valid")
+        self.matrix["valid"] = None
 
     def after_batch(self):
         """Count a batch."""
@@ -74,10 +85,10 @@ class ConfusionMatrixCallback(Callback):
             return
         phase = "train" if self.training else "valid"
         counts = confusion_matrix(self.pred.detach().argmax(1), self.y, self.classes)
-        self.matrix[phase] = self.matrix[phase].to(counts.device, non_blocking=True).add_(counts)
+        self.matrix[phase] = self._counted(phase).to(counts.device, non_blocking=True).add_(counts)
 
     def _total(self, phase: str) -> None:
-        self.matrix[phase] = all_reduce(self.matrix[phase])
+        self.matrix[phase] = all_reduce(self._counted(phase))
         for metric in self.learn.metrics:
             if isinstance(metric, ConfusionMetric):
                 metric.accumulate(self.learn)  # this process may have had no batch that would do it
@@ -92,36 +103,65 @@ class ConfusionMatrixCallback(Callback):
 
     def epoch_state(self) -> Any:
         """Return what was counted of this epoch's training."""
-        return self.matrix["train"].cpu()
+        return self._counted("train").cpu()
 
     def load_epoch_state(self, state: Any) -> None:
         """Go on counting from there."""
         self.matrix["train"] = state
 
 
-class CombinedLossCallback(Callback):
+class ColumnsCallback(Callback):
+    """Adds columns to the Recorder while a fit lasts."""
+
+    order = Recorder.order - 1
+    columns: Sequence[ValueMetric] = ()
+
+    def add_columns(
+        self,
+        values: Mapping[str, Callable[[], float]],  # name -> what gives the epoch's value
+    ) -> None:
+        """Add columns; to be called in `before_fit`."""
+        self.remove_columns()  # of a fit that failed
+        self.columns = [ValueMetric(value, name) for name, value in values.items()]
+        self.learn.metrics = [*self.learn.metrics, *self.columns]
+
+    def remove_columns(self) -> None:
+        """Take the columns away again."""
+        self.learn.metrics = [m for m in self.learn.metrics if m not in self.columns]
+        self.columns = ()
+
+    def after_fit(self):
+        """Take the columns away again."""
+        self.remove_columns()
+
+
+class CombinedLossCallback(ColumnsCallback):
     """Records each part of a `CombinedLoss` in the Recorder.
 
     Columns are `focal_loss`, `dice_loss`, ... for validation and `train_focal_loss`, ... for training: means over the
     epoch's images, before weights and ramp.
     """
 
-    order = Recorder.order - 1
-
     def before_fit(self):
         """Add the columns to the Recorder."""
-        self.run = isinstance(self.loss_func, CombinedLoss) and not hasattr(self.learn, "gather_preds")
-        self.own = []
+        self.combined = self.loss_func  # MixUp puts a function in its place
+        self.run = isinstance(self.combined, CombinedLoss) and not hasattr(self.learn, "gather_preds")
         if not self.run:
             return
         self.sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "valid": {}}
         self.images = {"train": 0, "valid": 0}
-        phases = ("valid", "train") if self.recorder.valid_metrics else ("train",)
-        for phase in phases:
-            for part in (p for p, w in self.loss_func.weights.items() if w > 0):
-                name = f"{part}_loss" if phase == "valid" else f"train_{part}_loss"
-                self.own.append(ValueMetric(lambda phase=phase, part=part: self.mean(phase, part), name))
-        self.learn.metrics = self.learn.metrics + self.own
+        phases = {"valid": "", "train": "train_"} if self.recorder.valid_metrics else {"train": "train_"}
+        self.add_columns(
+            {
+                f"{prefix}{part}_loss": partial(self.mean, phase, part)
+                for phase, prefix in phases.items()
+                for part in self._parts
+            }
+        )
+
+    @property
+    def _parts(self) -> list[str]:
+        return [part for part, weight in self.combined.weights.items() if weight > 0]
 
     def mean(self, phase: str, part: str) -> float:
         """Return the mean of a part over the images of this epoch; NaN where there were none."""
@@ -139,14 +179,14 @@ class CombinedLossCallback(Callback):
         phase = "train" if self.training else "valid"
         n = len(self.y)
         self.images[phase] += n
-        for part, value in self.loss_func.parts.items():
+        for part, value in self.combined.parts.items():
             self.sums[phase][part] = self.sums[phase].get(part, 0) + value * n
 
     def _total(self, phase: str) -> None:
-        names = [part for part, weight in self.loss_func.weights.items() if weight > 0]  # also without a batch
-        sums = [float(self.sums[phase].get(part, 0)) for part in names]
-        *sums, images = all_reduce(torch.tensor([*sums, self.images[phase]], dtype=torch.float64)).tolist()
-        self.sums[phase], self.images[phase] = dict(zip(names, sums, strict=True)) if images else {}, images
+        mine = [float(self.sums[phase].get(part, 0)) for part in self._parts]  # also without a batch
+        total = all_reduce(torch.tensor([*mine, self.images[phase]], dtype=torch.float64))
+        self.images[phase] = int(total[-1])
+        self.sums[phase] = dict(zip(self._parts, total[:-1], strict=True)) if total[-1] else {}
 
     def after_train(self):
         """Sum over the processes."""
@@ -165,36 +205,22 @@ class CombinedLossCallback(Callback):
         sums, self.images["train"] = state
         self.sums["train"] = {k: v.to(self.dls.device) for k, v in sums.items()}
 
-    def after_fit(self):
-        """Take the columns away again."""
-        self.learn.metrics = [m for m in self.learn.metrics if m not in self.own]
-        self.run = True
 
-
-class CompositionCallback(Callback):
+class CompositionCallback(ColumnsCallback):
     """Records the share of each class among the pixels that the loss saw in training, as `share_CLASS`."""
-
-    order = CombinedLossCallback.order
 
     def before_fit(self):
         """Add the columns to the Recorder."""
-        self.own = [ValueMetric(lambda k=k: self.share(k), f"share_{name}") for k, name in enumerate(CLASSES)]
-        self.learn.metrics = self.learn.metrics + self.own
+        self.add_columns({f"share_{name}": partial(self.share, k) for k, name in enumerate(CLASSES)})
 
     def share(self, k: int) -> float:
         """Return the share of a class in this epoch; NaN where nothing labelled was trained on."""
         matrix = self.learn.confusion_matrix.matrix["train"]
         return float("nan") if matrix is None else float(matrix[k].sum() / matrix.sum())
 
-    def after_fit(self):
-        """Take the columns away again."""
-        self.learn.metrics = [m for m in self.learn.metrics if m not in self.own]
 
-
-class ProgressiveRampCallback(Callback):
+class ProgressiveRampCallback(ColumnsCallback):
     """Raises the weight of loss parts linearly from a fraction to all of it, and records the factor as `ramp_PART`."""
-
-    order = CombinedLossCallback.order
 
     def __init__(
         self,
@@ -214,12 +240,12 @@ class ProgressiveRampCallback(Callback):
         """Check the parts and add the columns to the Recorder."""
         if unknown := set(self.start) - set(getattr(self.loss_func, "weights", {})):
             raise RecipeError(f"ramp: the loss has no part {', '.join(sorted(unknown))}")
-        self.own = [ValueMetric(lambda p=p: self.loss_func.ramp[p], f"ramp_{p}") for p in self.start]
-        self.learn.metrics = self.learn.metrics + self.own
+        self.ramp = self.loss_func.ramp  # MixUp puts a function in the place of the loss
+        self.add_columns({f"ramp_{part}": partial(self.ramp.get, part) for part in self.start})
 
     def _set(self, done: float) -> None:
         for part, start in self.start.items():
-            self.loss_func.ramp[part] = self.factor(start, done)
+            self.ramp[part] = self.factor(start, done)
 
     def before_train(self):
         """Move to this epoch's factor."""
@@ -232,15 +258,15 @@ class ProgressiveRampCallback(Callback):
 
     def epoch_state(self) -> Any:
         """Return the factors as they are."""
-        return {part: self.loss_func.ramp[part] for part in self.start}
+        return {part: self.ramp[part] for part in self.start}
 
     def load_epoch_state(self, state: Any) -> None:
         """Set them again; there may be no further batch that would do it."""
-        self.loss_func.ramp.update(state)
+        self.ramp.update(state)
 
     def after_fit(self):
         """Take the columns away again; a fit without a ramp has every part at full weight."""
-        self.learn.metrics = [m for m in self.learn.metrics if m not in self.own]
+        super().after_fit()
         self._set(self.epochs)
 
 
@@ -263,7 +289,7 @@ class AverageWeightsCallback(Callback):
         """Start the average from the present weights."""
         self.average, self.steps = AveragedModel(self.model, multi_avg_fn=self._move, use_buffers=True), 0
 
-    def _move(self, average: list[torch.Tensor], weights: list[torch.Tensor], _) -> None:
+    def _move(self, average: Any, weights: Any, _: torch.Tensor | int) -> None:
         # young averages forget faster, or the untrained weights would be seen for long
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         get_ema_multi_avg_fn(decay)(average, weights, _)
@@ -307,15 +333,46 @@ class AverageWeightsCallback(Callback):
         self.average.n_averaged.fill_(self.steps)
 
 
+class PlateauCallback(ReduceLROnPlateau):
+    """fastai's `ReduceLROnPlateau`, for optimisers of PyTorch, too.
+
+    fastai 2.8.12's own writes into copies where the optimiser is an `OptimWrapper`, without effect. `GlacierLearner`
+    makes one of these of it.
+    """
+
+    name = "reduce_lr_on_plateau"  # as fastai's
+    wait: int
+
+    def after_epoch(self):
+        """Lower the learning rates, each by the factor, where there was no improvement for too long."""
+        TrackerCallback.after_epoch(self)
+        self.wait = 0 if self.new_best else self.wait + 1
+        if self.new_best or self.wait < self.patience:
+            return
+        self.wait = 0
+        rates = [h["lr"] for h in self.opt.hypers]
+        lower = [max(lr / self.factor, self.min_lr) for lr in rates]
+        self.opt.set_hyper("lr", lower)
+        if lower != rates:
+            log.info("epoch %d: learning rate lowered to %.2e", self.epoch + 1, lower[-1])
+
+
 def plateau(
     monitor: str,  # column of the Recorder
     factor: float,  # the learning rate is multiplied by it, as in PyTorch
     patience: int,  # epochs without improvement that are borne, as in PyTorch
-) -> ReduceLROnPlateau:
-    """Return fastai's `ReduceLROnPlateau` with PyTorch's meaning of `factor` and `patience`.
+) -> PlateauCallback:
+    """Return a `ReduceLROnPlateau` with PyTorch's meaning of `factor` and `patience`.
 
     fastai divides by its factor and cuts one epoch earlier.
+
+    >>> callback = plateau("mcc", factor=0.5, patience=8)
+    >>> callback.factor, callback.patience
+    (2.0, 9)
+
+    Raises:
+        TrainingError: The factor does not lower the rate.
     """
     if not 0 < factor < 1:
         raise TrainingError(f"plateau factor {factor}: the learning rate is multiplied by it, so it must be below 1")
-    return ReduceLROnPlateau(monitor, factor=1 / factor, patience=patience + 1)
+    return PlateauCallback(monitor, factor=1 / factor, patience=patience + 1)

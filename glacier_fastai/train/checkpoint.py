@@ -26,6 +26,7 @@ from ..errors import CheckpointError
 from ..files import whole_file
 from ..model.bundle import unwrapped
 from ..model.processes import all_gather, all_reduce_max, on_rank_zero
+from .stop import StopCallback
 
 __all__ = ["CheckpointCallback", "differences", "load_checkpoint", "save_checkpoint"]
 
@@ -69,7 +70,7 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     if (state["version"], state["code"]) != (VERSION, __version__):
         raise CheckpointError(
             f"{path}: made by glacier_fastai {state['code']} (format {state['version']}), this is {__version__} "
-            f"(format {VERSION}); go on with that one, or start a new run with --weights"
+            f"(format {VERSION}); go on with that one, or start a new run from its weights"
         )
     return state
 
@@ -93,7 +94,7 @@ def _random_state() -> dict[str, Any]:
     kind, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), *rest),
+        "numpy": (kind, np.asarray(keys).tolist(), *rest),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }
@@ -130,9 +131,9 @@ class CheckpointCallback(Callback):
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """What has weights: the model, and a loss that learns."""
-        loss = self.loss_func
-        return {"model": unwrapped(self.model), **({"loss": loss} if isinstance(loss, nn.Module) else {})}
+        """What has weights: the model, and the loss where it is a module."""
+        loss = {"loss": self.criterion} if isinstance(self.criterion, nn.Module) else {}
+        return {"model": unwrapped(self.model), **loss}
 
     def _stateful(self, method: str) -> list[Callback]:
         return [cb for cb in self.learn.cbs if hasattr(type(cb), method)]  # fastai hands on what an object lacks
@@ -140,7 +141,7 @@ class CheckpointCallback(Callback):
     def before_fit(self):
         """Take up the state of the checkpoint; its epoch's part follows in `before_train`."""
         self.at, self.saved_at, self.ended, self.saved = (0, 0), None, False, time.monotonic()
-        self.pending = self.resume
+        self.pending, self.criterion = self.resume, self.loss_func  # MixUp puts a function in the place of the loss
         if self.resume is None:
             return
         state, recorder = self.resume, self.recorder
@@ -199,8 +200,7 @@ class CheckpointCallback(Callback):
 
     def after_cancel_fit(self):
         """Save where a stop was asked for; what else ends a fit has ended training."""
-        stop = getattr(self.learn, "stop", None)
-        self.ended = not (isinstance(stop, Callback) and stop.reason)
+        self.ended = not any(cb.reason for cb in self.learn.cbs if isinstance(cb, StopCallback))
         if self.ended:
             self.at = (self.epoch + 1, 0)
         if self.ended or self.saved_at != self.at:

@@ -1,9 +1,10 @@
-"""What a run says: a line per epoch, the class table, and a progress bar in a terminal. All of it goes to stderr."""
+"""What a run says: a line per epoch, the class table, and a progress bar."""
 
 from __future__ import annotations
 
 import logging
 import time
+from contextlib import ExitStack
 
 from fastai.callback.core import Callback
 from fastai.callback.tracker import SaveModelCallback
@@ -11,7 +12,7 @@ from fastai.callback.tracker import SaveModelCallback
 from ..bands import CLASSES
 from ..core.balance import Sampling
 from ..model.evaluate import class_table
-from ..terminal import in_terminal
+from ..terminal import progress
 
 __all__ = ["ConsoleCallback", "balance_lines"]
 
@@ -46,32 +47,28 @@ class ConsoleCallback(Callback):
         best,  # the tracker that says whether an epoch is the best, or None
         every: int = 10,  # epochs between class tables
     ):
-        self.best, self.every, self.bar = best, every, None
+        self.best, self.every, self.bar = best, every, ExitStack()
 
     def before_fit(self):
-        """Silence fastai's own table, and open a bar in a terminal."""
+        """Silence fastai's own table."""
         self.kept, self.learn.logger = self.learn.logger, lambda row: None
-        if in_terminal():
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self.bar = Progress(console=Console(stderr=True), transient=True)
-            self.task = self.bar.add_task("", total=None)
-            self.bar.start()
 
     def before_epoch(self):
         """Note the time."""
         self.began = time.monotonic()
 
     def before_train(self):
-        """Start the bar anew."""
-        if self.bar:
-            self.bar.reset(self.task, total=len(self.dls.train), description=f"epoch {self.epoch + 1}/{self.n_epoch}")
+        """Start a bar."""
+        self.tell = self.bar.enter_context(progress(f"epoch {self.epoch + 1}/{self.n_epoch}"))
 
     def after_batch(self):
         """Move the bar."""
-        if self.bar and self.training:
-            self.bar.advance(self.task)
+        if self.training:
+            self.tell(self.iter + 1, self.n_iter)
+
+    def after_train(self):
+        """Close the bar."""
+        self.bar.close()
 
     def after_epoch(self):
         """Print the epoch's line."""
@@ -90,7 +87,5 @@ class ConsoleCallback(Callback):
             log.info(class_table(self.learn.confusion_matrix.latest))
 
     def after_fit(self):
-        """Close the bar; give fastai its logger back."""
-        if self.bar:
-            self.bar.stop()
+        """Give fastai its logger back."""
         self.learn.logger = self.kept

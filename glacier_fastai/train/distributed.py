@@ -11,9 +11,11 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from fastai.distributed import DistributedTrainer, rank_distrib
+from fastai.learner import AvgLoss, AvgMetric
 from fastai.torch_core import default_device
 from torch import Tensor, nn
 
+from ..core.losses import CombinedLoss
 from ..data.balanced import PixelBalancedDL
 from ..errors import RecipeError
 from ..model.processes import all_reduce, init_processes, world_size
@@ -67,6 +69,7 @@ class GlacierTrainer(DistributedTrainer):
             # in place of the modules, for callbacks hold on to the model
             self.learn.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.single, self.trains = self.model, None
+        self.combined = self.loss_func if isinstance(self.loss_func, CombinedLoss) else None  # MixUp replaces it
         self.old_dls = list(self.dls)
         self.learn.dls.loaders = [self._wrap_dl(dl) for dl in self.dls]
         self.kept_logger = self.learn.logger
@@ -77,8 +80,8 @@ class GlacierTrainer(DistributedTrainer):
         return dl if isinstance(dl, PixelBalancedDL) else super()._wrap_dl(dl)
 
     def _total(self, total: Callable | None) -> None:
-        if hasattr(self.loss_func, "total"):
-            self.loss_func.total = total
+        if self.combined is not None:
+            self.combined.total = total
 
     def before_train(self):
         """Wrap the model, anew if other weights than before are trained."""
@@ -103,12 +106,14 @@ class GlacierTrainer(DistributedTrainer):
             self.dl.share = (rank_distrib(), world_size())
 
     def after_validate(self):
-        """Sum the validation loss."""
-        if isinstance(self.dl, PixelBalancedDL):
-            self.dl.share = (0, 1)
-            loss = self.recorder.loss
-            sums = torch.tensor([loss.total, loss.count], dtype=torch.float64)
-            loss.total, loss.count = all_reduce(sums).tolist()
+        """Sum the validation loss, and metrics that are means over batches."""
+        if not isinstance(self.dl, PixelBalancedDL):
+            return
+        self.dl.share = (0, 1)
+        for metric in (self.recorder.loss, *self.learn.metrics):
+            if isinstance(metric, (AvgLoss, AvgMetric)):
+                sums = torch.tensor([metric.total, metric.count], dtype=torch.float64)
+                metric.total, metric.count = all_reduce(sums).tolist()
 
     def after_fit(self):
         """Leave the learner as it was."""

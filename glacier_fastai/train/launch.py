@@ -33,11 +33,11 @@ def launch(
     gpus, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
     if processes > (gpus or cores):
         raise TrainingError(
-            f"--processes {processes}: this machine has {f'{gpus} GPU' if gpus else f'no GPU and {cores} cores'}; "
+            f"{processes} processes: this machine has {f'{gpus} GPU' if gpus else f'no GPU and {cores} cores'}; "
             f"use {gpus or cores} at most"
         )
     if machines > 1 and not rendezvous:
-        raise TrainingError(f"--machines {machines}: give --rendezvous HOST:PORT, the same on each")
+        raise TrainingError(f"{machines} machines: name a rendezvous HOST:PORT, the same on each")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", rendezvous] if rendezvous else ["--standalone"]
     count = ["--nnodes", str(machines), "--nproc-per-node", str(processes)]
@@ -45,13 +45,13 @@ def launch(
     try:
         torchrun(get_args_parser().parse_args([*meeting, *count, "-m", "glacier_fastai", *words]))
     except SignalException as err:
-        raise RunStopped(f"stopped by {err.sigval.name}; go on with the same command and --resume") from err
+        raise RunStopped(f"stopped by {err.sigval.name}; start it again with resume to go on") from err
     except ChildFailedError as err:
         rank, failure = err.get_first_failure()
         if failure.exitcode == RunStopped.exit_code:
             sys.exit(failure.exitcode)  # the process has said how to go on
         how = f"was killed by signal {-failure.exitcode}" if failure.exitcode < 0 else f"failed ({failure.exitcode})"
         raise TrainingError(
-            f"process {rank} of {machines * processes} {how}, so all have been ended; what it says of it stands above; "
-            "once that is mended, go on with the same command and --resume"
+            f"process {rank} of {machines * processes} {how}, and the others were stopped; its message is above; start "
+            "it again with resume to go on"
         ) from err

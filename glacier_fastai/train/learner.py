@@ -1,15 +1,17 @@
-"""The learner: the U-Net, the combined loss and the metrics put together for glacier tiles."""
+"""The learner: a network, a loss and the metrics put together for glacier tiles."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from fastai.callback.core import Callback, CancelEpochException
+from fastai.callback.mixup import CutMix, MixHandler
 from fastai.callback.progress import ProgressCallback
+from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.data.core import L
 from fastai.distributed import rank_distrib
 from fastai.learner import CastToTensor, Learner
@@ -17,57 +19,21 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 from torch import nn
 
-from ..bands import CLASSES
+from ..bands import CLASSES, IGNORE
 from ..core.dihedral import VIEWS, one_pass
 from ..core.losses import CombinedLoss
 from ..data.block import GlacierDataLoaders
 from ..errors import TrainingError
 from ..model.registry import build_model, groups
-from .callbacks import CombinedLossCallback, CompositionCallback, ConfusionMatrixCallback
+from .callbacks import CombinedLossCallback, CompositionCallback, ConfusionMatrixCallback, PlateauCallback
 from .distributed import GlacierTrainer
+from .losses import LabelledPixels, adapted
 from .metrics import glacier_metrics
 from .steps import GradientReset
 
-__all__ = ["AdamW", "GlacierLearner", "glacier_learner"]
+__all__ = ["GlacierLearner", "glacier_learner"]
 
-
-class _Hypers(MutableMapping):
-    """fastai's view of one parameter group of a PyTorch optimiser, through which values can be set."""
-
-    def __init__(self, group: dict, names: dict[str, str]):
-        self.group, self.names = group, names
-
-    def __getitem__(self, key):
-        return self.group[self.names[key]]
-
-    def __setitem__(self, key, value):
-        self.group[self.names[key]] = value
-
-    def __delitem__(self, key):
-        raise TypeError("hyperparameters cannot be deleted")
-
-    def __iter__(self):
-        return (k for k, v in self.names.items() if v in self.group)
-
-    def __len__(self):
-        return sum(1 for _ in self)
-
-
-class AdamW(OptimWrapper):
-    """PyTorch's fused AdamW for fastai.
-
-    `OptimWrapper.hypers` hands out copies, into which fastai's `ReduceLROnPlateau` writes without effect; these are
-    the real ones. The betas show as one hyperparameter, `betas`.
-    """
-
-    def __init__(self, params, **kwargs):
-        super().__init__(params, opt=partial(torch.optim.AdamW, fused=True), **kwargs)
-
-    @property
-    def hypers(self):
-        """Hyperparameters of each parameter group; setting one takes effect."""
-        names = {"lr": "lr", "wd": "weight_decay", "eps": "eps"}
-        return [_Hypers(group, names) for group in self.opt.param_groups]
+adamw = partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True))
 
 
 class _ViewsCallback(Callback):
@@ -89,6 +55,24 @@ class GlacierLearner(Learner):
 
     first_epoch = 0
 
+    def add_cb(self, cb):
+        """Add a callback.
+
+        Raises:
+            TrainingError: It mixes labels in a way that masks do not allow.
+        """
+        cb = cb() if isinstance(cb, type) else cb
+        if isinstance(cb, CutMix):
+            raise TrainingError("CutMix mixes labels by image, and masks have one for each pixel; use MixUp")
+        if isinstance(cb, MixHandler) and not getattr(self.loss_func, "y_int", False):
+            raise TrainingError(
+                f"{cb.name}: loss_func {_name(self.loss_func)} gives no values by image that can be mixed, and class "
+                "codes cannot be averaged; use CombinedLoss, or a loss of fastai"
+            )
+        if type(cb) is ReduceLROnPlateau:
+            object.__setattr__(cb, "__class__", PlateauCallback)  # fastai warns of it
+        return super().add_cb(cb)
+
     def to_distributed(self, sync_bn=True, **kwargs):
         """Train on several processes, see `GlacierTrainer`; `distrib_ctx` calls it."""
         self.add_cb(GlacierTrainer(sync_bn, **kwargs))
@@ -109,6 +93,33 @@ class GlacierLearner(Learner):
         for o in enumerate(self.dl, getattr(self.dl, "start", 0)):
             self.one_batch(*o)
 
+    def _do_one_batch(self):
+        self.pred = self.model(*self.xb)
+        self("after_pred")
+        if len(self.yb):
+            self.loss_grad = self._loss()
+            self.loss = self.loss_grad.clone()
+        self("after_loss")
+        if self.training and len(self.yb):
+            self._do_grad_opt()
+
+    def _loss(self) -> torch.Tensor:
+        try:
+            loss = self.loss_func(self.pred, *self.yb)
+        except IndexError as err:
+            if "out of bounds" not in str(err):
+                raise
+            raise TrainingError(
+                f"loss_func {_name(self.loss_func)}: {err}; masks hold {IGNORE} where nothing is labelled, so it must "
+                f"leave these pixels out (ignore_index={IGNORE})"
+            ) from err
+        if not isinstance(loss, torch.Tensor) or (self.training and loss.numel() != 1):
+            what = f"a tensor of {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise TrainingError(
+                f"loss_func {_name(self.loss_func)}: gives {what}; training needs one number for a batch, as its mean"
+            )
+        return loss
+
     def _do_epoch(self):
         self._do_epoch_train()
         if len(self.dls.valid):
@@ -118,6 +129,19 @@ class GlacierLearner(Learner):
         if not len(self.dls[ds_idx] if dl is None else dl):
             raise TrainingError("there are no validation tiles (fold=None): use ds_idx=0, or give a dl")
         super()._do_epoch_validate(ds_idx, dl)
+
+    def freeze(self):
+        """Freeze all parameter groups but the last.
+
+        Raises:
+            TrainingError: There is only one.
+        """
+        if len(self.splitter(self.model)) < 2:
+            raise TrainingError(
+                f"model {type(self.model).__name__} has one parameter group, so nothing can be frozen; train it with "
+                "fit_one_cycle, or pass a splitter"
+            )
+        super().freeze()
 
     def show_results(self, ds_idx=1, dl=None, max_n=9, shuffle=False, **kwargs):
         """Show whole tiles, in order; shuffled ones are crops, augmented as in training."""
@@ -131,48 +155,72 @@ class GlacierLearner(Learner):
         return self.get_preds(ds_idx, dl, act=lambda x: x, cbs=_ViewsCallback())
 
 
-def _with(groups: list[list[nn.Parameter]], more: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Return parameter groups with the weights that a loss learns in the last one, which is never frozen."""
-    return [*groups[:-1], [*groups[-1], *more]]
+def _name(func: Any) -> str:
+    func = func.loss if isinstance(func, LabelledPixels) else func.func if isinstance(func, partial) else func
+    return getattr(func, "__name__", type(func).__name__)
 
 
 def glacier_learner(
     dls: GlacierDataLoaders,  # tiles to train and validate on
     model: str | nn.Module = "unet",  # a name of `model.registry`, or any module `(B, C, H, W)` -> `(B, K, H, W)`
     *,
-    loss_func: nn.Module | Callable | None = None,  # any of fastai, PyTorch or yours; default `CombinedLoss.phase_b()`
-    splitter: Callable | None = None,  # parameter groups, default those of the model
-    opt_func: Callable = AdamW,  # optimiser
-    lr: float = 1e-4,  # default learning rate
+    loss_func: Callable | None = None,  # of fastai, PyTorch or yours, see `losses.adapted`; default phase B
+    splitter: Callable | None = None,  # model -> parameter groups, default those of the model
+    opt_func: Callable = adamw,  # optimiser, default PyTorch's fused AdamW
+    lr: float | slice = 1e-4,  # default learning rate
     wd: float = 1e-4,  # weight decay
-    metrics=None,  # default `glacier_metrics()`
-    cbs=None,  # further callback or callbacks
+    metrics: Any = None,  # metrics, or functions `(logits, targets)`; default `glacier_metrics()`
+    cbs: Any = None,  # further callback or callbacks
     seed: int | None = None,  # seed of the weights and of what follows, default none
     path: str | Path | None = None,  # where `learn.save` writes, default the working directory
+    loss: Callable | None = None,  # former name of `loss_func`
     **options: Any,  # of the named model, such as encoder="resnet18"
 ) -> GlacierLearner:
     """Return a learner that records loss parts and metrics for training and validation.
 
     Without validation tiles only what is known of training is recorded.
+
+    >>> from tempfile import mkdtemp
+    >>> from glacier_fastai.data.sources.synthetic import synthetic_store
+    >>> store = synthetic_store(f"{mkdtemp()}/tiles", "landsat7", n_scenes=2, tile_size=32, scene_size=64)
+    >>> dls = GlacierDataLoaders.from_store(store, fold=0, bs=4, folds=2)
+    >>> learn = glacier_learner(dls, encoder="tu-test_resnet.r160_in1k", lr=1e-3)
+    >>> [m.name for m in learn.metrics]
+    ['mcc', 'mean_iou', 'ice_mcc', 'ice_iou', 'train_mcc', 'train_mean_iou']
+
+    Raises:
+        RecipeError: No such network, or an option or value that it refuses.
+        TrainingError: A loss or a callback that cannot work with masks.
     """
     if seed is not None:
         set_seed(seed)
     if isinstance(model, str):
         model = build_model(model, dls.bands, CLASSES, **options)
     model = model.to(memory_format=torch.channels_last)  # faster convolutions, on CPU and GPU
-    loss = loss_func or CombinedLoss.phase_b()
+    loss_func = loss if loss_func is None else loss_func
+    loss_func = CombinedLoss.phase_b() if loss_func is None else adapted(loss_func)
+    if hasattr(loss_func, "to"):
+        loss_func.to(dls.device)  # in place; fastai's return nothing
+    learned = list(loss_func.parameters()) if isinstance(loss_func, nn.Module) else []
+
+    def split(model: nn.Module) -> list:
+        """Add weights that the loss learns to the last group, which is never frozen."""
+        *first, last = (splitter or groups)(model)
+        return [*first, [*last, *learned]]
+
     validates = len(dls.valid) > 0
-    train = glacier_metrics(phase="train")
-    split = splitter or groups
+    if metrics is None:
+        train = glacier_metrics(phase="train")
+        metrics = [*glacier_metrics(), *train[:2]] if validates else train
     learn = GlacierLearner(
         dls,
         model,
-        loss_func=loss.to(dls.device),
+        loss_func=loss_func,
         opt_func=opt_func,
         lr=lr,
         wd=wd,
-        splitter=lambda m: _with(split(m), loss.parameters()),
-        metrics=metrics or ([*glacier_metrics(), *train[:2]] if validates else train),
+        splitter=split,
+        metrics=metrics,
         cbs=[ConfusionMatrixCallback(), CombinedLossCallback(), CompositionCallback(), GradientReset(), *L(cbs)],
         path=path or Path(),
     )

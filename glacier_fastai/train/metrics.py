@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from fastai.learner import Metric
@@ -16,7 +17,7 @@ POOLED: dict[str, Callable[[torch.Tensor], float]] = {
     "mcc": confusion.mcc,
     "mean_iou": confusion.mean_iou,
     "ice_mcc": lambda cm: confusion.mcc(confusion.ice(cm)),
-    "ice_iou": lambda cm: confusion.iou(confusion.ice(cm))[1],
+    "ice_iou": lambda cm: float(confusion.iou(confusion.ice(cm))[1]),
 }
 PER_CLASS = {"iou": confusion.iou, "precision": confusion.precision, "recall": confusion.recall, "f1": confusion.f1}
 
@@ -51,15 +52,24 @@ class ConfusionMetric(Metric):
         return self._name
 
 
+def _of_class(score: Callable[[torch.Tensor], torch.Tensor], k: int, matrix: torch.Tensor) -> float:
+    return float(score(matrix)[k])
+
+
 def glacier_metrics(
     per_class: bool = False,  # also iou_glacier, recall_debris, ...
     phase: str = "valid",  # "valid", or "train": names then start with train_
 ) -> list[ConfusionMetric]:
-    """Return `mcc`, `mean_iou`, `ice_mcc`, `ice_iou`, and with `per_class` IoU, precision, recall and F1 by class."""
+    """Return `mcc`, `mean_iou`, `ice_mcc`, `ice_iou`, and with `per_class` IoU, precision, recall and F1 by class.
+
+    A learner that has them needs a `ConfusionMatrixCallback`.
+
+    >>> [m.name for m in glacier_metrics(phase="train")]
+    ['train_mcc', 'train_mean_iou', 'train_ice_mcc', 'train_ice_iou']
+    """
     scores = dict(POOLED)
     if per_class:
         for kind, fn in PER_CLASS.items():
-            for k, name in enumerate(CLASSES):
-                scores[f"{kind}_{name}"] = lambda cm, fn=fn, k=k: fn(cm)[k]
+            scores |= {f"{kind}_{name}": partial(_of_class, fn, k) for k, name in enumerate(CLASSES)}
     prefix = "train_" if phase == "train" else ""
     return [ConfusionMetric(fn, prefix + name, phase) for name, fn in scores.items()]

@@ -26,6 +26,7 @@ from ..model.evaluate import class_table
 from ..model.processes import on_rank_zero, world_size
 from .console import ConsoleCallback
 from .metrics import PER_CLASS
+from .steps import GradientGuard
 
 __all__ = ["EventLog", "EventsCallback", "HistoryCallback", "TensorBoardRecord", "environment", "results_figure"]
 
@@ -96,7 +97,8 @@ class HistoryCallback(Callback):
         self,
         path: Path,  # CSV file to write
     ):
-        self.path, self.rows = path, []
+        self.path = path
+        self.rows: list[dict[str, float]] = []
 
     def after_epoch(self):
         """Add the epoch's row."""
@@ -135,8 +137,9 @@ class EventsCallback(Callback):
 
     def after_batch(self):
         """Note a skipped batch."""
-        if self.training and self.learn.gradient_guard.skipping:
-            self.log("skipped", epoch=self.epoch + 1, batch=self.iter + 1, tiles=self.learn.gradient_guard.tiles)
+        for guard in (cb for cb in self.learn.cbs if isinstance(cb, GradientGuard)):
+            if self.training and guard.skipping:
+                self.log("skipped", epoch=self.epoch + 1, batch=self.iter + 1, tiles=guard.tiles)
 
     def after_epoch(self):
         """Note the epoch."""

@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +263,7 @@ def crossval(
         run = train(
             recipe, store, path / f"fold{fold}", fold=fold, weights=weights, started=started, resume=resume, cbs=cbs
         )
-        result = on_rank_zero(lambda run=run: json.loads((run / "metrics.json").read_text()))
+        result = on_rank_zero(partial(_scores, run))
         keys = ("mcc", "ice_mcc", "mean_iou", "ice_iou", "mcc_image_mean")
         rows.append({"fold": fold, **{k: result[k] for k in keys}})
         on_rank_zero(lambda: write_text(path / "crossval.csv", pd.DataFrame(rows).to_csv(index=False)))
@@ -271,6 +272,10 @@ def crossval(
         log.info("%-16s%.4f +- %.4f over %d folds", name, table[name].mean(), table[name].std(), len(table))
     on_rank_zero(lambda: _combine(path, store, folds))
     return path
+
+
+def _scores(run: Path) -> dict[str, Any]:
+    return json.loads((run / "metrics.json").read_text())
 
 
 def _combine(out: Path, store: TileStore, folds: int) -> None:

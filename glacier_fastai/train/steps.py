@@ -11,8 +11,10 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.core import L
 from fastai.learner import Recorder
+from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from ..data.balanced import PixelBalancedDL
 from ..errors import TrainingError
 from ..model.processes import all_gather, all_reduce_max
 
@@ -81,7 +83,7 @@ class GradientGuard(Callback):
     before them. Steps that float16 skips while it looks for the scale of its gradients do not count.
     """
 
-    order, run_valid = GradientClip.order, False  # after MixedPrecision has undone its scaling
+    name, order, run_valid = "gradient_guard", GradientClip.order, False  # after MixedPrecision has undone its scaling
 
     def __init__(
         self,
@@ -133,11 +135,12 @@ class GradientGuard(Callback):
         self.in_a_row += 1
         _copy(self.kept, self.statistics)
         self.opt.zero_grad()
-        self.learn.yb = ()  # whoever keeps a record leaves out batches without labels
-        self.tiles = sorted({name for names in all_gather(self.dl.tile_names(self.iter)) for name in names})
+        self.learn.yb = ()  # so that no record counts it
+        mine = self.dl.tile_names(self.iter) if isinstance(self.dl, PixelBalancedDL) else []
+        self.tiles = sorted({name for names in all_gather(mine) for name in names})
         where = f"epoch {self.epoch + 1}, batch {self.iter + 1} of {self.n_iter}"
         more = f" and {len(self.tiles) - 20} more" if len(self.tiles) > 20 else ""
-        tiles = f"tiles {', '.join(self.tiles[:20])}{more}"
+        tiles = f"tiles {', '.join(self.tiles[:20]) or 'unknown'}{more}"
         log.warning(f"{where}: loss or gradients are not finite, so it is skipped ({self.skipped} so far); {tiles}")
         if self.in_a_row >= max(2, min(self.limit, self.n_iter)):
             raise TrainingError(
@@ -179,6 +182,13 @@ class FreezeEncoder(Callback):
         epochs: int,  # epochs for which the encoder is frozen
     ):
         self.epochs = epochs
+
+    def before_fit(self):
+        """Raise `TrainingError` where there is no encoder."""
+        if not isinstance(getattr(self.model, "encoder", None), nn.Module):
+            raise TrainingError(
+                f"train.freeze_epochs: model {type(self.model).__name__} has no `encoder` to freeze; set it to 0"
+            )
 
     def before_train(self):
         """Freeze or thaw."""

@@ -25,14 +25,15 @@ class StopCallback(Callback):
     Processes of a launch stop together, after a batch of training or at the end of an epoch.
     """
 
-    order = 101  # after all have seen the batch, `CheckpointCallback` included
+    name, order = "stop", 101  # after all have seen the batch, `CheckpointCallback` included
 
     def __init__(
         self,
         minutes: float | None = None,  # limit, minutes
         started: float | None = None,  # `time.monotonic()` from which they count, default the start of fit
     ):
-        self.minutes, self.started, self.received, self.reason = minutes, started, 0, ""
+        self.minutes, self.started = minutes, started
+        self.received, self.reason = 0, ""
         self.handlers: dict = {}
 
     def before_fit(self):
@@ -47,11 +48,12 @@ class StopCallback(Callback):
             raise KeyboardInterrupt
         self.received = number
         again = "; a second Ctrl-C stops at once, with what was saved last" if number == signal.SIGINT else ""
-        log.info(f"{signal.Signals(number).name}: stopping after this batch{again}")
+        log.info("%s: stopping after this batch%s", signal.Signals(number).name, again)
 
     def _check(self) -> None:
         # time counts once a batch was trained, or a run resumed again and again would never come out of a validation
-        late = self.trained and self.minutes is not None and time.monotonic() > self.started + 60 * self.minutes
+        limit = None if self.minutes is None or self.started is None else self.started + 60 * self.minutes
+        late = self.trained and limit is not None and time.monotonic() > limit
         code = all_reduce_max(self.received or (TIME_UP if late else 0))
         if code:
             self.reason = f"train.max_minutes={self.minutes:g}" if code == TIME_UP else signal.Signals(code).name

@@ -190,7 +190,7 @@ def test_pixels_are_kept_so_that_the_target_is_met():
 
 def test_a_class_of_target_0_is_ignored_at_level_pixel():
     target = {"background": 0.5, "glacier": 0.5}
-    found = solve(candidates(300), np.ones(300), PixelBalance(target, level="pixel"))
+    found = solve(candidates(300), np.ones(300), PixelBalance(target=target, level="pixel"))
     assert found.keep[2:].tolist() == [0, 0]
     np.testing.assert_allclose(found.expected, [0.5, 0.5, 0, 0])
 
@@ -222,19 +222,26 @@ def test_a_class_that_only_other_tiles_have_is_left_out_and_said():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"target": {"background": 0.5, "glacier": 0.4}}, "sum to 1, not to 0.9"),
-        ({"target": {"background": 1.2, "glacier": -0.2}}, "target.glacier: a share of -0.2; it must be at least 0"),
+        ({"target": {"background": 0.5, "glacier": 0.4}}, "target: .*sum to 1, not to 0.9"),
+        ({"target": {"background": 1.2, "glacier": -0.2}}, "target.glacier: .*greater than or equal to 0, not -0.2"),
         ({"target": {}}, "sum to 1"),
-        ({"target": {"backgroud": 1.0}}, "did you mean 'background'"),
-        ({"target": {"background": float("nan"), "lake": 0.5}}, "target.background: a share of nan"),
-        ({"level": "pixels"}, "none of tile, crop, pixel"),
-        ({"min_effective": 0.0}, "not above 0"),
-        ({"min_effective": 1.5}, "at most 1"),
+        ({"target": {"backgroud": 1.0}}, "target: no class 'backgroud'; .*did you mean 'background'"),
+        ({"target": {"background": float("nan"), "lake": 0.5}}, "target.background: input should be a finite number"),
+        ({"level": "pixels"}, "level: input should be 'tile', 'crop' or 'pixel', not \"pixels\"; did you mean 'pixel'"),
+        ({"min_effective": 0.0}, "min_effective: input should be greater than 0"),
+        ({"min_effective": 1.5}, "min_effective: input should be less than or equal to 1"),
+        ({"levl": "tile"}, "levl: unknown key; .*did you mean 'level'"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(kwargs, message):
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(RecipeError, match=message) as e:
         PixelBalance(**kwargs)
+    assert "\n" not in str(e.value)
+
+
+def test_the_default_target_is_not_shared():
+    PixelBalance().target["lake"] = 9.0
+    assert PixelBalance().target == TARGET
 
 
 def test_what_no_tile_has_cannot_be_asked_for():
@@ -242,7 +249,7 @@ def test_what_no_tile_has_cannot_be_asked_for():
         solve(candidates(50, lakes=0), np.ones(50), PixelBalance())
     with pytest.raises(DataError, match="no labelled pixel"):
         solve(np.zeros((5, 4)), np.ones(5), PixelBalance())
-    only_lake = PixelBalance({"lake": 1.0})
+    only_lake = PixelBalance(target={"lake": 1.0})
     with pytest.raises(DataError, match="none of its classes"):
         solve(candidates(50, lakes=0), np.ones(50), only_lake, elsewhere=np.array([True] * len(CLASSES)))
 
@@ -271,5 +278,5 @@ def test_windows_with_few_labels_are_not_drawn_for_them():
 
 def test_the_order_of_the_target_does_not_matter():
     counts = candidates(100)
-    turned = PixelBalance(dict(reversed(TARGET.items())))
+    turned = PixelBalance(target=dict(reversed(TARGET.items())))
     np.testing.assert_array_equal(*(solve(counts, np.ones(100), b).probabilities for b in (PixelBalance(), turned)))

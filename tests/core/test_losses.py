@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import inspect
 import math
+import pickle
 import warnings
 from functools import cached_property
 
@@ -8,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from contract.losses import IGNORE, NASTY, K, LossContract, certain, scene, value_and_gradient
+from fastai.losses import CrossEntropyLossFlat
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from glacier_fastai.core import losses
 from glacier_fastai.core.confusion import confusion_matrix, mcc
@@ -23,6 +26,7 @@ from glacier_fastai.core.losses import (
     mcc_loss,
     soft_confusion,
 )
+from glacier_fastai.core.settings import LossSettings
 from glacier_fastai.errors import DataError, RecipeError
 
 torch.set_num_threads(1)
@@ -435,7 +439,7 @@ def test_edge_weights_by_hand():
 def test_many_classes():
     g = torch.Generator().manual_seed(0)
     logits, target = torch.randn(2, 12, 6, 6, generator=g), torch.randint(0, 12, (2, 6, 6), generator=g)
-    combined = CombinedLoss(**ALL, alpha=[1] * 12, n_classes=12)
+    combined = CombinedLoss(**ALL, alpha=[1] * 12)
     value, gradient = value_and_gradient(combined, logits, target)
     assert value.isfinite()
     assert gradient.isfinite().all()
@@ -454,8 +458,8 @@ def test_another_ignore_label():
     for ignore in (-100, 254, 300):
         other = target.masked_fill(target == IGNORE, ignore)
         for loss in FAST.values():
-            assert torch.equal(loss(logits, other, ignore=ignore), loss(logits, target))
-        assert torch.equal(CombinedLoss(**ALL, ignore=ignore)(logits, other), CombinedLoss(**ALL)(logits, target))
+            assert torch.equal(loss(logits, other, ignore_index=ignore), loss(logits, target))
+        assert torch.equal(CombinedLoss(**ALL, ignore_index=ignore)(logits, other), CombinedLoss(**ALL)(logits, target))
 
 
 # CombinedLoss
@@ -491,7 +495,7 @@ def test_phases_and_overrides():
     assert a.weights == {"focal": 0.60, "dice": 0.40, "mcc": 0, "boundary": 0, "bf1": 0}
     assert b.weights == {"focal": 0.25, "dice": 0.25, "mcc": 0.35, "boundary": 0.15, "bf1": 0}
     assert CombinedLoss.phase_b(mcc=0, bf1=0.1).weights["mcc"] == 0
-    assert CombinedLoss.phase_a(gamma=3).gamma == 3
+    assert CombinedLoss.phase_a(gamma=3).settings.gamma == 3
     assert repr(b) == "CombinedLoss(focal=0.25, dice=0.25, mcc=0.35, boundary=0.15)"
 
 
@@ -578,15 +582,183 @@ def test_state_holds_only_learned_weights():
     assert len(learned.state_dict()) == 4
 
 
+def test_any_number_of_classes_without_focal():
+    logits, target = scene()
+    assert CombinedLoss(dice=1)(logits[:, :2], target % 2) == dice_loss(logits[:, :2], target % 2)
+
+
+@pytest.mark.parametrize("alpha", [[4, 3, 2, 1], np.array([4.0, 3, 2, 1]), torch.tensor([4.0, 3, 2, 1])])
+def test_alpha_may_be_a_list_or_an_array(alpha):
+    logits, target = scene()
+    assert CombinedLoss(focal=1, alpha=alpha)(logits, target) == focal_loss(logits, target, alpha=(4, 3, 2, 1))
+
+
+def test_the_signature_and_help_name_every_setting():
+    named = inspect.signature(CombinedLoss).parameters
+    assert {*named} == {*LossSettings.model_fields, "extra", "ignore_index"}
+    assert (named["gamma"].default, named["mcc"].default) == (2.0, 0.0)
+    assert "gamma: focal exponent (default 2.0)" in CombinedLoss.__doc__
+
+
+# Parts of the user's own
+
+
+def entropy(logits, target):
+    """Mean cross-entropy over valid pixels, 0 where there are none."""
+    valid = target != IGNORE
+    log_p = logits.log_softmax(1).clamp(min=-1e30)
+    loss = torch.nn.functional.nll_loss(log_p, target.where(valid, 0), reduction="none")
+    return (loss * valid).sum() / valid.sum().clamp(min=1)
+
+
+class Scaled(nn.Module):
+    """A part with a weight and a buffer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.register_buffer("offset", torch.tensor(0.0))
+
+    def forward(self, logits, target):
+        return self.scale * entropy(logits, target) + self.offset
+
+
+class TestWithAPartOfOnesOwn(CombinedContract):
+    def make(self):
+        return CombinedLoss.phase_b(extra={"entropy": (0.3, entropy)})
+
+
+class TestAPartOfOnesOwnLearned(CombinedContract):
+    spatial = False
+    perfect = 4.0  # the log-variances stay
+
+    def make(self):
+        return CombinedLoss(dice=0.5, extra={"entropy": (0.3, entropy)}, learned=True)
+
+
+def test_a_part_of_ones_own_is_weighted_ramped_and_recorded():
+    logits, target = scene()
+    combined = CombinedLoss(dice=0.5, extra={"entropy": (0.3, entropy), "off": (0, print)})
+    dice, own = dice_loss(logits, target), entropy(logits, target)
+    torch.testing.assert_close(combined(logits, target), 0.5 * dice + 0.3 * own)
+    assert combined.weights == {"focal": 0, "dice": 0.5, "mcc": 0, "boundary": 0, "bf1": 0, "entropy": 0.3, "off": 0}
+    assert combined.parts.keys() == {"dice", "entropy"}
+    torch.testing.assert_close(combined.parts["entropy"], own)
+    combined.ramp["entropy"] = 0.1
+    torch.testing.assert_close(combined(logits, target), 0.5 * dice + 0.03 * own)
+    assert repr(combined) == "CombinedLoss(dice=0.5, entropy=0.3)"
+    torch.testing.assert_close(CombinedLoss(extra={"mine": (2, entropy)})(logits, target), 2 * own)
+
+
+def test_a_part_of_ones_own_gets_float32_and_int64_in_any_precision():
+    seen = []
+
+    def look(logits, target):
+        seen.append((type(logits), logits.dtype, target.dtype, (logits @ logits.mT).dtype))
+        return logits.mean()
+
+    logits, target = scene()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        CombinedLoss(extra={"look": (1, look)})(logits.bfloat16(), target.to(torch.uint8))
+    assert seen == [(Tensor, torch.float32, torch.int64, torch.float32)]
+
+
+def test_a_module_moves_and_is_trained_and_kept_with_the_loss():
+    combined = CombinedLoss(dice=0.5, extra={"scaled": (0.5, Scaled())})
+    assert {n for n, _ in combined.named_parameters()} == {"extra_scaled.scale"}
+    combined(*scene()).backward()
+    assert combined.extra["scaled"].scale.grad
+    combined.to("meta")
+    assert combined.extra["scaled"].offset.device.type == "meta"
+    again = CombinedLoss(dice=0.5, extra={"scaled": (0.5, Scaled())})
+    again.load_state_dict({"extra_scaled.scale": torch.tensor(7.0), "extra_scaled.offset": torch.tensor(1.0)})
+    assert again.extra["scaled"].scale == 7
+    copied = pickle.loads(pickle.dumps(again))
+    assert copied(*scene()) == again(*scene())
+    assert copied.extra["scaled"] is copied.extra_scaled
+
+
+@pytest.mark.parametrize(
+    "part", [CrossEntropyLossFlat(axis=1, ignore_index=IGNORE), nn.CrossEntropyLoss(ignore_index=IGNORE)]
+)
+def test_losses_of_others_are_parts(part):
+    logits, target = scene()
+    value = CombinedLoss(extra={"other": (1, part)})(logits, target)
+    torch.testing.assert_close(value, entropy(logits, target))
+
+
+def test_a_mean_over_nothing_counts_as_0():
+    logits, target = scene()
+    combined = CombinedLoss(extra={"other": (1, nn.CrossEntropyLoss(ignore_index=IGNORE))})
+    target[0] = IGNORE
+    combined.reduction = "none"
+    assert (combined(logits, target) > 0).tolist() == [False, True, True]
+    combined.reduction = "mean"
+    value, gradient = value_and_gradient(combined, logits, torch.full_like(target, IGNORE))
+    assert not value
+    assert not gradient.any()
+
+
+def test_a_part_of_ones_own_is_the_mean_over_processes():
+    logits, target = scene()
+    combined = CombinedLoss(extra={"entropy": (1, entropy), "mean": (2, lambda logits, target: logits.mean())})
+    combined.total = lambda x: 2 * x + torch.tensor([6.0, 4.0, 1.0])  # two others of this batch's size, and a third
+    combined(logits, target)
+    torch.testing.assert_close(combined.parts["entropy"], (2 * entropy(logits, target) + 6) / 3)
+    torch.testing.assert_close(combined.parts["mean"], (2 * logits.mean() + 4) / 3)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"dice": (0.1, entropy)}, "extra: a part cannot be called 'dice': use a name other than focal, dice"),
+        ({"valid": (0.1, entropy)}, "extra: a part cannot be called 'valid'"),
+        ({"my part": (0.1, entropy)}, "extra: a part cannot be called 'my part'"),
+        (
+            {"mine": entropy},
+            r"extra: mine is <function entropy .*: give its weight and a function, as \(0.1, my_loss\)",
+        ),
+        ({"mine": (entropy, 0.1)}, "extra: mine is .*give its weight and a function"),
+        ({"mine": (0.1, "entropy")}, "extra: mine is .*give its weight and a function"),
+        ({"mine": (-0.1, entropy)}, "extra: mine has weight -0.1: use 0 or a positive number"),
+        ({"mine": (math.nan, entropy)}, "extra: mine has weight nan"),
+        ({"mine": (0, entropy)}, "the weights of all parts are 0: give one of focal, dice, mcc, boundary, bf1, mine a"),
+    ],
+)
+def test_parts_that_cannot_be_are_refused(extra, message):
+    with pytest.raises(RecipeError, match=message) as e:
+        CombinedLoss(extra=extra)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (lambda z, y: z.mean(1), r"loss part mine returns torch.float32 \(3, 12, 10\): return a float tensor of shape"),
+        (lambda z, y: 0.5, "loss part mine returns float"),
+        (lambda z, y: None, "loss part mine returns NoneType"),
+        (lambda z, y: (y == 0).sum(), r"loss part mine returns torch.int64 \(\)"),
+    ],
+)
+def test_parts_that_return_no_scalar_are_refused(part, message):
+    combined = CombinedLoss.phase_a(extra={"mine": (0.1, part)})
+    for combined.reduction in ("mean", "none"):
+        with pytest.raises(RecipeError, match=message.replace("(3,", "([13],")) as e:
+            combined(*scene())
+        assert "\n" not in str(e.value)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "all loss weights are 0: give at least one of focal, dice, mcc, boundary, bf1 a positive number"),
-        ({"focal": -0.1, "dice": 1}, "loss weight focal=-0.1: use 0 or a positive number"),
-        ({"mcc": math.nan}, "loss weight mcc=nan: use 0 or a positive number"),
-        ({"mcc": math.inf}, "loss weight mcc=inf"),
-        ({"focal": 1, "alpha": (1, 2, 3)}, "alpha has 3 values for 4 classes: give one per class"),
-        ({"focal": 1, "alpha": (1, 2, 3, -4)}, r"alpha \[1, 2, 3, -4\]: use 0 or positive numbers"),
+        ({}, "the weights of all parts are 0: give one of focal, dice, mcc, boundary, bf1 a weight"),
+        ({"focal": -0.1, "dice": 1}, "focal: input should be greater than or equal to 0, not -0.1"),
+        ({"mcc": math.nan}, "mcc: input should be a finite number"),
+        ({"mcc": math.inf}, "mcc: input should be a finite number"),
+        ({"focal": "1"}, 'focal: input should be a valid number, not "1"'),
+        ({"focal": 1, "alpha": (1, 2, 3, -4)}, r"alpha.3: input should be greater than or equal to 0, not -4"),
+        ({"focal": 1, "gama": 2}, "gama: unknown key; allowed are focal, .*; did you mean 'gamma'?"),
+        ({"focal": 1, "gamma": -1, "smooth": 0}, "gamma: input .*; smooth: input should be greater than 0, not 0"),
     ],
 )
 def test_refusals(options, message):
@@ -597,8 +769,8 @@ def test_refusals(options, message):
 
 def test_refusals_at_use():
     logits, target = scene()
-    with pytest.raises(RecipeError, match="the model gives 3 classes and the loss is made for 4"):
-        CombinedLoss.phase_a()(logits[:, :3], target % 3)
+    with pytest.raises(RecipeError, match="alpha has 4 values for 3 classes: give one per class"):
+        CombinedLoss.phase_a()(logits[:, :3], target.where(target == IGNORE, target % 3))
     combined = CombinedLoss.phase_a()
     combined.reduction = "sum"
     with pytest.raises(RecipeError, match="unknown reduction 'sum': use 'mean' or 'none'"):

@@ -1,7 +1,11 @@
+import inspect
+import pickle
+
 import pytest
 import torch
 
 from glacier_fastai.core.dihedral import VIEWS, view
+from glacier_fastai.core.settings import Augmentation
 from glacier_fastai.data.augment import AugmentTiles
 from glacier_fastai.data.types import TensorGlacierMask, TensorMultispectral
 from glacier_fastai.errors import RecipeError
@@ -154,3 +158,32 @@ def test_a_preset_is_what_a_recipe_has_by_that_name(name):
 def test_an_unknown_preset_is_refused():
     with pytest.raises(RecipeError, match="unknown name 'hevy': use light, heavy.*did you mean 'heavy'"):
         AugmentTiles.preset("hevy")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rotat": 45}, "rotat: unknown key; allowed are flip, rotate, .*did you mean 'rotate'"),
+        ({"rotate": 200}, "rotate: input should be less than or equal to 180, not 200"),
+        ({"flip": "yes"}, 'flip: input should be a valid boolean, not "yes"'),
+        ({"shift": -0.1, "blur": 99}, "shift: input .*; blur: input should be less than or equal to 10"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_in_one_line(settings, message):
+    with pytest.raises(RecipeError, match=message) as e:
+        AugmentTiles(**settings)
+    assert "\n" not in str(e.value)
+
+
+def test_the_signature_and_help_name_every_setting():
+    named = inspect.signature(AugmentTiles).parameters
+    assert {*named} == {*Augmentation.model_fields}
+    assert (named["flip"].default, named["rotate"].default) == (True, 0.0)
+    assert "rotate: largest rotation, degrees (default 0.0)" in AugmentTiles.__doc__
+
+
+def test_it_can_be_exported():
+    x, y = batch()
+    heavy = AugmentTiles.preset("heavy")
+    again = pickle.loads(pickle.dumps(heavy))
+    assert all(map(torch.equal, augmented(x, y, heavy), augmented(x, y, again)))

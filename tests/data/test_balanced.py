@@ -161,7 +161,9 @@ def test_every_place_of_one_class_is_as_likely_as_any_other(tmp_path):
     values, classes, _ = made_up(40, 40)
     with TileWriter(tmp_path / "s", BANDS, 40, "uint16", "test") as writer:
         writer.add(values, np.zeros_like(classes), scene="s")
-    dls = loaders(tmp_path / "s", bs=8, crop=20, crops_per_tile=21_000, balance=PixelBalance({"background": 1.0}))
+    dls = loaders(
+        tmp_path / "s", bs=8, crop=20, crops_per_tile=21_000, balance=PixelBalance(target={"background": 1.0})
+    )
     assert len(set(np.diff(dls.train.crops.edges))) == 2  # cells of 2 and of 3 places
     for axis in (1, 2):
         places = np.bincount(np.array(dls.train.get_idxs())[:, axis], minlength=21)
@@ -262,6 +264,15 @@ def test_other_tiles_and_images_can_be_given(big):
     np.testing.assert_array_equal(y, big.masks[[3, 5]])
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.uint8])
+def test_positions_may_be_integers_of_numpy(big, kind):
+    dls = loaders(big, 0)
+    for with_labels in (False, True):
+        plain, other = (dls.test_dl([k(3), k(5)], with_labels=with_labels) for k in (int, kind))
+        assert other.direct
+        assert equal([tuple(plain.one_batch())], [tuple(other.one_batch())])
+
+
 @pytest.mark.parametrize("position", [-1, 12])
 def test_positions_beyond_the_store_are_refused(big, position):
     with pytest.raises(DataError, match=f"store: no tile {position}; positions are 0 to 11"):
@@ -332,7 +343,7 @@ def test_crops_without_a_label_are_not_drawn(tmp_path):
         writer.add(values, classes, scene="s")
     present = [CLASSES[k] for k in np.unique(classes)[:-1]]
     target = {name: 1 / len(present) for name in present}
-    dls = loaders(tmp_path / "s", crop=8, crops_per_tile=200, balance=PixelBalance(target))
+    dls = loaders(tmp_path / "s", crop=8, crops_per_tile=200, balance=PixelBalance(target=target))
     assert min((y != 255).float().mean() for _, y in passes(dls)) > 0
     assert max(col for _, _, col in dls.train.get_idxs()) < 20
 

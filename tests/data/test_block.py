@@ -1,12 +1,15 @@
 import numpy as np
 import pytest
 import torch
+from fastai.vision.all import FuncSplitter, RandomSplitter, Transform, noop
 from folders import competition_folder
 from scenes import BANDS, made_up, make_store
 
+from glacier_fastai.bands import CLASSES
 from glacier_fastai.core.folds import ALWAYS, NEVER
 from glacier_fastai.data.augment import AugmentTiles
-from glacier_fastai.data.block import GlacierDataLoaders, NormalizeBands, folds_hash, store_folds
+from glacier_fastai.data.block import GlacierDataLoaders, NormalizeBands
+from glacier_fastai.data.folds import folds_hash, store_folds
 from glacier_fastai.data.tiles import TileStore, TileWriter
 from glacier_fastai.data.types import TensorGlacierMask, TensorMultispectral
 from glacier_fastai.errors import DataError
@@ -257,3 +260,50 @@ def test_statistics_must_fit_the_bands():
 def test_a_store_is_given_by_path_too(tmp_path):
     make_store(tmp_path / "s")
     assert len(GlacierDataLoaders.from_store(tmp_path / "s", fold=1, folds=3, bs=2).valid_ds) == 4
+
+
+# parts that a caller may replace
+
+
+def test_classes_are_known_as_fastai_knows_them(store):
+    dls = loaders(store)
+    assert (dls.vocab, dls.c) == (CLASSES, 4)
+
+
+def test_a_splitter_decides_in_place_of_the_fold(tmp_path):
+    store = split_store(tmp_path / "s", ["", "test", "", "", ""])
+    splitter = FuncSplitter(lambda i: store.table["scene"][i] == "s3")
+    dls = GlacierDataLoaders.from_store(store, bs=2, splitter=splitter)
+    assert (dls.train_tiles, dls.valid_tiles) == ([0, 2, 4], [3])
+    assert dls.fold_of.tolist() == [ALWAYS, NEVER, ALWAYS, 0, ALWAYS]
+
+
+def test_transforms_of_batches_are_added(store):
+    class Double(Transform):
+        order = 200
+
+        def encodes(self, x: TensorMultispectral):
+            return x * 2
+
+    plain, doubled = loaders(store), loaders(store, batch_tfms=[Double()])
+    for one, two in ((plain.train, doubled.train), (plain.valid, doubled.valid)):
+        torch.testing.assert_close(two.one_batch()[0], one.one_batch()[0] * 2)
+
+
+def test_getters_are_fastais_and_read_whole_tiles(store):
+    dls = loaders(store, getters=[lambda i: 0, noop])
+    x, y = dls.valid.one_batch()
+    want = loaders(store).test_dl([0]).one_batch()[0][0]
+    torch.testing.assert_close(x[0], want)
+    assert torch.equal(x[0], x[3])
+    np.testing.assert_array_equal(y[1], store.masks[dls.valid_tiles[1]])
+    with pytest.raises(DataError, match="getters: fastai reads whole tiles; leave out crop and balance"):
+        loaders(store, getters=[noop, noop], crop=16)
+
+
+def test_the_block_stands_alone(store):
+    dls = GlacierDataLoaders.block(store, ["red", "swir1"], splitter=RandomSplitter(0.25)).dataloaders(
+        range(len(store)), bs=3, num_workers=0
+    )
+    assert dls.one_batch()[0].shape == (3, 2, 32, 32)
+    assert (len(dls.train_ds), len(dls.valid_ds)) == (9, 3)

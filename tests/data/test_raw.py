@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from folders import competition_folder, write_one
 from hkh_folders import hkh_folder
-from scenes import make_store
+from scenes import made_up, make_store
 
 from glacier_fastai.data.block import GlacierDataLoaders
 from glacier_fastai.data.raw import cached_store, open_tiles
+from glacier_fastai.data.sources import registry
 from glacier_fastai.errors import DataError, OutputError
 
 
@@ -30,16 +32,16 @@ def test_a_store_is_opened_as_it_is(store):
     assert not (store.path.parent / ".glacier_fastai").exists()
 
 
-def test_a_competition_folder_becomes_a_store_beside_it_and_is_reused(folder, tmp_path):
-    said = []
-    store = open_tiles(folder, report=said.append)
+def test_a_competition_folder_becomes_a_store_beside_it_and_is_reused(folder, tmp_path, caplog):
+    caplog.set_level("INFO")
+    store = open_tiles(folder)
     assert store.info["source"] == "competition"
     assert store.path.parent == tmp_path / ".glacier_fastai"
-    assert len(said) == 1 and str(folder) in said[0]
+    assert len(caplog.messages) == 1 and str(folder) in caplog.messages[0]
     made = (store.path / "dataset.json").stat().st_mtime_ns
-    again = open_tiles(folder, report=said.append)
+    again = open_tiles(folder)
     assert (again.path, (again.path / "dataset.json").stat().st_mtime_ns) == (store.path, made)
-    assert len(said) == 1
+    assert len(caplog.messages) == 1
 
 
 def test_a_changed_file_makes_a_new_store_and_drops_the_old(folder, tmp_path):
@@ -105,7 +107,9 @@ def test_where_nothing_can_be_written_beside_it_the_users_cache_is_taken(folder,
 
 
 def test_what_is_no_data_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"neither a tile store \(dataset.json\), nor GlacierHack .* nor HKH"):
+    with pytest.raises(
+        DataError, match=r"neither a tile store \(dataset.json\) .* competition \(.*Band1.* hkh \(.*slices"
+    ):
         open_tiles(tmp_path)
     with pytest.raises(DataError, match="missing: no such folder"):
         open_tiles(tmp_path / "missing")
@@ -116,6 +120,115 @@ def test_a_bad_folder_leaves_no_store(folder, tmp_path):
     with pytest.raises(DataError, match="Band3: no file of tile 002"):
         open_tiles(folder)
     assert entries(tmp_path / ".glacier_fastai") == []
+
+
+PLUG_IN = """
+import numpy as np
+from glacier_fastai.data.sources.registry import Source
+from glacier_fastai.data.tiles import TileWriter
+
+def find(path):
+    return path if any(path.glob("*.npz")) else None
+
+def files(root):
+    return sorted(root.glob("*.npz"))
+
+def prepare(root, out, bands):
+    with TileWriter(out, bands, None, "uint16", "of my own") as writer:
+        for path in files(root):
+            with np.load(path) as tile:
+                writer.add(tile["image"][: len(bands)], tile["mask"], scene=path.stem)
+
+{name} = Source("{name}", "NAME.npz", find, files, prepare, lambda bands: {{"bands": bands or ["red", "nir"]}})
+"""
+
+
+@pytest.fixture
+def plug_ins(tmp_path, monkeypatch):
+    """Install packages: `plug_ins(name=(entry point, source code))` puts modules and their dist-info on sys.path."""
+
+    installed = []
+
+    def install(**packages):
+        installed.extend(packages)
+        site = tmp_path / "site"
+        site.mkdir()
+        for name, (points, code) in packages.items():
+            info = site / f"{name}-1.0.dist-info"
+            info.mkdir()
+            (site / f"{name}.py").write_text(code)
+            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+            (info / "entry_points.txt").write_text(f"[glacier_fastai.sources]\n{points}\n")
+        monkeypatch.syspath_prepend(site)
+        registry._plug_ins.cache_clear()
+
+    yield install
+    registry._plug_ins.cache_clear()
+    for name in installed:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def npz(tmp_path):
+    """A folder of two tiles that no built-in source knows."""
+    folder = tmp_path / "npz"
+    folder.mkdir()
+    for k in range(2):
+        values, classes, _ = made_up(32, 32, seed=k)
+        np.savez(folder / f"t{k}.npz", image=values, mask=classes)
+    return folder
+
+
+def test_a_source_of_an_installed_package_opens_its_folders(plug_ins, npz):
+    plug_ins(own_tiles=("npz = own_tiles:npz", PLUG_IN.format(name="npz")))
+    store = open_tiles(npz)
+    assert (store.info["source"], store.bands, store.table["scene"].tolist()) == (
+        "of my own",
+        ("red", "nir"),
+        ["t0", "t1"],
+    )
+    assert open_tiles(npz).path == store.path
+    assert open_tiles(npz, ["blue", "green", "red"]).bands == ("blue", "green", "red")
+    dls = GlacierDataLoaders.from_store(npz, 0, 1, folds=2)
+    assert dls.store.path == store.path
+    (npz / "t1.npz").unlink()
+    assert len(open_tiles(npz)) == 1
+
+
+BROKEN = {
+    "raises": ("bad = bad_tiles:thing", "import no_such_module", r"No module named 'no_such_module'"),
+    "nonsense": ("bad = bad_tiles:thing", "def thing(", "SyntaxError"),
+    "absent": ("bad = bad_tiles:thing", "", "AttributeError"),
+    "other": ("bad = bad_tiles:thing", "thing = 3", "it is a int, not a .*Source"),
+    "taken": ("bad = bad_tiles:hkh", PLUG_IN.format(name="hkh"), "the name 'hkh' is taken"),
+    "twice": ("bad = bad_tiles:npz\nworse = bad_tiles:npz", PLUG_IN.format(name="npz"), "the name 'npz' is taken"),
+}
+
+
+@pytest.mark.parametrize(("point", "code", "why"), BROKEN.values(), ids=BROKEN)
+def test_a_plug_in_that_cannot_be_used_is_named_and_the_rest_works(plug_ins, npz, tmp_path, caplog, point, code, why):
+    good = ("zzz = own_tiles:good", PLUG_IN.format(name="good"))
+    plug_ins(bad_tiles=(point, code), own_tiles=good)
+    assert len(open_tiles(npz)) == 2
+    assert len(open_tiles(npz)) == 2
+    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(said) == 1 and "\n" not in said[0]
+    line = (
+        rf"source '(bad|worse)': its plug-in bad_tiles:\w+ of bad_tiles cannot be used \(.*{why}.*\); mend or uninstall"
+    )
+    assert re.match(line, said[0])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        DataError, match=rf"neither a tile store .*competition \(.*hkh \(.*good \(NAME.npz\).*{line}"
+    ) as err:
+        open_tiles(tmp_path / "empty")
+    assert "\n" not in str(err.value)
+
+
+def test_built_in_sources_do_not_wait_for_plug_ins(plug_ins, folder, caplog):
+    plug_ins(bad_tiles=("bad = bad_tiles:thing", "raise SystemError"))
+    assert len(open_tiles(folder)) == 3
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
 
 
 KILLED = """

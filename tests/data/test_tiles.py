@@ -5,11 +5,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scenes import BANDS, made_up, make_store
 
+from glacier_fastai.data.folds import store_folds
 from glacier_fastai.data.tiles import TileStore, TileWriter, store_dtype
 from glacier_fastai.errors import DataError, OutputError
+
+LEGACY = Path(__file__).parents[1] / "legacy"
 
 
 def test_what_was_written_is_read_back(store):
@@ -91,6 +95,36 @@ def test_a_store_is_whole_or_absent(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_input_that_cannot_be_read_is_not_taken_for_the_store(tmp_path):
+    with (
+        pytest.raises(FileNotFoundError, match="absent"),
+        TileWriter(tmp_path / "s", BANDS, 32, "uint16", "x"),
+        open(tmp_path / "absent"),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_tile_gives_the_size_that_nobody_knew(tmp_path):
+    values, classes, _ = made_up(32, 32)
+    with TileWriter(tmp_path / "s", BANDS, None, "uint16", "x") as writer:
+        writer.add(values, classes, scene="a")
+        with pytest.raises(DataError, match=r"wanted \(5, 32, 32\)"):
+            writer.add(values[:, :16, :16], classes[:16, :16], scene="b")
+    store = TileStore(tmp_path / "s")
+    assert (store.size, store.info["size"]) == (32, 32)
+    np.testing.assert_array_equal(store.images[0], values)
+
+
+def test_tiles_are_known_again_by_what_an_earlier_version_called_them():
+    """Bundles and checkpoints hold these; see tests/legacy/README.md."""
+    store, expected = TileStore(LEGACY / "store"), np.load(LEGACY / "expected.npz")
+    assert store.keys() == expected["keys"].tolist()
+    assert store.fingerprint() == str(expected["fingerprint"]) == "68428d4b4818345a"
+    folds = pd.read_csv(LEGACY / "run" / "folds.csv", dtype={"id": str})
+    assert store_folds(store, 3).tolist() == [folds["fold"][folds["id"] == i].item() for i in store.table["id"]]
+
+
 def test_a_leftover_of_a_killed_run_is_replaced(tmp_path):
     (tmp_path / ".s.partial").mkdir()
     (tmp_path / ".s.partial" / "images.npy").write_bytes(b"half")
@@ -100,8 +134,11 @@ def test_a_leftover_of_a_killed_run_is_replaced(tmp_path):
 
 def test_refusals_of_the_writer(tmp_path):
     values, classes, _ = made_up(32, 32)
-    with pytest.raises(OutputError, match="exists already; choose another name"):
-        TileWriter(tmp_path, BANDS, 32, "uint16", "x")
+    with (
+        pytest.raises(OutputError, match="exists already; choose another name"),
+        TileWriter(tmp_path, BANDS, 32, "uint16", "x"),
+    ):
+        pass
     with pytest.raises(DataError, match="not one tile to write"), TileWriter(tmp_path / "s", BANDS, 32, "uint16", "x"):
         pass
     with TileWriter(tmp_path / "t", BANDS, 32, "uint16", "x") as writer:
@@ -183,6 +220,7 @@ FULL = """
 import resource, signal, sys
 sys.path.insert(0, {tests!r})
 from scenes import BANDS, made_up
+from glacier_fastai.data.folds import store_folds
 from glacier_fastai.data.tiles import TileWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
@@ -208,8 +246,11 @@ def test_a_full_disk_is_said_in_a_line_and_leaves_nothing(tmp_path, room):
 
 
 def test_a_writer_that_cannot_begin_leaves_nothing_and_no_lock(tmp_path, monkeypatch):
-    monkeypatch.setattr(TileWriter, "_headers", lambda self: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(OutputError, match="cannot be made"), TileWriter(tmp_path / "s", BANDS, 32, "uint16", "x"):
+    monkeypatch.setattr(TileWriter, "_headers", lambda self, size: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with (
+        pytest.raises(OutputError, match=r"s: cannot be written \(No space left"),
+        TileWriter(tmp_path / "s", BANDS, 32, "uint16", "x"),
+    ):
         pass
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()

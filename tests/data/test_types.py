@@ -2,12 +2,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_rgb
-from scenes import make_store
+from scenes import TINY, make_store
 
-from glacier_fastai.bands import CLASS_COLOURS
 from glacier_fastai.data.block import GlacierDataLoaders
-from glacier_fastai.data.types import TensorGlacierMask, TensorMultispectral, class_rgba, error_rgba, false_colour
+from glacier_fastai.data.types import TensorGlacierMask, TensorMultispectral
+from glacier_fastai.errors import DataError
+from glacier_fastai.plots.panels import class_rgba, false_colour
+from glacier_fastai.train.learner import glacier_learner
 
 SETS = {
     4: ("blue", "green", "red", "nir"),
@@ -15,38 +16,6 @@ SETS = {
     7: ("blue", "green", "red", "swir1", "thermal", "glcm_contrast(swir1)", "glcm_energy(swir1)"),
     12: ("blue", "green", "red", "nir", "swir1", "swir2", "thermal", "pan", "ndvi", "ndsi", "ndwi", "elevation"),
 }
-
-
-def test_the_stretch_ignores_nodata_and_outliers():
-    image = np.random.default_rng(0).uniform(100, 200, (3, 50, 50)).astype(np.float32)
-    image[:, 0] = np.nan
-    image[0, 1, 1] = 1e9
-    rgba = false_colour(image, (0, 1, 2))
-    assert (rgba[0, :, 3] == 0).all()
-    assert (rgba[1:, :, 3] == 1).all()
-    assert rgba[1, 1, 0] == 1
-    for band in range(3):
-        inside = rgba[1:, :, band]
-        assert 0.45 < inside.mean() < 0.55
-        assert 0.01 < (inside == 0).mean() < 0.03
-        assert 0.01 < (inside == 1).mean() < 0.03
-
-
-def test_an_image_without_any_data_is_clear():
-    assert (false_colour(np.full((3, 4, 4), np.nan), (0, 1, 2)) == 0).all()
-
-
-def test_classes_and_errors_have_their_colours():
-    mask = np.array([[0, 1, 2, 3, 255]])
-    rgba = class_rgba(mask)
-    np.testing.assert_allclose(rgba[0, :4, :3], [to_rgb(c) for c in CLASS_COLOURS], atol=1e-6)
-    assert rgba[0, :, 3].tolist() == [1, 1, 1, 1, 0]
-    assert error_rgba(mask, mask)[0, 4, 3] == 0  # neither right nor wrong
-    errors = error_rgba(np.array([[0, 2, 2, 3, 1]]), mask)
-    right, wrong = errors[0, 0], errors[0, 1]
-    assert not np.allclose(right, wrong)
-    np.testing.assert_array_equal(errors[0, 2:4], [right, right])
-    assert errors[0, 4, 3] == 0
 
 
 @pytest.mark.parametrize("n", SETS)
@@ -58,7 +27,7 @@ def test_show_batch_for_any_number_of_bands(tmp_path, n):
     assert len(shown) == 6
     titles = {ax.get_title() for ax in shown}
     composite = {4: "colour infrared", 5: "snow and ice (no nir)", 7: "snow and ice (no nir)", 12: "snow and ice"}[n]
-    assert titles == {composite, "target"}
+    assert titles == {composite, "truth"}
     labels = [t.get_text() for t in fig.legends[0].get_texts()]
     assert labels == ["background", "glacier", "debris", "lake", "no data or label"]
 
@@ -77,3 +46,24 @@ def test_single_tensors_show_themselves():
     image = TensorMultispectral(torch.rand(5, 8, 8))
     assert image.show(title="x").get_title() == "x"
     assert TensorGlacierMask(torch.zeros(8, 8, dtype=torch.int64)).show().images
+
+
+def test_batches_and_results_are_drawn_into_the_axes_given(tmp_path):
+    dls = GlacierDataLoaders.from_store(make_store(tmp_path / "s"), fold=0, bs=4, folds=3)
+    learn = glacier_learner(dls, encoder=TINY)
+    fig, axes = plt.subplots(1, 4)
+    learn.dls.show_batch(ctxs=axes, max_n=1)
+    assert [len(ax.images) for ax in axes] == [1, 1, 0, 0]
+    learn.dls.show_batch(ctxs=axes[2:])
+    assert [len(ax.images) for ax in axes] == [1, 1, 1, 1]
+    assert [ax.get_title() for ax in axes[1::2]] == ["truth", "truth"]
+    assert not fig.legends  # the figure is the caller's
+    fig, axes = plt.subplots(2, 4)
+    learn.show_results(ctxs=axes)
+    assert all(len(ax.images) == 1 for ax in axes.flat)
+    assert [ax.get_title() for ax in axes[1, 1:3]] == ["truth", "prediction"]
+    with pytest.raises(DataError, match="3 axes; use 2 axes for each sample: image, truth"):
+        learn.dls.show_batch(ctxs=axes[0, :3])
+    with pytest.raises(DataError, match="2 axes; use 4 axes for each sample: image, truth, prediction, errors"):
+        learn.show_results(ctxs=axes[0, :2])
+    assert len(plt.get_fignums()) == 2

@@ -127,7 +127,7 @@ def test_refusals(crossvalidated, tmp_path):
     alone = fake(tmp_path / "alone", crossvalidated[0], 5)
     table = pd.read_csv(alone / "oof" / "tiles.csv").assign(fold=1)
     table.to_csv(alone / "oof" / "tiles.csv", index=False)
-    with pytest.raises(DataError, match="alone: predictions of one fold alone; finish it with crossval --resume"):
+    with pytest.raises(DataError, match="alone: predictions of one fold alone; resume it"):
         calibrate([alone], tmp_path / "e.yaml")
     with pytest.raises(DataError, match="alone: is named twice"):
         calibrate([alone, alone / "oof"], tmp_path / "e.yaml")

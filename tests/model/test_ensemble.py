@@ -101,7 +101,7 @@ def test_the_batch_size_is_found_where_memory_runs_out(saved):
     assert predictor.models is None and predictor.batch_size == 1
     alone = Predictor(Ensemble.load(saved[:1]), CPU)
     alone.models = [limited(models[0], 0)]
-    with pytest.raises(PredictionError, match="one window of 32 x 32 px; use a smaller --window"):
+    with pytest.raises(PredictionError, match="one window of 32 x 32 px; use a smaller window"):
         alone(windows(1))
 
 

@@ -27,7 +27,7 @@ def predictions(bundle, store, i):
 
 def test_scores_equal_scikit_learn(bundle, trained):
     store = trained[1]
-    result = evaluate(bundle, store, batch_size=1)
+    result = evaluate(bundle, store)
     pairs = []
     for i in range(len(store)):
         y, p = store.masks[i], predictions(bundle, store, i)
@@ -39,7 +39,7 @@ def test_scores_equal_scikit_learn(bundle, trained):
     assert {k: v["pixels"] for k, v in result["classes"].items()} == {
         n: int((y == k).sum()) for k, n in enumerate(bundle.classes)
     }
-    assert set(result) == {"mcc", "ice_mcc", "mean_iou", "ice_iou", "mcc_image_mean", "classes", "confusion"}
+    assert {"mcc", "ice_mcc", "mean_iou", "ice_iou", "mcc_image_mean", "ece", "classes", "confusion"} == set(result)
 
 
 def test_bands_are_found_by_name(bundle, trained, tmp_path):
@@ -56,7 +56,7 @@ def test_a_bundle_is_scored_on_the_maps_it_makes_post_processed_where_its_recipe
     result = evaluate(cleaned, store)
     assert result["confusion"] != evaluate(bundle, store)["confusion"]
     by_hand = np.zeros((4, 4), int)
-    for i, classes, _ in predict_tiles(Ensemble.of(cleaned), store):
+    for i, classes, _ in predict_tiles(cleaned, store):
         known = store.masks[i] != 255
         np.add.at(by_hand, (store.masks[i][known], classes[known]), 1)
     np.testing.assert_array_equal(result["confusion"], by_hand)
@@ -71,7 +71,7 @@ def test_values_under_nodata_do_not_matter(bundle, trained):
 
 
 def test_other_classes_are_not_taken_for_ours(bundle, trained):
-    with pytest.raises(BundleError, match="the bundle has classes a, b, c, d; maps are of background, glacier"):
+    with pytest.raises(BundleError, match="has classes a, b, c, d; maps are of background, glacier"):
         evaluate(replace(bundle, classes=("a", "b", "c", "d")), trained[1])
 
 
@@ -85,25 +85,25 @@ def test_on_its_own_store_only_unseen_tiles_are_scored(bundle, trained, tmp_path
     assert bundle.trained_on.hash == store.fingerprint()
     tiles, why = tiles_to_score(bundle, store)
     assert (len(tiles), why) == (4, "the 4 tiles of fold 0")
-    tiles, why = tiles_to_score(bundle, store, "1")
-    assert why == "the 4 tiles of fold 1; the bundle was trained on some of them"
+    tiles, why = tiles_to_score(bundle, store, 1)
+    assert why == "the 4 tiles of fold 1; the bundle was trained on 4 of them"
     tiles, why = tiles_to_score(bundle, store, "all")
-    assert (len(tiles), why) == (12, "all 12 tiles, also those the bundle was trained on")
+    assert (len(tiles), why) == (12, "all 12 tiles, and the bundle was trained on 8 of them")
     other = placed_store(tmp_path / "o", range(12))
     tiles, why = tiles_to_score(bundle, other)
     assert (len(tiles), why) == (12, "all 12 tiles")
-    for fold in ("3", "-1"):
-        with pytest.raises(DataError, match=f"--fold {fold}: there are folds 0 to 2"):
+    for fold in (3, -1):
+        with pytest.raises(DataError, match=f"fold {fold}: there are folds 0 to 2"):
             tiles_to_score(bundle, store, fold)
-    with pytest.raises(DataError, match="--fold first: use a number from 0 to 2, all or test"):
+    with pytest.raises(DataError, match="fold first: use a number from 0 to 2, all or test"):
         tiles_to_score(bundle, store, "first")
 
 
 def test_other_folds_than_those_of_the_training_are_refused(bundle, trained):
     assert len(bundle.trained_on.folds_hash) == 16
-    changed = replace(bundle, trained_on={**bundle.trained_on, "folds_hash": "0" * 16})
+    changed = replace(bundle, trained_on=bundle.trained_on.model_copy(update={"folds_hash": "0" * 16}))
     with pytest.raises(DataError, match=r"trained on other folds of these tiles.*run's folds\.csv names; leave out"):
-        tiles_to_score(changed, trained[1], "1")
+        tiles_to_score(changed, trained[1], 1)
     assert (
         tiles_to_score(changed, trained[1])[1] == "the 4 tiles of fold 0"
     )  # known by name, whatever the folds are now
@@ -127,6 +127,26 @@ def test_standardised_values_and_values_as_delivered_are_not_mixed(bundle, train
         evaluate(bundle, TileStore(tmp_path / "s"))
     with pytest.raises(BundleError, match="trained on values already standardised, these are as delivered"):
         evaluate(replace(bundle, standardised=True), trained[1])
+
+
+def test_a_bundle_and_an_ensemble_of_it_have_the_same_scores(bundle, trained):
+    assert evaluate(Ensemble.of(bundle), trained[1]) == evaluate(bundle, trained[1])
+
+
+def test_indices_are_computed_for_whoever_takes_them(trained, tmp_path):
+    """A bundle is evaluated on what it can be mapped with."""
+    store = trained[1]
+    recipe = tiny_recipe("train.epochs=1", "bands=[red, ndsi]")
+    bundle = ModelBundle.load(finetune(recipe, store, tmp_path / "run") / "best.safetensors")
+    assert bundle.bands == ("red", "ndsi") and bundle.texture is None
+    image = store.read(0)
+    green, swir1 = image[store.bands.index("green")], image[store.bands.index("swir1")]
+    mine = np.stack([image[store.bands.index("red")], (green - swir1) / (green + swir1)])
+    with torch.no_grad():
+        want = bundle.model()(torch.from_numpy(normalised(mine, bundle.mean, bundle.std))[None]).softmax(1)[0]
+    (found,) = predict_tiles(bundle, store, [0])
+    np.testing.assert_allclose(found.probs, want, atol=1e-5)
+    assert np.array_equal(found.classes == 255, np.isnan(image[0]))
 
 
 def placed_store(path, tiles, bands=BANDS, labels=0):
@@ -160,5 +180,5 @@ def test_training_tiles_are_known_again_in_any_other_store(tmp_path):
     some = placed_store(tmp_path / "some", [*train, 7, 8])
     assert tiles_to_score(bundle, some)[1] == "the 2 tiles of 6 that the bundle was not trained on"
     seen = placed_store(tmp_path / "seen", train)
-    assert "all 4 tiles, and the bundle was trained on them" in tiles_to_score(bundle, seen)[1]
+    assert tiles_to_score(bundle, seen)[1] == "all 4 tiles, and the bundle was trained on them: these scores say little"
     assert tiles_to_score(bundle, placed_store(tmp_path / "new", [7, 8, 9]))[1] == "all 3 tiles"

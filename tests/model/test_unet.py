@@ -1,64 +1,28 @@
 import pytest
 import torch
+from contract.models import ModelContract
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scenes import TINY
 
-from glacier_fastai.model.unet import (
-    ChannelAttention,
-    GlacierUnet,
-    adapt_first_conv,
-    adapt_head,
-    glacier_splitter,
-    glacier_unet,
-)
+from glacier_fastai.errors import RecipeError
+from glacier_fastai.model.registry import build_model, model_names
+from glacier_fastai.model.unet import ChannelAttention, adapt_first_conv, adapt_head, glacier_unet
 
 
-class ModelContract:
-    """What every model of ours does."""
-
-    attention: str | None = None
-
-    def model(self, bands=5, classes=4):
-        torch.manual_seed(0)
-        return glacier_unet("resnet18", bands, classes, self.attention)
-
-    @pytest.mark.parametrize(("bands", "classes"), [(4, 4), (5, 4), (7, 2), (12, 4)])
-    def test_any_number_of_bands_and_classes(self, bands, classes):
-        assert self.model(bands, classes).eval()(torch.randn(2, bands, 64, 64)).shape == (2, classes, 64, 64)
-
-    def test_a_size_that_fits_is_not_padded(self):
-        model, x = self.model().eval(), torch.randn(1, 5, 64, 96)
-        features = model.encoder(x)
-        assert torch.equal(model(x), model.segmentation_head(model.decoder(features)))
-
-    def test_every_parameter_gets_a_gradient(self):
-        model = self.model()
-        model(torch.randn(2, 5, 64, 64)).square().sum().backward()
-        assert [n for n, p in model.named_parameters() if p.grad is None] == []
-
-    def test_the_groups_hold_every_parameter_once(self):
-        model = self.model()
-        encoder, rest = glacier_splitter(model)
-        assert {id(p) for p in encoder} == {id(p) for p in model.encoder.parameters()}
-        everything = [id(p) for p in encoder + rest]
-        assert sorted(everything) == sorted(id(p) for p in model.parameters())
-
-    def test_weights_survive_a_round_trip(self):
-        a, b, x = self.model().eval(), glacier_unet("resnet18", 5, 4, self.attention).eval(), torch.randn(1, 5, 40, 50)
-        b.load_state_dict(a.state_dict())
-        assert torch.equal(a(x), b(x))
+class TestUnet(ModelContract):
+    name = "unet"
+    options = {"encoder": TINY, "attention": "scse"}
 
 
-class TestPlain(ModelContract):
-    attention = None
+class TestUnetWithoutAttention(ModelContract):
+    name = "unet"
+    options = {"encoder": TINY, "attention": None}
 
 
-class TestScse(ModelContract):
-    attention = "scse"
-
-
-class TestCse(ModelContract):
-    attention = "cse"
+class TestUnetWithChannelAttention(ModelContract):
+    name = "unet"
+    options = {"encoder": TINY, "attention": "cse"}
 
     def test_the_gate_starts_nearly_open(self):
         x = torch.randn(2, 32, 8, 8)
@@ -66,22 +30,89 @@ class TestCse(ModelContract):
         assert 0.8 < (y / x).mean() < 0.95
 
 
+class Other(ModelContract):
+    options = {"encoder": TINY}
+
+
+class TestUnetPlusPlus(Other):
+    name = "unetplusplus"
+
+
+class TestMAnet(Other):
+    name = "manet"
+
+
+class TestLinknet(Other):
+    name = "linknet"
+
+
+class TestFPN(Other):
+    name = "fpn"
+
+
+class TestDeepLabV3(Other):
+    name = "deeplabv3"
+
+
+class TestDeepLabV3Plus(Other):
+    name = "deeplabv3plus"
+
+
+class TestUPerNet(Other):
+    name = "upernet"
+
+
+class TestSegformer(Other):
+    name = "segformer"
+
+
+def test_every_network_that_is_built_in_has_its_contract():
+    mine = {
+        c.name for c in globals().values() if isinstance(c, type) and issubclass(c, ModelContract) and "name" in vars(c)
+    }
+    assert {"unet", "fpn"} <= mine <= set(model_names())
+    assert mine == {n for n in model_names() if build_model(n, ["red"], encoder=TINY).__module__.endswith("model.unet")}
+
+
+@pytest.mark.parametrize(
+    "encoder", ["resnet18", "efficientnet-b0", "mobilenet_v2", "mit_b0", "tu-test_convnext.r160_in1k"]
+)
+def test_encoders_of_smp_and_timm(encoder):
+    model = build_model("unet", ["red", "nir", "swir1"], encoder=encoder, attention=None)
+    model(torch.randn(2, 3, 40, 70)).square().sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_a_size_that_fits_is_not_padded():
+    model, x = glacier_unet(TINY, 5).eval(), torch.randn(1, 5, 64, 96)
+    assert torch.equal(model(x), model.segmentation_head(model.decoder(model.encoder(x))))
+
+
 @settings(max_examples=15, deadline=None)
 @given(height=st.integers(1, 100), width=st.integers(1, 100), attention=st.sampled_from([None, "scse", "cse"]))
 def test_any_image_size(height, width, attention):
-    model = glacier_unet("resnet18", 5, 4, attention).eval()
+    model = glacier_unet(TINY, 5, 4, attention).eval()
     assert model(torch.randn(1, 5, height, width)).shape == (1, 4, height, width)
 
 
 def test_the_default_has_about_24_6_million_parameters():
-    model = glacier_unet()
-    assert isinstance(model, GlacierUnet)
-    assert sum(p.numel() for p in model.parameters()) == 24_556_872
+    assert sum(p.numel() for p in glacier_unet().parameters()) == 24_556_872
 
 
-def test_unknown_attention_is_refused():
-    with pytest.raises(ValueError, match="attention 'se': use 'scse', 'cse' or None"):
-        glacier_unet(attention="se")
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("unet", {"attention": "se"}, "attention 'se': use 'scse', 'cse' or None"),
+        ("unet", {"encoder": "resnet43"}, "encoder 'resnet43'.*tu-NAME.*did you mean 'resnet34'"),
+        ("fpn", {"encoder": "tu-nonet"}, "'fpn' cannot be built for 1 bands with encoder='tu-nonet'"),
+        ("linknet", {"encoder": "mit_b0"}, "'linknet' cannot be built.*mit_b0.*not supported"),
+        ("unet", {"encoder": "tu-swin_tiny_patch4_window7_224"}, "cannot take an image of 1 bands and 40 x 56 px"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_one_line(name, options, message):
+    with pytest.raises(RecipeError, match=message) as err:
+        build_model(name, ["red"], **options)
+    assert "\n" not in str(err.value)
 
 
 def test_the_first_convolution_is_adapted_by_band_name():

@@ -92,7 +92,7 @@ def test_refusals_leave_no_map_behind(bundle, scene, tmp_path):
     refuse(DataError, "no such file", tmp_path / "x.tif")
     few = write_raster(tmp_path / "few.tif", made_up()[0][:3], bands=BANDS[:3])
     refuse(BundleError, "the bundle needs band swir1, thermal; here are blue, green, red", few)
-    refuse(DataError, "5 bands, but --bands names 1", scene[0], bands=["red"])
+    refuse(DataError, "5 bands, but `bands` names 1", scene[0], bands=["red"])
     empty = write_raster(tmp_path / "empty.tif", made_up()[0] * 0, nodata=0, bands=BANDS)
     refuse(DataError, "every pixel is nodata, so there is nothing to map", empty)
     cut = tmp_path / "cut.tif"

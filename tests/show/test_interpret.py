@@ -15,9 +15,10 @@ from glacier_fastai.core.calibration import reliability
 from glacier_fastai.data.block import GlacierDataLoaders
 from glacier_fastai.data.tiles import TileStore, TileWriter
 from glacier_fastai.errors import BundleError, DataError
-from glacier_fastai.model.bundle import FIRST, ModelBundle
+from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.model.evaluate import evaluate
 from glacier_fastai.model.predictor import Predictor
+from glacier_fastai.model.registry import architecture
 from glacier_fastai.show import interpret
 from glacier_fastai.show.interpret import GlacierInterpretation
 from glacier_fastai.train.learner import glacier_learner
@@ -70,7 +71,7 @@ def test_a_row_for_each_tile(found, store, probabilities):
         assert row["mcc"] == pytest.approx(matthews_corrcoef(y[known], p.argmax(1)), abs=1e-9)
         assert row["ice_share"] == pytest.approx(np.isin(y[known], (1, 2)).mean())
         assert row["brightness"] == pytest.approx(np.nanmean(image[:3]), rel=1e-6)
-    np.testing.assert_allclose(found.probabilities(4), probabilities[4], atol=1e-5)
+    np.testing.assert_allclose(found.predict(4).probs, probabilities[4], atol=1e-5)
 
 
 def test_what_has_no_label_or_no_data_is_nan(bundle, tmp_path):
@@ -157,7 +158,7 @@ def test_a_learner_is_interpreted_by_its_own_maps(tmp_path, bands):
     found = GlacierInterpretation.from_learner(learn)
     assert found.table["tile"].tolist() == learn.dls.valid_tiles
     for i, p, truth in zip(learn.dls.valid_tiles, probs, y, strict=True):
-        np.testing.assert_allclose(found.probabilities(i), p, atol=1e-4)
+        np.testing.assert_allclose(found.predict(i).probs, p, atol=1e-4)
         truth, p = truth.numpy(), p.argmax(0).numpy()
         known = truth != 255
         assert found.table.set_index("tile")["mcc"][i] == pytest.approx(matthews_corrcoef(truth[known], p[known]))
@@ -165,7 +166,7 @@ def test_a_learner_is_interpreted_by_its_own_maps(tmp_path, bands):
 
 
 def test_what_cannot_be_interpreted_is_refused(found, bundle, store, tmp_path):
-    with pytest.raises(BundleError, match="model Small: no bundle can hold it; use glacier_unet"):
+    with pytest.raises(BundleError, match="model Small: no bundle can hold it.*register_model"):
         GlacierInterpretation.from_learner(small_learner(tmp_path / "s"))
     with pytest.raises(DataError, match="there are no validation tiles .fold=None.: name tiles"):
         GlacierInterpretation.from_learner(learner(TileStore(tmp_path / "s"), fold=None))
@@ -175,7 +176,7 @@ def test_what_cannot_be_interpreted_is_refused(found, bundle, store, tmp_path):
         with pytest.raises(DataError, match=f"no tile {tile}; use 0 to 11"):
             GlacierInterpretation(bundle, store, [0, tile])
         with pytest.raises(DataError, match=f"no tile {tile}; use 0 to 11"):
-            found.probabilities(tile)
+            found.predict(tile)
     with pytest.raises(DataError, match="^method 'shuffle': use permutation or occlusion$"):
         found.band_importance("shuffle")
     with pytest.raises(DataError, match="0 repeats, 24 tiles: use at least 1 of each"):
@@ -187,7 +188,7 @@ def test_what_cannot_be_interpreted_is_refused(found, bundle, store, tmp_path):
 @pytest.mark.parametrize("method", ["permutation", "occlusion"])
 def test_a_band_that_the_model_does_not_look_at_is_worth_nothing(bundle, store, method):
     weights = {k: v.clone() for k, v in bundle.weights.items()}
-    weights[FIRST][:, 2] = 0
+    weights[architecture(bundle.arch)[0].first(bundle.model())][:, 2] = 0
     table = GlacierInterpretation(replace(bundle, weights=weights), store).band_importance(method, 2, tiles=4)
     assert list(table)[:4] == ["band", "drop", "spread", "method"] and table["band"].tolist() == list(BANDS)
     assert (table["drop"][2], table["spread"][2]) == (0, 0)

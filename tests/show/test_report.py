@@ -3,20 +3,21 @@ import os
 import re
 import shutil
 from base64 import b64decode
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
 
 import numpy as np
 import pytest
 from PIL import Image
-from scenes import BANDS, CRS, made_up, make_store, tiny_recipe
+from scenes import BANDS, CRS, TINY, made_up, make_store, tiny_recipe
 from typer.testing import CliRunner
 
 from glacier_fastai.cli import app
 from glacier_fastai.data.tiles import TileStore, TileWriter
 from glacier_fastai.errors import BundleError, DataError, OutputError
-from glacier_fastai.model.bundle import ModelBundle
-from glacier_fastai.show import seen
+from glacier_fastai.model.bundle import ModelBundle, TrainedOn
+from glacier_fastai.show import validation
 from glacier_fastai.show.report import write_report
 from glacier_fastai.show.runs import read_runs
 from glacier_fastai.train.run import finetune
@@ -123,7 +124,7 @@ def test_scores_are_those_of_the_runs(crossvalidated, folds):
 def test_what_was_run_is_told(trained, page):
     run, store = trained
     found = Page(page)
-    for text in (store.fingerprint(), str(store.path), "resnet18 U-Net", "boundary from 0.05", "torch "):
+    for text in (store.fingerprint(), str(store.path), f"unet (encoder {TINY}", "boundary from 0.05", "torch "):
         assert text in found.text
     counts = store.class_counts()[np.isin(store.keys(), read_runs([run])[0][0].trained_on.train)].sum(0)
     assert f"{counts[1] / counts.sum():.2%}" in found.text
@@ -204,8 +205,7 @@ def test_tiles_are_found_where_they_are_said_to_be(run, trained, tmp_path):
     moved = shutil.copytree(trained[1].path, tmp_path / "moved")
     gone = run / "best.safetensors"
     bundle = ModelBundle.load(gone)
-    bundle.trained_on.path = str(tmp_path / "gone")
-    bundle.save(gone)
+    replace(bundle, trained_on=bundle.trained_on.model_copy(update={"path": str(tmp_path / "gone")})).save(gone)
     found = made(tmp_path, run)
     assert f"its tiles are not at {tmp_path / 'gone'}, so none are shown" in found.notes()[0]
     assert not found.all("input") and "Confusion matrix" in found.html
@@ -229,20 +229,20 @@ def test_names_are_escaped_and_nothing_is_written_into_a_run(trained, tmp_path):
 
 
 def test_thousands_of_tiles_stay_a_small_page(run, tmp_path, monkeypatch):
-    size, n = 32, 10_000
+    size, n = 32, 300
     image, classes, valid = made_up(size, size)
     with TileWriter(tmp_path / "many", BANDS, size, "uint16", source="made up for tests") as writer:
         for k in range(n):
             writer.add(image, classes, valid=valid, scene=f"s{k:05}", crs=CRS)
     store = TileStore(tmp_path / "many")
     bundle = ModelBundle.load(run / "best.safetensors")
-    bundle.trained_on.update({"path": str(store.path), "train": [], "valid": store.keys()})
-    bundle.save(run / "best.safetensors")
-    monkeypatch.setattr(seen, "LOOKED_AT", 20)
-    monkeypatch.setattr(seen, "SIDE", 20)
+    about = TrainedOn(path=str(store.path), valid=tuple(store.keys()))
+    replace(bundle, trained_on=about).save(run / "best.safetensors")
+    monkeypatch.setattr(validation, "PREDICTED", 20)
+    monkeypatch.setattr(validation, "SIDE", 20)
     found = made(tmp_path, run)
-    assert "of 20 validation tiles evenly taken from 10,000" in found.text
-    assert len(found.all("input")) == 2 * seen.SHOWN
+    assert "of 20 validation tiles evenly taken from 300" in found.text
+    assert len(found.all("input")) == 2 * validation.SHOWN
     assert found.size < 3_000_000
     pictures = {
         name: np.array(Image.open(BytesIO(b64decode(image["src"].partition(",")[2]))).convert("RGBA"))
@@ -272,7 +272,7 @@ def test_bad_input_is_refused(trained, run, tmp_path):
         write_report([trained[0], run], out)
     assert not out.exists()
     out.write_text("mine")
-    with pytest.raises(OutputError, match="exists already; use --overwrite"):
+    with pytest.raises(OutputError, match="r.html: exists already; overwrite it"):
         write_report([trained[0]], out)
     assert out.read_text() == "mine"
 

@@ -43,7 +43,7 @@ def test_the_parts_of_the_loss_are_recorded_and_add_up(learn):
 def test_the_composition_that_the_loss_saw_is_recorded(tmp_path):
     balance = PixelBalance(level="pixel")
     dls = GlacierDataLoaders.from_store(make_store(tmp_path / "s"), 0, 4, 16, folds=3, balance=balance)
-    learn = glacier_learner(dls, model=Small(), splitter=lambda m: [list(m.parameters())])
+    learn = glacier_learner(dls, model=Small())
     learn.remove_cbs(ProgressCallback)
     learn.logger = lambda row: None
     learn.fit(2, 1e-3)
@@ -137,6 +137,23 @@ def test_plateau_has_pytorchs_meaning(learn):
     assert rates[-1] < rates[0]
 
 
+def test_a_plateau_lowers_the_rate_of_each_group(tmp_path):
+    learn = small_learner(tmp_path / "s")
+    learn.splitter = lambda model: [list(model.net[0].parameters()), list(model.net[1:].parameters())]
+    learn.fit(2, slice(1e-4, 1e-3), cbs=[callback := plateau("mcc", 0.5, 0), Never()])
+    assert isinstance(callback, ReduceLROnPlateau) and callback.name == "reduce_lr_on_plateau"
+    assert [g["lr"] for g in learn.opt.param_groups] == pytest.approx([5e-5, 5e-4])
+
+
+class Never(Callback):
+    """No epoch is better than the first."""
+
+    order = Recorder.order + 1
+
+    def after_epoch(self):
+        self.recorder.values[-1][self.recorder.metric_names.index("mcc") - 1] = -self.epoch
+
+
 def test_a_growing_plateau_is_refused():
     with pytest.raises(TrainingError, match="it must be below 1"):
         plateau("mcc", 2.0, 5)
@@ -193,9 +210,7 @@ def test_the_average_is_what_is_validated_and_training_goes_on_without_it(learn)
 
 def test_the_callback_for_parts_keeps_out_of_other_losses(tmp_path):
     dls = GlacierDataLoaders.from_store(make_store(tmp_path / "s"), 0, bs=4, folds=3)
-    learn = glacier_learner(
-        dls, model=Small(), splitter=lambda m: [list(m.parameters())], loss=nn.CrossEntropyLoss(ignore_index=255)
-    )
+    learn = glacier_learner(dls, model=Small(), loss_func=nn.CrossEntropyLoss(ignore_index=255))
     learn.remove_cbs(ProgressCallback)
     learn.logger = lambda row: None
     learn.fit(1, 1e-3)

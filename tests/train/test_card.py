@@ -1,16 +1,18 @@
 import json
+import shutil
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pystac
 import pytest
-from scenes import make_store
+from scenes import TINY, make_store
 from stac_model.schema import MLModelProperties
 
 from glacier_fastai.files import file_hash
-from glacier_fastai.model.bundle import ModelBundle
-from glacier_fastai.train.card import model_card, stac_item
+from glacier_fastai.model.bundle import ModelBundle, TrainedOn
+from glacier_fastai.train.card import model_card, stac_item, write_card
 
-MADE = "2026-11-26T15:00:00Z"
+MADE = datetime(2026, 11, 26, 15, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -25,21 +27,21 @@ def test_the_card_of_a_run_says_what_it_was_trained_on_and_how_well_it_does(trai
     assert f"SHA-256 of `best.safetensors`: {file_hash(path)}" in card
     assert f"| {len(store) - valid} of 32 px trained on, {valid} validated on |" in card
     assert "fold 0 of 3, spatial" in card and f"MCC {bundle.metrics['mcc']:.4f}" in card
-    assert "resnet18 encoder" in card and "blue, green, red, swir1, thermal" in card
+    assert f"unet (encoder {TINY}" in card and "blue, green, red, swir1, thermal" in card
     for section in ("Intended use", "Training data", "Results", "Limits", "Licences", "How to reproduce"):
         assert f"\n## {section}\n" in card
 
 
 def test_without_validation_nothing_is_said_to_be_measured_and_synthetic_data_are_called_so(trained, path):
     bundle, store = ModelBundle.load(path), trained[1]
-    about = {**bundle.trained_on, "train": store.keys(), "valid": [], "fold": None}
+    about = TrainedOn(train=tuple(store.keys()), fold=None)
     environment = json.loads((trained[0] / "environment.json").read_text())
     card = model_card(replace(bundle, trained_on=about), store, path, MADE, environment)
     assert "Nothing was measured" in card and "every tile was trained on" in card and "synthetic" not in card
     store.info["source"] = "synthetic"
     try:
         assert "The training data are synthetic" in model_card(bundle, store, path, MADE, environment)
-        assert stac_item(bundle, store, path, MADE)["geometry"] is None
+        assert stac_item(bundle, store, path, MADE).geometry is None
     finally:
         store.info["source"] = "made up for tests"
 
@@ -57,10 +59,24 @@ def test_the_item_is_valid_and_names_bands_classes_and_statistics(trained, path)
     assert model.total_parameters == sum(p.numel() for p in bundle.model().parameters())
 
 
+def test_nothing_is_asked_of_the_network(trained, path, tmp_path, monkeypatch):
+    def refused(*_):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("socket.socket.connect", refused)
+    monkeypatch.setattr("socket.getaddrinfo", refused)
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    for name in ("MODEL_CARD.md", "best.stac.json"):
+        (run / name).unlink()
+    write_card(run, ModelBundle.load(path), run / path.name, trained[1])
+    assert "# run: glaciers in blue" in (run / "MODEL_CARD.md").read_text()
+    assert json.loads((run / "best.stac.json").read_text())["links"] == []
+
+
 def test_its_place_is_that_of_the_tiles(path, tmp_path):
     store = make_store(tmp_path / "store", scenes=1)
     store.table = store.table.assign(transform="30 0 500000 0 -30 3100000")
-    west, south, east, north = stac_item(ModelBundle.load(path), store, path, MADE)["bbox"]
+    west, south, east, north = stac_item(ModelBundle.load(path), store, path, MADE).bbox
     assert west == pytest.approx(87.0, abs=1e-6)  # central meridian of zone 45
     assert north == pytest.approx(28.024, abs=0.01)
     assert (east - west) * 111.32 * 0.8826 == pytest.approx(32 * 0.03, rel=0.01)

@@ -15,6 +15,7 @@ from glacier_fastai.errors import CheckpointError, OutputError
 from glacier_fastai.train.callbacks import AverageWeightsCallback, ProgressiveRampCallback, plateau
 from glacier_fastai.train.checkpoint import CheckpointCallback, differences, load_checkpoint, save_checkpoint
 from glacier_fastai.train.steps import AccumulateBatches, FreezeEncoder, GradientGuard
+from glacier_fastai.train.stop import StopCallback
 
 
 @pytest.fixture
@@ -99,13 +100,12 @@ class Random(nn.Module):
         return self.decoder(self.encoder(x))
 
 
-class Stop(Callback):
-    """Ends the fit after a batch, as `StopCallback` does."""
-
-    order, name = 101, "stop"
+class Stop(StopCallback):
+    """Ends the fit after a batch, as if a signal had come."""
 
     def __init__(self, epoch, batch):
-        self.at, self.reason = (epoch, batch), ""
+        super().__init__()
+        self.at = (epoch, batch)
 
     def after_batch(self):
         if self.training and (self.epoch, self.iter + 1) == self.at:

@@ -9,16 +9,23 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
-from scenes import make_store
+from scenes import TINY, make_store
 
 from glacier_fastai.errors import RunStopped, TrainingError
-from glacier_fastai.train import distributed, launch
+from glacier_fastai.model import processes
+from glacier_fastai.train import launch
 from glacier_fastai.train.checkpoint import load_checkpoint
 
 TESTS = Path(__file__).resolve().parents[1]
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), "CUDA_VISIBLE_DEVICES": ""}
+ENV = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
+    "CUDA_VISIBLE_DEVICES": "",
+}
 TORCHRUN = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -88,7 +95,14 @@ def test_processes_train_on_batches_of_their_own(compared):
 # the command
 
 SMALL = ["data.tile_size=32", "data.crop=32", "data.folds=3", "data.crops_per_tile=6", "train.batch_size=4"]
-SMALL += ["train.epochs=3", "train.precision=fp32", "train.ema=0.9", "train.accumulate=2"]
+SMALL += [
+    f"model.encoder={TINY}",
+    "record.panels_every=0",
+    "train.epochs=3",
+    "train.precision=fp32",
+    "train.ema=0.9",
+    "train.accumulate=2",
+]
 
 
 def command(store, out, *more):
@@ -99,17 +113,11 @@ def command(store, out, *more):
 LAUNCH = [sys.executable, "-u", "-m", "glacier_fastai", "launch", "--processes", "2", "--"]
 
 
-def children(rank):
-    """Ids of the processes that have this rank."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            environ, words = path.read_bytes().split(b"\0"), (path.parent / "cmdline").read_bytes()
-        except OSError:  # it has ended, or is another user's
-            continue
-        if f"RANK={rank}".encode() in environ and b"finetune" in words:
-            found.append(int(path.parent.name))
-    return found
+def kill(launcher, rank):
+    """Kill the process of this rank, a child of the launcher."""
+    ranks = [p for p in psutil.Process(launcher.pid).children() if p.environ().get("RANK") == str(rank)]
+    assert len(ranks) == 1
+    ranks[0].kill()
 
 
 @pytest.fixture(scope="module")
@@ -148,15 +156,17 @@ def test_a_launch_ends_as_a_whole_and_goes_on(launched, tmp_path, how):
     if how == "Ctrl-C":
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     else:
-        [os.kill(pid, signal.SIGKILL) for pid in children(1)]
+        kill(process, 1)
     code, lines = process.wait(timeout=120), log.read_text().splitlines()
     print("\n" + "\n".join(lines[-3:]))
     if how == "Ctrl-C":
         assert code == 75
-        assert lines[-1] == "glacier-fastai: stopped by SIGINT; go on with the same command and --resume"
+        assert lines[-1].startswith("glacier-fastai: stopped by SIGINT; start it again with resume to go on")
     else:
         assert code == 2
-        assert lines[-1].startswith("glacier-fastai: process 1 of 2 was killed by signal 9, so all have been ended")
+        assert lines[-1].startswith(
+            "glacier-fastai: process 1 of 2 was killed by signal 9, and the others were stopped"
+        )
         assert "glacier-fastai: another process of the launch has ended, so this one cannot go on" in lines
     assert "Traceback" not in log.read_text()
     done = run(*LAUNCH, *command(store, out, "--resume"))
@@ -185,12 +195,12 @@ def test_accelerate_launch_does_the_same(launched, tmp_path):
 def test_a_launch_that_cannot_be_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    with pytest.raises(TrainingError, match="--processes 3: this machine has no GPU and 2 cores; use 2 at most"):
+    with pytest.raises(TrainingError, match="3 processes: this machine has no GPU and 2 cores; use 2 at most"):
         launch.launch(["pretrain"], 3)
-    with pytest.raises(TrainingError, match="--machines 2: give --rendezvous HOST:PORT, the same on each"):
+    with pytest.raises(TrainingError, match="2 machines: name a rendezvous HOST:PORT"):
         launch.launch(["pretrain"], 2, 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(TrainingError, match="--processes 2: this machine has 1 GPU; use 1 at most"):
+    with pytest.raises(TrainingError, match="2 processes: this machine has 1 GPU; use 1 at most"):
         launch.launch(["pretrain"], 2)
 
 
@@ -207,11 +217,11 @@ def test_a_refusal_in_a_launch_is_told(launched, tmp_path):
 
 def test_alone_everything_is_as_it_is():
     x = torch.arange(3)
-    assert distributed.processes() == 1
-    assert distributed.sum_over_ranks(x) is x
-    assert distributed.largest(4) == 4
-    assert distributed.everyone([1]) == [[1]]
-    assert distributed.first(lambda: 7) == 7
-    distributed.join()
+    assert processes.world_size() == 1
+    assert processes.all_reduce(x) is x
+    assert processes.all_reduce_max(4) == 4
+    assert processes.all_gather([1]) == [[1]]
+    assert processes.on_rank_zero(lambda: 7) == 7
+    processes.init_processes()
     assert not torch.distributed.is_initialized()
     assert RunStopped.exit_code != TrainingError.exit_code

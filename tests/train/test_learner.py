@@ -1,19 +1,33 @@
+import shutil
+from functools import partial
+
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from fastai.callback.core import Callback
+from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.progress import ProgressCallback
-from fastai.callback.schedule import lr_find  # noqa: F401  patches Learner
+from fastai.callback.schedule import fine_tune, lr_find  # noqa: F401  patches Learner
 from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.callback.training import ShortEpochCallback
+from fastai.interpret import SegmentationInterpretation
+from fastai.learner import load_learner
+from fastai.losses import CrossEntropyLossFlat, DiceLoss, FocalLossFlat
+from fastai.metrics import foreground_acc
+from learners import Small
 from scenes import TINY, make_store
 
 from glacier_fastai.core.dihedral import VIEWS, undo_view, view
 from glacier_fastai.core.losses import CombinedLoss
 from glacier_fastai.data.block import GlacierDataLoaders
 from glacier_fastai.data.types import TensorGlacierMask, TensorMultispectral, class_rgba, error_rgba
-from glacier_fastai.errors import TrainingError
-from glacier_fastai.train.learner import AdamW, glacier_learner
+from glacier_fastai.errors import BundleError, DataError, TrainingError
+from glacier_fastai.model.bundle import ModelBundle
+from glacier_fastai.train.callbacks import ProgressiveRampCallback
+from glacier_fastai.train.learner import glacier_learner
+from glacier_fastai.train.metrics import glacier_metrics
 
 
 @pytest.fixture
@@ -23,19 +37,23 @@ def dls(tmp_path):
 
 @pytest.fixture
 def learn(dls, tmp_path):
-    out = glacier_learner(dls, encoder=TINY, seed=0, path=tmp_path)
-    out.remove_cbs(ProgressCallback)
-    out.logger = lambda row: None
-    return out
+    return quiet(glacier_learner(dls, encoder=TINY, seed=0, path=tmp_path))
+
+
+def quiet(learn):
+    learn.remove_cbs(ProgressCallback)
+    learn.logger = lambda row: None
+    return learn
+
+
+def row(learn, epoch=-1):
+    return dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[epoch], strict=False))
 
 
 def test_it_learns_a_simple_landscape(learn):
     learn.fit(25, 2e-3)
-    names = learn.recorder.metric_names[1:]
-    row = dict(zip(names, learn.recorder.values[-1], strict=False))
-    assert row["train_mcc"] > 0.9
-    first = dict(zip(names, learn.recorder.values[0], strict=False))
-    assert row["train_loss"] < 0.5 * first["train_loss"]
+    assert row(learn)["train_mcc"] > 0.9
+    assert row(learn)["train_loss"] < 0.5 * row(learn, 0)["train_loss"]
 
 
 def test_a_single_callback_may_be_given_and_short_epochs_differ(dls):
@@ -131,7 +149,7 @@ def test_tta_turns_the_views_back(learn):
 
 
 def test_other_tools_of_fastai_work(learn):
-    assert "GlacierUnet" in learn.summary()
+    assert "Unet" in learn.summary()
     first, second = learn.dls.valid_tiles[:2]
     dl = learn.dls.test_dl([first, second])
     probs, _ = learn.get_preds(dl=dl)
@@ -145,7 +163,7 @@ def test_freeze_and_discriminative_rates_know_encoder_and_decoder(learn):
     learn.freeze()
     trainable = {n.split(".")[0] for n, p in learn.model.named_parameters() if p.requires_grad and "bn" not in n}
     assert "decoder" in trainable
-    assert not learn.model.encoder.layer1[0].conv1.weight.requires_grad
+    assert not next(p for p in learn.model.encoder.parameters() if p.ndim == 4).requires_grad
     learn.unfreeze()
     learn.fit(1, slice(1e-5, 1e-3))
     assert [h["lr"] for h in learn.opt.hypers] == pytest.approx([1e-5, 1e-3])
@@ -185,7 +203,7 @@ def test_the_seed_decides_the_weights_and_the_run(tmp_path):
 
 def test_learned_loss_weights_are_trained(dls):
     loss = CombinedLoss.phase_b(learned=True)
-    learn = glacier_learner(dls, encoder=TINY, loss=loss)
+    learn = glacier_learner(dls, encoder=TINY, loss_func=loss)
     learn.remove_cbs(ProgressCallback)
     learn.logger = lambda row: None
     before = [p.item() for p in loss.parameters()]
@@ -193,23 +211,190 @@ def test_learned_loss_weights_are_trained(dls):
     assert all(a != b.item() for a, b in zip(before, loss.parameters(), strict=True))
     learn.freeze()
     assert learn.model.decoder.blocks[0].conv1[0].weight.requires_grad
-    assert not learn.model.encoder.conv1.weight.requires_grad
+    assert not next(p for p in learn.model.encoder.parameters() if p.ndim == 4).requires_grad
 
 
-def test_the_fused_optimiser_equals_torchs_own():
-    torch.manual_seed(0)
-    mine, theirs = (torch.nn.Linear(3, 2) for _ in range(2))
-    theirs.load_state_dict(mine.state_dict())
-    a = AdamW([list(mine.parameters())], lr=1e-2)
-    a.set_hypers(wd=0.1)
-    b = torch.optim.AdamW(theirs.parameters(), lr=1e-2, weight_decay=0.1)
-    x = torch.randn(5, 3)
+def test_the_optimiser_is_pytorchs_adamw(dls):
+    learn = glacier_learner(dls, torch.nn.Conv2d(5, 4, 3), lr=1e-2, wd=0.1)
+    theirs = torch.nn.Conv2d(5, 4, 3)
+    theirs.load_state_dict(learn.model.state_dict())
+    learn.create_opt()
+    learn.opt.set_hypers(wd=0.1)
+    other = torch.optim.AdamW(theirs.parameters(), lr=1e-2, weight_decay=0.1)
     for _ in range(3):
-        for model, opt in ((mine, a), (theirs, b)):
+        for model, opt in ((learn.model, learn.opt), (theirs, other)):
             opt.zero_grad()
-            model(x).square().sum().backward()
+            model(torch.randn(2, 5, 8, 8, generator=torch.Generator().manual_seed(0))).square().sum().backward()
             opt.step()
-    torch.testing.assert_close(mine.weight, theirs.weight)
-    assert dict(a.hypers[0]) == {"lr": 1e-2, "wd": 0.1, "eps": 1e-8}
-    with pytest.raises(TypeError, match="cannot be deleted"):
-        del a.hypers[0]["lr"]
+    for mine, wanted in zip(learn.model.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, wanted)
+    hypers = learn.opt.hypers[0]
+    assert {k: hypers[k] for k in ("lr", "wd", "mom", "sqr_mom", "eps")} == {
+        "lr": 1e-2,
+        "wd": 0.1,
+        "mom": 0.9,
+        "sqr_mom": 0.999,
+        "eps": 1e-8,
+    }
+
+
+# what a fastai user types
+
+
+def own_loss(logits, target):
+    return F.cross_entropy(logits, target, ignore_index=255)
+
+
+LOSSES = {
+    "fastai, cross-entropy": lambda: CrossEntropyLossFlat(axis=1, ignore_index=255),
+    "fastai, focal": lambda: FocalLossFlat(axis=1),
+    "fastai, Dice": DiceLoss,
+    "function": lambda: own_loss,
+    "partial": lambda: partial(F.cross_entropy, ignore_index=255),
+    "module": lambda: torch.nn.CrossEntropyLoss(ignore_index=255),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_of_others_train_and_predict(dls, name):
+    learn = quiet(glacier_learner(dls, Small(), loss_func=LOSSES[name](), lr=1e-2))
+    learn.fit(4)
+    assert row(learn)["train_loss"] < 0.95 * row(learn, 0)["train_loss"]
+    mask, codes, probs = learn.predict(int(dls.valid_tiles[0]))
+    torch.testing.assert_close(probs.sum(0), torch.ones(32, 32))
+    assert torch.equal(probs.argmax(0), codes) and mask.shape == (32, 32)
+
+
+def test_the_former_name_of_the_loss_and_an_encoder_for_a_model_are_understood(dls):
+    loss = CombinedLoss.phase_a()
+    learn = glacier_learner(dls, "resnet18", loss=loss)
+    assert learn.loss_func is loss
+    assert learn.model.built_as[1]["encoder"] == "resnet18"
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (F.cross_entropy, r"loss_func cross_entropy: Target 255 is out of bounds.*ignore_index=255"),
+        (lambda p, y: p.mean((1, 2, 3)), r"loss_func <lambda>: gives a tensor of \(4,\); training needs one number"),
+        (lambda p, y: (p.mean(), y), r"loss_func <lambda>: gives tuple; training needs one number"),
+        (CrossEntropyLossFlat(), "loss_func CrossEntropyLossFlat: its classes are on axis -1; give it axis=1"),
+    ],
+)
+def test_a_loss_that_cannot_be_used_is_one_line(dls, loss, said):
+    with pytest.raises(TrainingError, match=said):
+        quiet(glacier_learner(dls, Small(), loss_func=loss)).fit(1)
+
+
+@pytest.mark.parametrize("how", ["fine_tune", "fit_one_cycle", "fit_flat_cos"])
+def test_schedules_of_fastai_run_and_leave_nothing_frozen(learn, how):
+    before = {k: v.clone() for k, v in learn.model.named_parameters()}
+    getattr(learn, how)(1, 1e-3)
+    after = dict(learn.model.named_parameters())
+    assert all(p.requires_grad for p in after.values())
+    for part in ("encoder", "decoder"):
+        assert any(not torch.equal(before[k], after[k]) for k in after if k.startswith(part)), part
+    assert {"mom", "lr"} >= set(learn.recorder.hps)
+
+
+def test_a_model_of_one_group_cannot_be_fine_tuned(dls):
+    learn = quiet(glacier_learner(dls, Small()))
+    with pytest.raises(TrainingError, match="model Small has one parameter group, so nothing can be frozen"):
+        learn.fine_tune(1)
+    learn.fit_one_cycle(1)
+
+
+def test_metrics_are_those_that_are_given(dls):
+    assert not quiet(glacier_learner(dls, Small(), metrics=[])).metrics
+
+    def share_of_ice(logits, target):
+        return ((logits.argmax(1) == 1) | (logits.argmax(1) == 2)).float().mean()
+
+    metrics = [share_of_ice, partial(foreground_acc, axis=1), *glacier_metrics()]
+    learn = quiet(glacier_learner(dls, Small(), metrics=metrics))
+    learn.fit(1)
+    found, pred = row(learn), learn.get_preds()[0].argmax(1)
+    assert found["share_of_ice"] == pytest.approx(float(((pred == 1) | (pred == 2)).float().mean()), abs=1e-6)
+    assert {"foreground_acc", "mcc", "focal_loss", "share_lake"} <= set(found)
+
+
+def test_mixup_mixes_the_losses_of_images_and_leaves_all_as_it_was(dls):
+    class Watch(Callback):
+        order, losses = 30, []
+
+        def after_loss(self):
+            if self.training:
+                self.losses.append((self.mix_up.lam, self.pred.detach(), *self.mix_up.yb1, self.y, self.loss.item()))
+
+    loss = CombinedLoss.phase_b()
+    learn = quiet(glacier_learner(dls, Small(), loss_func=loss))
+    learn.fit(2, cbs=[MixUp(), Watch(), ProgressiveRampCallback()])
+    assert learn.loss_func is loss and loss.reduction == "mean"
+    assert {"train_mcc", "ramp_boundary", "train_focal_loss", "share_lake"} <= set(row(learn))
+    assert np.isfinite(list(row(learn).values())).all()
+    fresh = CombinedLoss.phase_b()
+    fresh.ramp["boundary"] = 0.05
+    fresh.reduction = "none"
+    lam, pred, other, mine, got = Watch.losses[0]
+    assert got == pytest.approx(float(torch.lerp(fresh(pred, other), fresh(pred, mine), lam).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [CrossEntropyLossFlat(axis=1, ignore_index=255), FocalLossFlat(axis=1), DiceLoss()])
+def test_mixup_takes_losses_of_fastai(dls, loss):
+    learn = quiet(glacier_learner(dls, Small(), loss_func=loss, cbs=MixUp))
+    learn.fit(1)
+    assert np.isfinite(row(learn)["train_loss"])
+
+
+def test_mixing_that_masks_do_not_allow_is_refused(dls):
+    with pytest.raises(TrainingError, match="CutMix mixes labels by image, and masks have one for each pixel"):
+        quiet(glacier_learner(dls, Small())).fit(1, cbs=CutMix())
+    with pytest.raises(TrainingError, match="mix_up: loss_func own_loss gives no values by image"):
+        glacier_learner(dls, Small(), loss_func=own_loss, cbs=MixUp())
+
+
+def test_predict_takes_numpy_positions_and_images(learn):
+    i = int(learn.dls.valid_tiles[0])
+    probs = learn.predict(i)[2]
+    values = np.asarray(learn.dls.store.images[i])
+    image = learn.dls.store.read(i)
+    for item in (np.int64(i), values, values.astype(np.int32), image, torch.from_numpy(image).double()):
+        mask, _, other = learn.predict(item)
+        assert type(mask) is TensorGlacierMask
+        torch.testing.assert_close(other, probs)
+    with pytest.raises(DataError, match=r"image of shape \(4, 8, 8\): \(C, H, W\) of blue, green, red, swir1, thermal"):
+        learn.predict(np.zeros((4, 8, 8)))
+
+
+def test_an_exported_learner_needs_no_tiles_and_holds_none(learn, tmp_path):
+    store = learn.dls.store
+    image = store.read(3)
+    learn.fit(1, 1e-3)
+    wanted = learn.predict(image)[2]
+    learn.export("learner.pkl")
+    kept = (tmp_path / "learner.pkl").read_bytes()
+    assert np.asarray(store.images[0, 0, :4]).tobytes() not in kept and str(store.path).encode() not in kept
+    shutil.rmtree(store.path)
+    with pytest.warns(UserWarning, match="insecure pickle"):
+        loaded = load_learner(tmp_path / "learner.pkl")
+    with loaded.no_bar(), loaded.no_logging():
+        torch.testing.assert_close(loaded.predict(image)[2], wanted)
+        assert loaded.get_preds(dl=loaded.dls.test_dl([image, image]))[0].shape == (2, 4, 32, 32)
+        with pytest.raises(DataError, match="tile 3: an exported learner holds no tiles; give it an image"):
+            loaded.predict(3)
+    assert (loaded.dls.c, loaded.dls.bands) == (4, store.bands)
+
+
+def test_a_model_of_ones_own_trains_and_is_refused_by_a_bundle(dls):
+    learn = quiet(glacier_learner(dls, Small()))
+    learn.fit(1)
+    with pytest.raises(BundleError, match="model Small: no bundle can hold it"):
+        ModelBundle.from_learner(learn)
+
+
+def test_fastais_interpretation_works(learn):
+    found = SegmentationInterpretation.from_learner(learn)
+    losses, positions = found.top_losses(2)
+    assert losses.shape == (2,) and set(positions.tolist()) <= set(range(4))
+    found.show_results([0, 1])
+    assert plt.get_fignums()

@@ -29,7 +29,7 @@ class Pixelwise(nn.Module):
 @pytest.fixture
 def learn(tmp_path):
     dls = GlacierDataLoaders.from_store(make_store(tmp_path / "s"), 0, bs=3, folds=3)
-    out = glacier_learner(dls, model=Pixelwise(), splitter=lambda m: [list(m.parameters())])
+    out = glacier_learner(dls, model=Pixelwise())
     out.metrics = [*glacier_metrics(per_class=True), *glacier_metrics(phase="train")]
     return out
 

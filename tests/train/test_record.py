@@ -48,8 +48,13 @@ def test_tensorboard_has_every_column_the_classes_and_the_pictures(trained):
         values = record.Scalars(tag)
         assert [v.step for v in values] == [1, 2]
         assert [v.value for v in values] == pytest.approx(history[column].tolist(), rel=1e-5)
-    assert [e.step for e in record.Images("tiles")] == [2]
     assert "Debris" in record.Tensors("classes/text_summary")[0].tensor_proto.string_val[0].decode()
+
+
+def test_pictures_of_tiles_come_every_so_many_epochs_and_last(tmp_path):
+    small_learner(tmp_path / "s").fit(3, 1e-3, cbs=TensorBoardRecord(tmp_path / "tb", 2))
+    record = EventAccumulator(str(tmp_path / "tb"), size_guidance={"images": 0}).Reload()
+    assert [e.step for e in record.Images("tiles")] == [2, 3]
 
 
 def test_epochs_that_come_again_replace_those_of_before(tmp_path):
@@ -103,7 +108,7 @@ def test_skipped_batches_are_events(tmp_path):
                 self.learn.xb = (self.xb[0] * float("nan"),)
 
     learn = small_learner(tmp_path / "s")
-    learn.fit(1, 1e-3, cbs=[Spoil(), GradientGuard(), EventsCallback(EventLog(tmp_path / "events.jsonl"))])
+    learn.fit(1, 1e-3, cbs=[Spoil(), GradientGuard(), EventsCallback(tmp_path / "events.jsonl")])
     skipped, epoch = events(tmp_path)
     assert (skipped["event"], skipped["epoch"], skipped["batch"]) == ("skipped", 1, 2)
     assert skipped["tiles"]

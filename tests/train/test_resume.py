@@ -14,16 +14,22 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 from learners import assert_same
-from scenes import make_store, tiny_recipe
+from scenes import TINY, make_store, tiny_recipe
 
-from glacier_fastai.errors import CheckpointError, OutputError, RunStopped
+from glacier_fastai.errors import CheckpointError, OutputError, RunStopped, TrainingError
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.train import run as runs
 from glacier_fastai.train.checkpoint import load_checkpoint
 from glacier_fastai.train.run import crossval, finetune, train
+from glacier_fastai.train.steps import GradientGuard
 
 TESTS = Path(__file__).resolve().parents[1]
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), "CUDA_VISIBLE_DEVICES": ""}
+ENV = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
+    "CUDA_VISIBLE_DEVICES": "",
+}
 
 
 def assert_same_run(a, b):
@@ -54,7 +60,15 @@ def test_a_run_killed_at_least_20_times_is_the_run_that_was_never_stopped(tmp_pa
 
 # by the command line
 
-SMALL = ["data.tile_size=32", "data.crop=16", "data.folds=3", "data.crops_per_tile=6", "train.batch_size=4"]
+SMALL = [
+    f"model.encoder={TINY}",
+    "record.panels_every=0",
+    "data.tile_size=32",
+    "data.crop=16",
+    "data.folds=3",
+    "data.crops_per_tile=6",
+    "train.batch_size=4",
+]
 LONG = [word for item in [*SMALL, "train.precision=fp32"] for word in ("--set", item)]
 
 
@@ -105,12 +119,11 @@ def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, number):
     name, last = signal.Signals(number).name, command.said.splitlines()[-1]
     print("\n" + "\n".join(command.said.splitlines()[-2:]))
     assert f"{name}: stopping after this batch" in command.said
-    says = f"glacier-fastai: stopped by {name}; all is saved in {out / 'last.ckpt'}; go on with glacier-fastai finetune"
-    assert last.startswith(says)
+    assert last.startswith(f"glacier-fastai: stopped by {name}; all is saved in {out / 'last.ckpt'}; ")
     assert last.endswith("--resume")
     assert "Traceback" not in command.said
     # the very words it gives
-    again = Command(*last.partition("go on with glacier-fastai ")[2].split(), log=tmp_path / "again")
+    again = Command(*last.partition("go on, with glacier-fastai ")[2].split(), log=tmp_path / "again")
     assert again.end() == 0, again.said
     assert re.search(r"resumed  after (batch \d+ of epoch 3|epoch 2)", again.said)
     assert_same_run(whole[1], out)
@@ -143,7 +156,7 @@ def test_a_run_folder_that_is_in_use_is_left_alone(whole, tmp_path):
         assert command.end() == 2
     assert (
         command.said
-        == f"glacier-fastai: {out}: in use by another process; wait until it ends, or choose another --out\n"
+        == f"glacier-fastai: {out}: in use by another process; wait until it ends, or choose another folder\n"
     )
     assert sorted(p.name for p in out.iterdir()) == [".lock", "figures"]
 
@@ -165,7 +178,7 @@ def test_max_minutes_saves_stops_and_goes_on(tmp_path, capsys):
             break
         except RunStopped as err:
             stops += 1
-            says = f"stopped by train.max_minutes=1e-06; all is saved in {tmp_path / 'run' / 'last.ckpt'}; go on with "
+            says = f"stopped by train.max_minutes=1e-06; all is saved in {tmp_path / 'run' / 'last.ckpt'}; "
             assert str(err).startswith(says)
             assert err.exit_code == 75
     assert stops >= 6  # one batch at a time
@@ -179,8 +192,8 @@ def test_another_recipe_fold_or_data_is_refused_with_what_differs(trained, tmp_p
 
     def refused(match, recipe, data=store, fold=0, weights=None):
         with pytest.raises(CheckpointError, match=match) as err:
-            finetune(recipe, fold, weights, data.path, run, resume=True)
-        assert "repeat its command with --resume, or choose another --out" in str(err.value)
+            finetune(recipe, data.path, run, fold=fold, weights=weights, resume=True)
+        assert "resume it with the same settings, or choose another folder" in str(err.value)
 
     refused(r"\(recipe\.train\.lr: 0\.001 there, 0\.002 here\)", tiny_recipe("train.lr=2e-3"))
     refused(r"recipe\.train\.epochs: 2 there, 3 here", tiny_recipe("train.epochs=3"))
@@ -190,11 +203,12 @@ def test_another_recipe_fold_or_data_is_refused_with_what_differs(trained, tmp_p
     assert_same_run(trained[0], run)
 
 
-def test_what_changes_nothing_may_differ(trained, tmp_path, capsys):
+def test_what_changes_nothing_may_differ(trained, tmp_path, caplog):
+    caplog.set_level("INFO")
     run, store = copy_of(trained, tmp_path)
     recipe = tiny_recipe("train.workers=0", "train.max_minutes=60", "record.keep=3", "about=again", "data.path=x")
     train(recipe, store.path, run, resume=True)
-    assert f"{run}: its training has ended already" in capsys.readouterr().err
+    assert f"{run}: its training has ended already" in caplog.text
     assert_same_run(trained[0], run)
 
 
@@ -217,8 +231,8 @@ def test_no_run_folder_is_refused(trained, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
     for out, match in (
-        (tmp_path / "mine", "mine: no run folder"),
-        (tmp_path / "mine" / "thesis.txt", "txt: no run folder"),
+        (tmp_path / "mine", "mine: not a run folder"),
+        (tmp_path / "mine" / "thesis.txt", "txt: not a run folder"),
     ):
         with pytest.raises(OutputError, match=match):
             train(tiny_recipe(), trained[1].path, out, resume=True)
@@ -250,7 +264,7 @@ def test_crossval_goes_on_with_the_fold_it_was_in(tmp_path, monkeypatch):
     with pytest.raises(RunStopped):
         crossval(recipe, data=store, out=tmp_path / "cv")
     monkeypatch.setattr(runs, "train", inner)
-    with pytest.raises(OutputError, match="cv: exists already; choose another --out, remove it, or go on with it by"):
+    with pytest.raises(OutputError, match="cv: exists already; choose another folder"):
         crossval(recipe, data=store, out=tmp_path / "cv")
     crossval(recipe, data=store, out=tmp_path / "cv", resume=True)
     table = pd.read_csv(tmp_path / "cv" / "crossval.csv")
@@ -263,11 +277,11 @@ def test_out_of_memory_names_what_to_lower(trained, tmp_path, monkeypatch):
     def full(*_):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(runs.GradientGuard, "after_loss", full)
+    monkeypatch.setattr(GradientGuard, "after_loss", full)
     says = (
         r"out of memory on cpu with train\.batch_size=4, data\.crop=32, train\.accumulate=1: lower one of the first two"
     )
-    with pytest.raises(runs.TrainingError, match=says):
+    with pytest.raises(TrainingError, match=says):
         train(tiny_recipe(), trained[1].path, tmp_path / "run")
     assert not (tmp_path / "run").exists()  # nothing was saved, so nothing is left
 

@@ -1,16 +1,24 @@
 import json
 import re
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
-from scenes import make_store, tiny_recipe
+from fastai.callback.core import Callback
+from scenes import make_store, tiny_recipe, write_scene
+from torch import nn
 
 from glacier_fastai.bands import CLASSES
-from glacier_fastai.data.block import folds_hash
+from glacier_fastai.data.folds import folds_hash
 from glacier_fastai.errors import BundleError, DataError, OutputError, RecipeError, TrainingError
 from glacier_fastai.model.bundle import ModelBundle
+from glacier_fastai.model.ensemble import Ensemble
 from glacier_fastai.model.evaluate import evaluate
+from glacier_fastai.model.registry import register_model
+from glacier_fastai.predict.scene import predict_scene
 from glacier_fastai.recipe import load_recipe
+from glacier_fastai.show.report import write_report
 from glacier_fastai.train.run import crossval, finetune, pretrain, train
 
 
@@ -43,7 +51,9 @@ def test_the_run_folder_holds_what_the_design_says(trained):
     trained_on = ModelBundle.load(run / "best.safetensors").trained_on
     assert environment["folds_hash"] == trained_on.folds_hash == folds_hash(store, folds["fold"])
     for part in ("train", "valid"):
-        assert [k for k, p in zip(store.keys(), folds["part"], strict=True) if p == part] == trained_on[part]
+        assert [k for k, p in zip(store.keys(), folds["part"], strict=True) if p == part] == list(
+            getattr(trained_on, part)
+        )
 
 
 def test_the_history_has_a_row_per_epoch_with_every_column(trained):
@@ -120,7 +130,7 @@ def test_pretrain_then_finetune_with_other_bands(tmp_path, capsys):
     pre = pretrain(tiny_recipe("train.epochs=1"), make_store(tmp_path / "a").path, tmp_path / "pre")
     recipe = tiny_recipe("train.epochs=1", "bands=[red, nir, blue]")
     data = make_store(tmp_path / "b", ("nir", "red", "blue"))
-    run = finetune(recipe, 0, pre / "best.safetensors", data.path, tmp_path / "fine")
+    run = finetune(recipe, data.path, tmp_path / "fine", fold=0, weights=pre / "best.safetensors")
     assert ModelBundle.load(run / "best.safetensors").bands == ("red", "nir", "blue")
     assert "first convolution: red, blue kept; nir start from the mean" in capsys.readouterr().err
 
@@ -156,6 +166,44 @@ def test_the_same_recipe_gives_the_same_weights(tmp_path):
     assert all((a.weights[k] == b.weights[k]).all() for k in a.weights)
 
 
+class Counted(Callback):
+    """A user's own."""
+
+    def before_fit(self):
+        self.batches = 0
+
+    def after_batch(self):
+        self.batches += self.training
+
+
+def test_a_run_takes_further_callbacks(tmp_path):
+    mine = Counted()
+    train(tiny_recipe(), make_store(tmp_path / "s"), tmp_path / "run", cbs=[mine])
+    assert mine.batches == 4
+
+
+@pytest.mark.parametrize("overrides", [("model.arch=fpn",), ("model.arch=width_only", "model.options={width: 5}")])
+def test_any_network_goes_all_the_way(tmp_path, overrides):
+    """Trained, cross-validated, calibrated, evaluated, mapped and reported."""
+    register_model("width_only", width_only)
+    recipe = tiny_recipe("train.epochs=1", "data.folds=2", *overrides)
+    encoder = {} if recipe.model.arch == "fpn" else {"encoder": "resnet34"}
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=encoder)})
+    store = make_store(tmp_path / "s")
+    out = crossval(recipe, store, tmp_path / "cv")
+    ensemble = Ensemble.load([out / "ensemble.yaml"])
+    assert [m.bundle.arch for m in ensemble.members] == [recipe.model.arch] * 2
+    assert np.isfinite(evaluate(ensemble, store)["mcc"])
+    scene, _ = write_scene(tmp_path / "scene.tif")
+    assert Path(predict_scene(ensemble, scene, tmp_path / "maps")["files"]["classes"]).exists()
+    write_report([out], tmp_path / "report.html")
+    assert recipe.model.arch in (tmp_path / "report.html").read_text()
+
+
+def width_only(bands, classes, width=3):
+    return nn.Sequential(nn.Conv2d(len(bands), width, 3, padding=1), nn.Conv2d(width, len(classes), 1))
+
+
 def test_early_stopping_accumulation_and_no_clipping(tmp_path, capsys):
     recipe = tiny_recipe(
         "train.epochs=9", "train.early_stop=1", "train.accumulate=2", "train.clip=0", "train.lr=1e-9", "train.ema=0"
@@ -177,7 +225,7 @@ def refuse(error, message, tmp_path, recipe, **kwargs):
 def test_refusals_leave_nothing_behind(tmp_path):
     data = make_store(tmp_path / "s").path
     recipe = tiny_recipe()
-    refuse(DataError, "no data: give a tile store or a raw folder with --data", tmp_path, recipe)
+    refuse(DataError, "no data: name a tile store or a raw folder", tmp_path, recipe)
     refuse(DataError, "neither a tile store", tmp_path, recipe, data=tmp_path)
     refuse(DataError, "fold 9: there are folds 0 to 2", tmp_path, recipe, data=data, fold=9)
     refuse(DataError, "no band nir; it holds", tmp_path, tiny_recipe("bands=[red, nir]"), data=data)
@@ -206,10 +254,10 @@ def test_a_run_that_diverges_ends_as_a_failure(tmp_path):
 
 
 def test_another_architecture_than_the_bundles_is_refused(trained, tmp_path):
-    recipe = tiny_recipe("model.arch=resnet34")
+    recipe = tiny_recipe("model.encoder=resnet18")
     refuse(
         BundleError,
-        "set model.encoder=resnet18",
+        "set model.arch=.unet., model.encoder=.tu-test_resnet",
         tmp_path,
         recipe,
         data=trained[1].path,

@@ -115,7 +115,7 @@ def test_gradients_are_clipped_to_a_norm(learn, limit):
 
 
 @pytest.mark.parametrize("what", ["input", "gradient"])
-def test_a_bad_batch_changes_nothing_and_its_tiles_are_named(learn, what, capsys):
+def test_a_bad_batch_changes_nothing_and_its_tiles_are_named(learn, what, caplog):
     class Watch(Callback):
         order, seen = 95, []
 
@@ -129,7 +129,7 @@ def test_a_bad_batch_changes_nothing_and_its_tiles_are_named(learn, what, capsys
     assert same(watch.seen[5], watch.seen[6])
     assert not same(watch.seen[0], watch.seen[1])
     assert (guard.skipped, guard.in_a_row) == (2, 0)
-    said = capsys.readouterr().err
+    said = caplog.text
     assert "epoch 1, batch 2 of 4: loss or gradients are not finite, so it is skipped (1 so far); tiles s" in said
     assert "epoch 2, batch 2 of 4" in said
     assert all(map(math.isfinite, column(learn, "train_loss") + column(learn, "train_focal_loss")))
@@ -238,13 +238,18 @@ def test_a_frozen_encoder_keeps_weights_and_norm_statistics_and_thaws(learn):
     assert all(p.requires_grad for p in learn.model.parameters())
 
 
+def test_a_model_without_an_encoder_cannot_be_frozen(learn):
+    with pytest.raises(TrainingError, match="train.freeze_epochs: model Small has no `encoder`"):
+        learn.fit(1, cbs=FreezeEncoder(1))
+
+
 def test_a_recipe_freezes_and_slows_the_encoder(tmp_path):
     data = make_store(tmp_path / "s").path
     pre = finetune(tiny_recipe("train.epochs=1"), fold=0, data=data, out=tmp_path / "pre") / "best.safetensors"
     before = ModelBundle.load(pre).weights
 
     def moved(name, wanted, *overrides):
-        run = finetune(tiny_recipe(*overrides), None, pre, data, tmp_path / name)
+        run = finetune(tiny_recipe(*overrides), data, tmp_path / name, fold=None, weights=pre)
         after = ModelBundle.load(run / "best.safetensors").weights
         return {
             part: max(float((after[k] - before[k]).abs().max()) for k in after if k.startswith(part) and wanted(k))

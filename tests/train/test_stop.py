@@ -49,22 +49,24 @@ def learn(tmp_path):
     ("at", "number", "batches"),
     [("train", signal.SIGTERM, 6), ("train", signal.SIGINT, 6), ("valid", signal.SIGTERM, 8), ("epoch", 15, 8)],
 )
-def test_a_signal_stops_after_the_batch(learn, capsys, at, number, batches):
+def test_a_signal_stops_after_the_batch(learn, caplog, at, number, batches):
+    caplog.set_level("INFO")
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     stop, count = StopCallback(), Count()
     learn.fit(5, 1e-3, cbs=[stop, count, Send(at, number)])
     assert (stop.reason, count.batches) == (signal.Signals(number).name, batches)
-    assert f"{stop.reason}: stopping after this batch" in capsys.readouterr().err
+    assert f"{stop.reason}: stopping after this batch" in caplog.text
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_a_second_ctrl_c_stops_at_once(learn, capsys):
+def test_a_second_ctrl_c_stops_at_once(learn, caplog):
+    caplog.set_level("INFO")
     stop, count = StopCallback(), Count()
     with pytest.raises(KeyboardInterrupt):
         learn.fit(5, 1e-3, cbs=[stop, count, Send("train", signal.SIGINT, signal.SIGINT)])
     stop.release()
     assert count.batches == 5
-    assert "a second Ctrl-C stops at once, with what was saved last" in capsys.readouterr().err
+    assert "a second Ctrl-C stops at once, with what was saved last" in caplog.text
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import rasterio
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from ...bands import CLASSES, COMPETITION_CODES, IGNORE, Bands
 from ...errors import DataError, did_you_mean
 from ..tiles import TileStore, TileWriter, store_dtype
+from .raster import open_raster, reading
+from .registry import Source
 
-__all__ = ["competition_files", "find_competition", "prepare_competition", "tile_id"]
+__all__ = ["SOURCE", "competition_files", "find_competition", "prepare_competition", "tile_id"]
 
 _FOLDERS = {"band1": "blue", "band2": "green", "band3": "red", "band4": "swir1", "band5": "thermal"}
 _LABELS = ("label", "labels")
@@ -38,7 +36,10 @@ _GRID = re.compile(r"(?<!\d)(?=(\d{2}_\d{2})(?!\d))", re.ASCII)  # looks ahead, 
 def tile_id(
     path: str | os.PathLike,  # a band or label file
 ) -> str:
-    """Return the tile that a file belongs to: "001" of "img001.tif", else "02_07" of "B2_B2_masked_02_07.tif".
+    """Return the tile that a file belongs to.
+
+    >>> tile_id("Band1/img001.tif"), tile_id("Band1/B2_B2_masked_02_07.tif")
+    ('001', '02_07')
 
     Raises:
         DataError: The name contains no tile id.
@@ -134,18 +135,6 @@ def _match(root: Path) -> tuple[list[dict[str, Path]], dict[str, Path] | None]:
     return bands, labels
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[rasterio.DatasetReader]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as raster:
-                yield raster
-    except RasterioError as err:
-        message = " ".join(str(err).split())
-        raise DataError(f"{path}: not a GeoTIFF, cut short or damaged ({message}); copy it again") from err
-
-
 class _Header(NamedTuple):
     shape: tuple[int, int]
     dtype: str
@@ -154,7 +143,7 @@ class _Header(NamedTuple):
 
 
 def _header(path: Path) -> _Header:
-    with _opened(path) as raster:
+    with open_raster(path) as raster, reading(path):
         if raster.count != 1:
             raise DataError(f"{path}: {raster.count} bands, wanted one; take one out (gdal_translate -b 1)")
         placed = raster.crs is not None and not raster.transform.is_identity
@@ -198,7 +187,7 @@ def _read_image(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     """Return values `(5, H, W)` and bool `(H, W)`: True where there is data."""
     values, known = [], True
     for path in files:
-        with _opened(path) as raster:
+        with open_raster(path) as raster, reading(path):
             values.append(raster.read(1))
             known = known & (raster.read_masks(1) > 0)
     image = np.stack(values)
@@ -210,7 +199,7 @@ def _read_image(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_label(path: Path) -> np.ndarray:
-    with _opened(path) as raster:
+    with open_raster(path) as raster, reading(path):
         label = raster.read(1)  # not its mask: 0 and 255 are classes, whatever the file declares as nodata
     if missing := int(np.isnan(label).sum()):
         raise DataError(f"{path}: {missing} pixels are NaN; allowed are {_CODES}")
@@ -266,3 +255,8 @@ def prepare_competition(
             mask = _read_label(labels[tile]) if labels else np.full((size, size), IGNORE, np.uint8)
             writer.add(image[index], mask, valid=valid, name=tile, **_place(tile, files, headers, size, on_map))
     return TileStore(out)
+
+
+SOURCE = Source(
+    "competition", "GlacierHack 2025: Band1 .. Band5", find_competition, competition_files, prepare_competition
+)

@@ -24,20 +24,23 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from io import RawIOBase
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ...bands import IGNORE, Bands, canonical_band, texture_of
+from ...bands import BANDS, IGNORE, Bands, canonical_band, texture_of
 from ...core.jit import jit
 from ...errors import DataError, OutputError
-from ..download import RemoteStream, fetch, members, open_stream
+from ..download import Progress, RemoteStream, fetch, members
 from ..tiles import TileStore, TileWriter
 from .footprints import OVERLAP, SLICE, read_footprints
+from .registry import Source
 
 __all__ = [
     "ARCHIVE",
@@ -45,6 +48,7 @@ __all__ = [
     "DEFAULT_BANDS",
     "MIRRORS",
     "SHA256",
+    "SOURCE",
     "download_hkh",
     "find_hkh",
     "hkh_files",
@@ -75,7 +79,7 @@ RULES = {
 
 
 class _File(NamedTuple):
-    """One of the two files of a tile, or (of kind "places") slices.geojson."""
+    """One of the two files of a tile."""
 
     split: str
     scene: str
@@ -153,64 +157,74 @@ def _imputed(folder: Path) -> dict[str, float]:
         raise DataError(f'{path}: damaged ({err!r}); wanted are 15 "means" and 15 "stds", or no such file') from err
 
 
-class _Preparation:
-    """Brings the two files of each tile together as they come, filters the tiles, and writes what stays."""
+_Files = Generator[tuple[_File, IO[bytes]], None, None]
 
-    def __init__(
-        self,
-        out: str | os.PathLike,
-        made_by: dict[str, Any],  # how the store is made; what it says of kind, bands and filters is obeyed here
-        imputed: dict[str, float],  # see `_imputed`
-        spooling: bool,  # whether what waits for its other half waits on disk
-    ):
-        self.out, self.made_by, self.spooling = out, made_by, spooling
-        self.min_ice, self.min_valid = made_by["min_ice"], made_by["min_valid"]
-        self.standardised = made_by["kind"] == "splits"
-        self.names, channels = zip(*made_by["channels"].items(), strict=True)
-        self.index = [CHANNELS.index(c) for c in channels]
-        self.spectral = [k for k, c in enumerate(channels) if c in SPECTRAL]
-        self.imputed = {k: imputed[channels[k]] for k in self.spectral if channels[k] in imputed}
+
+@dataclass(frozen=True)
+class _Options:
+    """What is made of the files of tiles."""
+
+    channels: dict[str, str]  # channel of each band
+    min_ice: float
+    min_valid: float
+    standardised: bool = False  # files of splits, not of slices
+    imputed: dict[str, float] = field(default_factory=dict)  # see `_imputed`
+
+
+def _codes(
+    mask: np.ndarray,  # (H, W, 3) of 0 and 1
+    standardised: bool,  # of splits
+) -> tuple[np.ndarray, int]:
+    """Return class codes `(H, W)`, and how many pixels are both clean ice and debris."""
+    first, second, third = (np.ascontiguousarray(mask[..., k]) for k in range(3))
+    clean, debris = (first, second) if standardised else (second, third)
+    ice = clean | debris
+    codes = np.maximum(clean, debris << 1)
+    codes[(ice | third) == 0 if standardised else first > ice] = IGNORE
+    return codes, int(np.count_nonzero(clean & debris))
+
+
+def _values(
+    image: np.ndarray,  # (H, W, 15)
+    channels: Sequence[str],  # those wanted
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return values `(C, H, W)` float32, where all of them are finite `(H, W)`, and how often each is negative."""
+    flat = image.reshape(-1, len(CHANNELS))
+    flat = flat.astype(flat.dtype.newbyteorder("="), copy=False)
+    values = np.empty((len(channels), len(flat)), np.float32)
+    valid, negative = np.empty(len(flat), bool), np.zeros(len(channels), np.int64)
+    jit(_pick)(flat, np.array([CHANNELS.index(c) for c in channels]), values, valid, negative)
+    return values.reshape(-1, *image.shape[:2]), valid.reshape(image.shape[:2]), negative
+
+
+def _dropped(values: np.ndarray | None, codes: np.ndarray | None, min_ice: float) -> str | None:
+    """Return by which of `DROPPED` a tile is, None if it is kept; a half is None where it alone decided that."""
+    if codes is None:
+        return DROPPED[0]
+    if values is None:
+        return DROPPED[1]
+    valid = np.isfinite(values[0])
+    ice = np.count_nonzero(valid & ((codes == 1) | (codes == 2)))
+    few = min_ice and ice < max(1, min_ice * np.count_nonzero(valid & (codes != IGNORE)))
+    return DROPPED[0] if few else None
+
+
+class _Reader:
+    """Reads the files of tiles, and remembers what all of them have in common."""
+
+    def __init__(self, options: _Options):
+        self.options = options
+        self.spectral = {k: c for k, c in enumerate(options.channels.values()) if c in SPECTRAL}
         self.negative = not self.spectral  # whether z-scored values were seen
         self.count = dict.fromkeys(("read", *DROPPED, "doubly_labelled_pixels", "unlabelled_pixels"), 0)
-        self.size, self.values = 0, np.empty(0, np.float32)
-        self.writer: TileWriter | None = None
-        self.waiting: dict[tuple, tuple[_File, np.ndarray | Path | None]] = {}
-        self.places: tuple[str, bytes] | None = None
+        self.size = 0
 
-    def take(self, f: _File, file: BinaryIO, stack: ExitStack) -> bool:
-        """Read one file; if it completes a tile, write or drop that and return True."""
-        if f.kind == "places":
-            self.places = f.where, file.read()
-            return False
-        other, half = self.waiting.pop(f[:3], (None, None))
-        if other and other.kind == f.kind:
-            raise DataError(f"{f.where}: occurs twice; keep one of them")
-        # three of four masks hold no ice, and the image is nearly all of the work
-        needless = f.kind == "img" and other and half is None
-        decode = self._values if f.kind == "img" else self._codes
-        mine = None if needless else decode(self._read(f, file), f.where)
-        if self.writer is None:  # now the size is known
-            writer = TileWriter(self.out, self.names, self.size, "float32", "hkh", "landsat7", self.made_by)
-            self.writer = stack.enter_context(writer)
-        if other is None:
-            self.waiting[f[:3]] = f, self._spooled(f, mine) if self.spooling and mine is not None else mine
-            return False
-        if isinstance(half, Path):
-            path, half = half, np.load(half)
-            path.unlink()
-        self._pair(f, *((half, mine) if f.kind == "mask" else (mine, half)))
-        return True
+    def __call__(self, f: _File, file: IO[bytes]) -> np.ndarray | None:
+        """Return codes of a mask or values of an image, NaN without data; None if its tile is dropped for it."""
+        array = self._array(f, file)
+        return self._mask(array, f.where) if f.kind == "mask" else self._image(array, f.where)
 
-    def _spooled(self, f: _File, half: np.ndarray) -> Path:
-        path = self.writer.partial / "spool" / f"{f.scene}_{f.number}.npy"
-        try:
-            path.parent.mkdir(exist_ok=True)
-            np.save(path, half)
-        except OSError as err:
-            raise OutputError(f"{path}: cannot be written ({err}); make room or choose another place") from err
-        return path
-
-    def _read(self, f: _File, file: BinaryIO) -> np.ndarray:
+    def _array(self, f: _File, file: IO[bytes]) -> np.ndarray:
         depth, dtypes = (len(CHANNELS), ("float32", "float64")) if f.kind == "img" else (3, ("uint8", "bool"))
         try:
             array = np.lib.format.read_array(file, allow_pickle=False)
@@ -228,80 +242,59 @@ class _Preparation:
         self.size = side
         return array
 
-    def _codes(self, mask: np.ndarray, where: str) -> np.ndarray | None:
-        """Return class codes `(H, W)`, or None without any ice if some is wanted."""
-        if (top := (mask := mask.view(np.uint8)).max()) > 1:
+    def _mask(self, array: np.ndarray, where: str) -> np.ndarray | None:
+        if (top := (mask := array.view(np.uint8)).max()) > 1:
             raise DataError(f"{where}: holds {top}; allowed are 0 and 1 in each of the three channels")
-        first, second, third = (np.ascontiguousarray(mask[..., k]) for k in range(3))
-        clean, debris = (first, second) if self.standardised else (second, third)
-        ice = clean | debris
-        unknown = (ice | third) == 0 if self.standardised else first > ice
-        codes = np.maximum(clean, debris << 1)
-        codes[unknown] = IGNORE
-        self.count["doubly_labelled_pixels"] += int(np.count_nonzero(clean & debris))
-        self.count["unlabelled_pixels"] += int(np.count_nonzero(unknown))
-        return codes if self.min_ice == 0 or ice.any() else None
+        codes, doubly = _codes(mask, self.options.standardised)
+        self.count["doubly_labelled_pixels"] += doubly
+        self.count["unlabelled_pixels"] += int(np.count_nonzero(codes == IGNORE))
+        return codes if self.options.min_ice == 0 or ((codes == 1) | (codes == 2)).any() else None
 
-    def _values(self, image: np.ndarray, where: str) -> np.ndarray | None:
-        """Return values `(C, H, W)`, NaN in the first band where there is no data; None if there is too little.
-
-        The next call overwrites them.
-        """
-        flat = image.reshape(-1, len(CHANNELS))
-        flat = flat.astype(flat.dtype.newbyteorder("="), copy=False)
-        values = self.values
-        values.resize((len(self.index), len(flat)), refcheck=False)  # the same memory each time
-        valid, negative = np.empty(len(flat), bool), np.zeros(len(self.index), np.int64)
-        jit(_pick)(flat, np.array(self.index), values, valid, negative)
-        low = [self.names[k] for k in self.spectral if negative[k] > NEGATIVE * len(flat)]
+    def _image(self, array: np.ndarray, where: str) -> np.ndarray | None:
+        options, names = self.options, list(self.options.channels)
+        values, valid, negative = _values(array, list(options.channels.values()))
+        low = [names[k] for k in self.spectral if negative[k] > NEGATIVE * valid.size]
         self.negative |= bool(low)
-        if low and not self.standardised:
+        if low and not options.standardised:
             raise DataError(
                 f"{where}: {low[0]} is negative, so this is z-scored, not raw; move such tiles to splits/train"
             )
-        if self.imputed:
-            valid &= np.all([np.abs(values[k] - v) > 1e-4 * max(1, abs(v)) for k, v in self.imputed.items()], 0)
-        if np.count_nonzero(valid) < self.min_valid * len(flat):
+        for k, channel in self.spectral.items():
+            if (v := options.imputed.get(channel)) is not None:
+                valid &= np.abs(values[k] - v) > 1e-4 * max(1, abs(v))
+        if np.count_nonzero(valid) < options.min_valid * valid.size:
             return None
-        values[0, ~valid] = np.nan
-        return values.reshape(-1, self.size, self.size)
+        values[:, ~valid] = np.nan
+        return values
 
-    def _pair(self, f: _File, values: np.ndarray | None, codes: np.ndarray | None) -> None:
-        self.count["read"] += 1
-        if codes is None or values is None:
-            self.count[DROPPED[codes is not None]] += 1
-            return
-        valid = np.isfinite(values[0])
-        ice = np.count_nonzero(valid & ((codes == 1) | (codes == 2)))
-        if self.min_ice and ice < max(1, self.min_ice * np.count_nonzero(valid & (codes != IGNORE))):
-            self.count[DROPPED[0]] += 1
-            return
-        scene = f"slice_{f.scene}"
-        self.writer.add(values, codes, valid=valid, scene=scene, split=f.split, name=f"{scene}_{f.number}")
 
-    def finish(self, where: str) -> None:
-        """Give the tiles their places and tell the store what was done."""
-        for f, _ in self.waiting.values():
-            raise f.alone()
-        if not (n := self.count["read"]):
-            raise DataError(f"{where}: no slice_S_img_N.npy with slice_S_mask_N.npy in slices/; is it {ARCHIVE}?")
-        if not self.negative and self.standardised:
-            raise DataError(f"{where}: no tile has negative values, so they are raw; move them to a folder slices")
-        if not self.writer.rows:
-            ice, data = (self.count[k] for k in DROPPED)
-            why = f"{ice} by min_ice {self.min_ice:g}, {data} by min_valid {self.min_valid:g}"
-            raise DataError(f"{where}: all {n} tiles were dropped, {why}; lower these")
-        done = {"count": self.count}
-        if self.places:
-            known, done["mirrored_scenes"] = read_footprints(*self.places, self.size)
-            for row in self.writer.rows:
-                if (tile := row["id"]) not in known:
-                    raise DataError(f"{self.places[0]}: no footprint of {tile}; put the file away to split by scene")
-                row |= known[tile]
-        shutil.rmtree(self.writer.partial / "spool", ignore_errors=True)
-        self.writer.info["made_by"] |= done
-        if self.standardised:
-            self.writer.info["standardised"] = True
+def _pairs(
+    files: _Files,
+    read: Callable[[_File, IO[bytes]], np.ndarray | None],
+    spool: Path | None,  # folder where what waits for its other half waits; None: in memory
+) -> Iterator[tuple[_File, np.ndarray | None, np.ndarray | None]]:
+    """Yield each tile as soon as both its files came, in any order: one of them, its values, its codes."""
+    waiting: dict[tuple[str, str, str], tuple[_File, np.ndarray | Path | None]] = {}
+    for f, file in files:
+        other, half = waiting.pop(f[:3], (None, None))
+        if other and other.kind == f.kind:
+            raise DataError(f"{f.where}: occurs twice; keep one of them")
+        # three of four masks hold no ice, and the image is nearly all of the work
+        needless = f.kind == "img" and other and half is None
+        mine = None if needless else read(f, file)
+        if other is None:
+            waiting[f[:3]] = f, mine
+            if spool and mine is not None:
+                spool.mkdir(exist_ok=True)
+                np.save(path := spool / f"{f.scene}_{f.number}.npy", mine)
+                waiting[f[:3]] = f, path
+            continue
+        if isinstance(half, Path):
+            path, half = half, np.load(half)
+            path.unlink()
+        yield (f, half, mine) if f.kind == "mask" else (f, mine, half)
+    for f, _ in waiting.values():
+        raise f.alone()
 
 
 def _pick(flat, index, values, valid, negative):
@@ -315,41 +308,53 @@ def _pick(flat, index, values, valid, negative):
             negative[k] += value < 0
 
 
-def _folder(files: Sequence[_File], places: Path | None) -> Iterator[tuple[_File, BinaryIO]]:
-    """Yield slices.geojson, if there is one, and mask and image of each tile by split, scene and number."""
+def _folder(files: Iterable[_File]) -> _Files:
+    """Yield mask and image of each tile by split, scene and number."""
     files = sorted(files, key=lambda f: (f.split, int(f.scene), int(f.number), f.number, f.kind == "img"))
     both = Counter(f[:3] for f in files)
     for f in files:
         if both[f[:3]] == 1:
             raise f.alone()
-    for f in [*([_File("", "", "", "places", str(places))] if places else []), *files]:
-        try:
-            with open(f.where, "rb") as file:
-                yield f, file
-        except OSError as err:
-            raise DataError(f"{f.where}: cannot be read ({err.strerror})") from err
+    for f in files:
+        with _open(f.where) as file:
+            yield f, file
 
 
-def _archive(archive: Path | BinaryIO, where: str) -> Iterator[tuple[_File, BinaryIO]]:
+def _open(path: str | os.PathLike) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as err:
+        raise DataError(f"{path}: cannot be read ({err.strerror})") from err
+
+
+def _archive(
+    archive: Path | BinaryIO | RawIOBase,
+    where: str,
+    places: dict[str, bytes],  # slices.geojson is put here as it comes by
+) -> _Files:
+    """Yield masks and images in the order of the archive."""
+
     def wanted(name: str) -> bool:
         *folders, base = name.split("/")
         return (base == PLACES or bool(SLICE.fullmatch(base))) and not {"splits", *SPLITS} & set(folders)
 
     for name, file in members(archive, wanted):
-        m = SLICE.fullmatch(name.split("/")[-1])
-        yield _File("", *((m[1], m[3], m[2]) if m else ("", "", "places")), f"{where}: {name}"), file
+        if m := SLICE.fullmatch(name.split("/")[-1]):
+            yield _File("", m[1], m[3], m[2], f"{where}: {name}"), file
+        else:
+            places[f"{where}: {name}"] = file.read()
     if isinstance(archive, RemoteStream):
         archive.verify()
 
 
 def prepare_hkh(
-    path: str | os.PathLike | BinaryIO,  # see `find_hkh`; or an archive as an open stream
+    path: str | os.PathLike | BinaryIO | RawIOBase,  # see `find_hkh`; or an archive as an open stream
     out: str | os.PathLike,  # folder of the store to make
     *,
     bands: Sequence[str] = DEFAULT_BANDS,  # of `CHANNELS` without bqa; "thermal" is thermal_high, nearest to Landsat 8
     min_ice: float = 0.05,  # least share of ice among the labelled pixels of a tile; splits are not asked
     min_valid: float = 0.1,  # least share of pixels with data
-    progress: Callable[[int, int | None], None] | None = None,  # called after each tile: done, total (None: unknown)
+    progress: Progress | None = None,  # called after each tile: done, total (None: unknown)
 ) -> TileStore:
     """Write the tiles of HKH as a tile store; labels, nodata and places are told above.
 
@@ -361,31 +366,76 @@ def prepare_hkh(
         DataError: Anything about the input that cannot be used, in one line.
         OutputError: `out` exists already or cannot be written.
     """
-    made_by = {"function": "prepare_hkh", "channels": _channels(bands), "min_ice": min_ice, "min_valid": min_valid}
-    for name in ("min_ice", "min_valid"):
-        if not 0 <= made_by[name] <= 1:
-            raise DataError(f"{name} {made_by[name]}: must be a share, from 0 to 1")
-    on_disk = isinstance(path, (str, os.PathLike))
-    if (source := find_hkh(path) if on_disk else path) is None:
-        what = "no HKH tiles in it" if Path(path).exists() else "no such file or folder"
-        raise DataError(f"{path}: {what}; give the folder glacier_data, slices or splits, or {ARCHIVE}")
-    where = str(source if on_disk else getattr(source, "name", "archive"))
-    kind, imputed, total = "slices", {}, None
-    if on_disk and source.is_dir():
-        listed = list(_scan(source))
-        files, total = _folder(listed, _beside(source, PLACES)), len(listed) // 2
-        if listed[0].split:
-            kind, imputed, made_by["min_ice"] = "splits", _imputed(source), 0
+    options = _Options(_channels(bands), min_ice, min_valid)
+    for name, share in (("min_ice", min_ice), ("min_valid", min_valid)):
+        if not 0 <= share <= 1:
+            raise DataError(f"{name} {share}: must be a share, from 0 to 1")
+    source: Path | BinaryIO | RawIOBase
+    if isinstance(path, (str, os.PathLike)):
+        if (found := find_hkh(path)) is None:
+            what = "no HKH tiles in it" if Path(path).exists() else "no such file or folder"
+            raise DataError(f"{path}: {what}; give the folder glacier_data, slices or splits, or {ARCHIVE}")
+        source, where = found, str(found)
     else:
-        files = _archive(source, where)
-    made_by |= {"path": where, "kind": kind, "labels": RULES[kind]}
-    with ExitStack() as stack, closing(files):
-        work = _Preparation(out, made_by, imputed, spooling=total is None)
-        for f, file in files:
-            if work.take(f, file, stack) and progress:
-                progress(work.count["read"], total)
-        work.finish(where)
+        source, where = path, str(getattr(path, "name", "archive"))
+    places, total = dict[str, bytes](), None
+    if isinstance(source, Path) and source.is_dir():
+        listed = list(_scan(source))
+        files, total = _folder(listed), len(listed) // 2
+        if beside := _beside(source, PLACES):
+            with _open(beside) as file:
+                places[str(beside)] = file.read()
+        if listed[0].split:
+            options = replace(options, min_ice=0, standardised=True, imputed=_imputed(source))
+    else:
+        files = _archive(source, where, places)
+    kind = "splits" if options.standardised else "slices"
+    about = {k: getattr(options, k) for k in ("channels", "min_ice", "min_valid")}
+    made_by = {"function": "prepare_hkh", **about, "path": where, "kind": kind, "labels": RULES[kind]}
+    read = _Reader(options)
+    writing = TileWriter(out, tuple(options.channels), None, "float32", "hkh", "landsat7", made_by)
+    with writing as writer, closing(files):
+        spool = writer.partial / "spool" if total is None else None
+        for f, values, codes in _pairs(files, read, spool):
+            read.count["read"] += 1
+            if reason := _dropped(values, codes, options.min_ice):
+                read.count[reason] += 1
+            elif values is not None and codes is not None:
+                scene = f"slice_{f.scene}"
+                writer.add(values, codes, scene=scene, split=f.split, name=f"{scene}_{f.number}")
+            if progress:
+                progress(read.count["read"], total)
+        _check(read, where, len(writer.rows))
+        made_by["count"] = read.count
+        if places:
+            made_by["mirrored_scenes"] = _place(writer.rows, *places.popitem(), read.size)
+        if spool:
+            shutil.rmtree(spool, ignore_errors=True)
+        if options.standardised:
+            writer.info["standardised"] = True
     return TileStore(out)
+
+
+def _check(read: _Reader, where: str, kept: int) -> None:
+    """Raise `DataError` if what was read is no store."""
+    if not (n := read.count["read"]):
+        raise DataError(f"{where}: no slice_S_img_N.npy with slice_S_mask_N.npy in slices/; is it {ARCHIVE}?")
+    if read.options.standardised and not read.negative:
+        raise DataError(f"{where}: no tile has negative values, so they are raw; move them to a folder slices")
+    if not kept:
+        ice, data = (read.count[k] for k in DROPPED)
+        why = f"{ice} by min_ice {read.options.min_ice:g}, {data} by min_valid {read.options.min_valid:g}"
+        raise DataError(f"{where}: all {n} tiles were dropped, {why}; lower these")
+
+
+def _place(rows: list[dict[str, Any]], where: str, text: bytes, size: int) -> int:
+    """Give the rows of tiles their places, and return how many scenes are mirrored in slices.geojson."""
+    known, mirrored = read_footprints(where, text, size)
+    for row in rows:
+        if (tile := row["id"]) not in known:
+            raise DataError(f"{where}: no footprint of {tile}; put the file away to split by scene")
+        row |= known[tile]
+    return mirrored
 
 
 def download_hkh(
@@ -393,6 +443,7 @@ def download_hkh(
     out: str | os.PathLike,  # folder of the store to make
     *,
     bands: Sequence[str] = DEFAULT_BANDS,  # this and all others as in `prepare_hkh`
+    progress: Progress | None = None,  # called with bytes done and total; with a folder, then with tiles
     **options: Any,
 ) -> TileStore:
     """Download HKH's archive and write its tiles as a tile store.
@@ -404,9 +455,21 @@ def download_hkh(
         DataError: No mirror delivers the right file; or as `prepare_hkh`.
         OutputError: `out` exists already; no room; or another process downloads to the folder.
     """
-    TileWriter(out, tuple(_channels(bands)), 0, "float32", "hkh")  # refuse before 74 GB, not after
+    _channels(bands)  # refuse before 74 GB, not after
+    if Path(out).exists():
+        raise OutputError(f"{out}: exists already; choose another name or remove it first")
     if folder is not None:
-        archive = fetch(MIRRORS, Path(folder) / ARCHIVE, SHA256)
-        return prepare_hkh(archive, out, bands=bands, **options)
-    with open_stream(MIRRORS, SHA256) as stream:
+        archive = fetch(MIRRORS, Path(folder) / ARCHIVE, SHA256, progress=progress)
+        return prepare_hkh(archive, out, bands=bands, progress=progress, **options)
+    with RemoteStream(MIRRORS, SHA256, progress=progress) as stream:
         return prepare_hkh(stream, out, bands=bands, **options)
+
+
+SOURCE = Source(
+    "hkh",
+    "HKH: slices, splits, or their archive",
+    find_hkh,
+    hkh_files,
+    prepare_hkh,
+    lambda bands: {"bands": list(Bands(bands or DEFAULT_BANDS).made_of(BANDS))},
+)

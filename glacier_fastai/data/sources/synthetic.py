@@ -19,6 +19,7 @@ from scipy import ndimage as ndi
 from ...bands import IGNORE, Bands
 from ...core.tiling import starts
 from ...errors import DataError, OutputError, did_you_mean
+from ...files import whole_file
 from ..tiles import TileStore, TileWriter
 from .terrain import PIXEL, cast_shadow, clear, flow_ice, fractal, lakes, moraines, mountains, resample, slope_aspect
 
@@ -50,6 +51,10 @@ def landscape(
     size: int,  # side in pixels of 30 m, at least 32
 ) -> Landscape:
     """Make a landscape. Under 192 px it is a window of a larger one, chosen to hold ice and debris where it can.
+
+    >>> made = landscape(seed=1, size=64)
+    >>> made.classes.shape, made.classes.dtype, bool((made.thickness[made.classes == 0] == 0).all())
+    ((64, 64), dtype('uint8'), True)
 
     Raises:
         DataError: `size` is too small.
@@ -165,6 +170,10 @@ def observe(
     Elevation is in whole metres and slope in whole degrees (at least 1); with elevation the image of landsat7 is
     uint16, for metres do not fit into 8 bits.
 
+    >>> image, mask, valid = observe(landscape(seed=1, size=64), "landsat8", ["green", "swir1"])
+    >>> image.shape, image.dtype, bool((mask[~valid] == 255).all())
+    ((2, 64, 64), dtype('uint16'), True)
+
     Returns:
         Image `(C, H, W)`, 0 in all bands without data, at least 1 in each elsewhere: uint8 (landsat7) or uint16
         (landsat8). Mask `(H, W)` uint8, 255 without data. Valid `(H, W)`, True where there is data.
@@ -179,7 +188,7 @@ def observe(
     shape = scene.elevation.shape
     sun, height = rng.uniform(115, 165), rng.uniform(40, 66)
     light, cosine = _light(scene, sun, height)
-    reflectance, warmth = _surface(scene, rng, cosine * light)
+    reflectance, warmth = _surface(scene, rng)
     air = rng.uniform(-2, 9) - 0.0065 * scene.above
     celsius = air + warmth * (0.25 + 0.75 * light * cosine / np.sin(np.radians(height)))
     celsius = np.where(warmth <= 0, np.minimum(celsius, 0), celsius)
@@ -237,7 +246,7 @@ def _light(scene: Landscape, sun: float, height: float) -> tuple[np.ndarray, np.
     return 1 - ndi.gaussian_filter(shadow.astype(np.float64), 0.7), np.clip(cosine, 0, 1)
 
 
-def _surface(scene: Landscape, rng: np.random.Generator, sunlit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _surface(scene: Landscape, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return reflectance `(6, H, W)` with one day's snow, and by how many degrees full sun warms the surface."""
     shape = scene.elevation.shape
     slope, aspect = slope_aspect(ndi.gaussian_filter(scene.elevation, 1.5))
@@ -351,7 +360,7 @@ def write_scene(
 
     Raises:
         DataError: A sensor, band or size cannot be used.
-        OutputError: The folder of `path` does not exist.
+        OutputError: The folder of `path` does not exist, or a file cannot be written.
     """
     import rasterio
     from rasterio.transform import Affine
@@ -364,14 +373,9 @@ def write_scene(
     _, image, mask, _, place = _scene(sensor, bands, size, seed, number)
     jobs = ((label, mask[None], ("class",), IGNORE), (path, image, bands, 0))
     for target, values, names, nodata in jobs:
-        partial = target.with_name(f".{target.stem}.partial-{os.getpid()}{target.suffix}")
         profile = {"driver": "GTiff", "compress": "deflate", "crs": CRS, "transform": Affine(*place), "nodata": nodata}
         shape = {"count": len(values), "height": size, "width": size, "dtype": values.dtype.name}
-        try:
-            with rasterio.open(partial, "w", **profile, **shape) as file:
-                file.write(values)
-                file.descriptions = tuple(names)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole_file(target) as out, rasterio.open(out, "w", **profile, **shape) as raster:
+            raster.write(values)
+            raster.descriptions = tuple(names)
     return path, label

@@ -6,6 +6,8 @@ carry moraines down the ice. Everything is a pure function of its arguments; hei
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage as ndi
 from scipy.linalg import solve_banded
@@ -38,7 +40,12 @@ def fractal(
     longest: float,  # longest wavelength, cells
     steepness: float = 1.9,  # amplitude falls as frequency ** -steepness: larger is smoother
 ) -> np.ndarray:
-    """Return correlated noise of zero mean and unit standard deviation."""
+    """Return correlated noise of zero mean and unit standard deviation.
+
+    >>> noise = fractal(np.random.default_rng(0), (64, 64), longest=20)
+    >>> noise.shape, abs(float(noise.mean())) < 1e-9, round(float(noise.std()), 6)
+    ((64, 64), True, 1.0)
+    """
     frequency = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1]))
     amplitude = 1 / (frequency**2 + longest**-2.0) ** (steepness / 2)
     amplitude[0, 0] = 0
@@ -49,15 +56,19 @@ def fractal(
 def resample(
     field: np.ndarray,  # (h, w)
     factor: int,  # cells of the result per cell of `field`, along each axis
-    warp: tuple[np.ndarray, np.ndarray] | None = None,  # shift of rows and columns, cells of `field`
+    warp: Sequence[np.ndarray] | None = None,  # shift of rows and columns, cells of `field`
     order: int = 3,  # order of the spline
 ) -> np.ndarray:
-    """Return `field` on a grid `factor` times finer, optionally warped so that no grid direction shows."""
+    """Return `field` on a grid `factor` times finer, optionally warped so that no grid direction shows.
+
+    >>> resample(np.array([[0.0, 4.0]]), 2, order=1)[0]
+    array([0., 1., 3., 4.])
+    """
     rows, cols = ((np.arange(n * factor) + 0.5) / factor - 0.5 for n in field.shape)
-    at = np.broadcast_arrays(rows[:, None], cols[None, :])
+    at = np.stack(np.broadcast_arrays(rows[:, None], cols[None, :]))
     if warp is not None:
-        at = [a + w for a, w in zip(at, warp, strict=True)]
-    return ndi.map_coordinates(field, np.stack(at), order=order, mode="nearest")
+        at = at + np.stack(warp)
+    return ndi.map_coordinates(field, at, order=order, mode="nearest")
 
 
 def slope_aspect(
@@ -238,7 +249,11 @@ def trace(
 
 
 def clear(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """Return `mask` without its parts of up to `pixels` pixels."""
+    """Return `mask` without its parts of up to `pixels` pixels.
+
+    >>> clear(np.array([[True, False, True, True]]), 1)
+    array([[False, False,  True,  True]])
+    """
     parts, _ = ndi.label(mask)
     return (np.bincount(parts.ravel()) > pixels)[parts] & mask
 
@@ -326,7 +341,13 @@ def cast_shadow(
     azimuth: float,  # of the sun, degrees clockwise from north
     height: float,  # of the sun above the horizon, degrees
 ) -> np.ndarray:
-    """Return True where mountains hide the sun."""
+    """Return True where mountains hide the sun.
+
+    >>> wall = np.zeros((1, 8))
+    >>> wall[0, 4] = 50.0
+    >>> np.flatnonzero(cast_shadow(wall, azimuth=90, height=45)[0])  # from the east, so the shadow lies west
+    array([3])
+    """
     h, w = elevation.shape
     north, east = np.cos(np.radians(azimuth)), np.sin(np.radians(azimuth))
     rise = PIXEL * np.tan(np.radians(height))

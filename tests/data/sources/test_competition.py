@@ -442,7 +442,7 @@ def test_damaged_files(tmp_path, made, where, damage):
     data = path.read_bytes()
     # cut by little, so that the header can be read and the store has been begun
     path.write_bytes({"text": b"hello", "empty": b"", "cut": data[:-100]}[damage])
-    refuse(tmp_path, rf"{path.name}: not a GeoTIFF, cut short or damaged \(.*; copy it again", made.root)
+    refuse(tmp_path, rf"{path.name}: not a raster, cut short or damaged \(.*; copy it again", made.root)
 
 
 def test_bands_that_are_not_there(tmp_path, made):
@@ -469,4 +469,4 @@ def test_where_some_tiles_have_no_georeference_the_grid_counts_for_all(tmp_path)
         write_one(files["02_08"], values)
     store = prepare_competition(made.root, tmp_path / "store")
     assert store.table["transform"].tolist() == [""] * 3
-    assert touching(np.array([False, True, False]), **store.place()).all()
+    assert touching(np.array([False, True, False]), **store.footprints()).all()

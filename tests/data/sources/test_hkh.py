@@ -223,7 +223,7 @@ def test_footprints_are_put_where_the_slices_lie(root, tmp_path):
 
 
 def test_neighbours_touch_and_scenes_do_not(root, tmp_path):
-    place = prepare_hkh(root, tmp_path / "store", min_ice=0, min_valid=0).place()
+    place = prepare_hkh(root, tmp_path / "store", min_ice=0, min_valid=0).footprints()
     left, top, right, bottom = place["box"].T
     assert np.allclose(right - left, 32 * PIXEL * 84 / 83)
     assert left[1] < right[0]
@@ -267,7 +267,7 @@ def test_without_geojson_a_scene_is_one_unit(root, tmp_path):
     assert store.table["scene"].tolist() == ["slice_0"] * 3 + ["slice_1"] * 3
     assert set(store.table["crs"]) == set(store.table["transform"]) == {""}
     assert set(store.table["row"]) == set(store.table["col"]) == {0}
-    assert len(set(store.units())) == len(set(store.place()["frame"])) == 2
+    assert len(set(store.groups())) == len(set(store.footprints()["frame"])) == 2
 
 
 def test_bad_geojson(root, tmp_path):
@@ -589,25 +589,22 @@ def test_an_archive_as_a_stream_that_can_only_be_read(root, tmp_path):
         assert_same_tiles(prepare_hkh(stream, tmp_path / "store"), want)
 
 
-def test_what_waits_on_disk_is_freed(root, tmp_path, monkeypatch):
-    waiting = []
-    pair = hkh._Preparation._pair
+def test_what_waits_on_disk_is_freed(root, tmp_path):
+    def waiting(source, name):
+        counts, spool = [], tmp_path / f".{name}.partial" / "spool"
 
-    def spy(self, *args):
-        spool = self.writer.partial / "spool"
-        waiting.append(len(list(spool.iterdir())) if spool.exists() else 0)
-        pair(self, *args)
+        def count(done, total):
+            counts.append(len(list(spool.iterdir())) if spool.exists() else 0)
 
-    monkeypatch.setattr(hkh._Preparation, "_pair", spy)
-    prepare_hkh(hkh_archive(root, tmp_path / "i.tar", "images"), tmp_path / "i")
+        prepare_hkh(source, tmp_path / name, progress=count)
+        return counts
+
     # the images of slices 1 have too little data to wait, and those that a mask has called are gone
-    assert waiting == [9, 9, 8, 7, 6, 5, 4, 4, 3, 2, 1, 0]
-    waiting.clear()
-    prepare_hkh(hkh_archive(root, tmp_path / "m.tar", "masks"), tmp_path / "m")
-    assert waiting == [9, 8, 7, 6, 5, 5, 4, 3, 2, 1, 0, 0]  # masks without ice do not wait
-    waiting.clear()
-    prepare_hkh(root, tmp_path / "f")
-    assert waiting == [0] * 12
+    images = hkh_archive(root, tmp_path / "i.tar", "images")
+    assert waiting(images, "i") == [9, 9, 8, 7, 6, 5, 4, 4, 3, 2, 1, 0]
+    masks = hkh_archive(root, tmp_path / "m.tar", "masks")
+    assert waiting(masks, "m") == [9, 8, 7, 6, 5, 5, 4, 3, 2, 1, 0, 0]  # masks without ice do not wait
+    assert waiting(root, "f") == [0] * 12
 
 
 def test_archives_that_are_refused(root, tmp_path):
@@ -641,7 +638,12 @@ def test_a_full_disk(root, tmp_path, monkeypatch):
 
     archive = hkh_archive(root, tmp_path / "a.tar", "images")
     monkeypatch.setattr(np, "save", full)
-    refuse(tmp_path, r"spool.*: cannot be written \(.*No space left.*\); make room", archive, error=OutputError)
+    refuse(
+        tmp_path,
+        r"store: cannot be written \(No space left.*\); nothing was kept; make room",
+        archive,
+        error=OutputError,
+    )
 
 
 # download
