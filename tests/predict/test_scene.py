@@ -123,7 +123,7 @@ def test_what_is_done_is_not_done_again_and_what_is_other_is_kept(bundle, scene,
     assert (first["done_before"], again["done_before"]) == (False, True)
     assert again["pixels"] == first["pixels"] and path.stat().st_mtime_ns == before
     other = Wanted(window=64, confidence=True)
-    with pytest.raises(OutputError, match=r"scene_classes\.tif: exists already.*--overwrite"):
+    with pytest.raises(OutputError, match=r"scene_classes\.tif: exists already.*overwrite"):
         predict_scene(bundle, scene[0], tmp_path, other)
     assert path.stat().st_mtime_ns == before
     assert "confidence" in predict_scene(bundle, scene[0], tmp_path, other, overwrite=True)["files"]
