@@ -28,6 +28,10 @@ def matched_area(
     That is the ice inside it, and the ice outside all of them that is nearest to it (any one of equals) and at most
     `reach` away.
 
+    >>> regions = np.array([[1, 1, 0, 0, 2]])
+    >>> matched_area(regions, regions < 2, np.ones_like(regions, bool), reach=1)
+    array([3, 1])
+
     Raises:
         DataError: Shapes or types do not fit, or a number is negative.
     """
