@@ -207,3 +207,9 @@ def test_the_schema_knows_the_three_forms_of_augment():
     assert mapping == {"$ref": "#/$defs/Augmentation"}
     fields = Recipe.model_json_schema()["$defs"]["Augmentation"]["properties"]
     assert items["items"]["anyOf"][0]["enum"] == list(fields)
+
+
+def test_an_override_changes_no_preset():
+    before = load_recipe("hkh_pretrain").augment
+    assert load_recipe("hkh_pretrain", ["augment.rotate=20"]).augment.rotate == 20
+    assert load_recipe("hkh_pretrain").augment == before

@@ -132,7 +132,7 @@ def spelled_out(
         RecipeError: An unknown name or transform, one named twice, or something else.
     """
     if isinstance(value, str) and value in PRESETS:
-        return PRESETS[value]
+        return dict(PRESETS[value])  # which an override may change
     heavy, forms = PRESETS["heavy"], f"use {', '.join(PRESETS)}, a list such as [flip, rotate: 45], or [] for none"
     if isinstance(value, str):
         raise RecipeError(f"unknown name {value!r}: {forms}{did_you_mean(value, PRESETS)}")
