@@ -17,6 +17,7 @@ import rasterio
 from ..bands import composite
 from ..data.sources.scene import SceneRaster
 from ..data.sources.synthetic import synthetic_store, write_scene
+from ..core.settings import PHASE_A
 from ..errors import OutputError
 from ..model.bundle import ModelBundle
 from ..model.evaluate import evaluate
@@ -30,7 +31,7 @@ __all__ = ["map_figure", "run"]
 
 log = logging.getLogger(__name__)
 
-PHASE_A = ("loss.focal=0.6", "loss.dice=0.4", "loss.mcc=0", "loss.boundary=0", "ramp=null")
+PRETRAIN = (*(f"loss.{part}={weight}" for part, weight in PHASE_A.items()), "ramp=null")
 
 
 def map_figure(
@@ -82,7 +83,7 @@ def run(
     scene, label = write_scene(out / "scene.tif", "landsat8", size=384, bands=recipe.bands, seed=4)
 
     log.info("\npretraining on synthetic Landsat 7")
-    pre = pretrain(load_recipe("demo", [*overrides, *PHASE_A]), first.path, out / "pretrain")
+    pre = pretrain(load_recipe("demo", [*overrides, *PRETRAIN]), first.path, out / "pretrain")
     log.info("\nfine-tuning on synthetic Landsat 8, fold 0")
     fine = finetune(recipe, second.path, out / "finetune", fold=0, weights=pre / "best.safetensors")
 
