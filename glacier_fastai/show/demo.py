@@ -15,9 +15,9 @@ import numpy as np
 import rasterio
 
 from ..bands import composite
+from ..core.settings import PHASE_A
 from ..data.sources.scene import SceneRaster
 from ..data.sources.synthetic import synthetic_store, write_scene
-from ..core.settings import PHASE_A
 from ..errors import OutputError
 from ..model.bundle import ModelBundle
 from ..model.evaluate import evaluate
