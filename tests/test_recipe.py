@@ -3,6 +3,7 @@ import json
 import pytest
 import yaml
 
+from glacier_fastai.core.settings import PHASE_A, LossSettings
 from glacier_fastai.errors import RecipeError
 from glacier_fastai.recipe import Recipe, load_recipe, recipe_names
 
@@ -26,6 +27,8 @@ def test_the_two_main_recipes_say_what_the_design_says():
     assert (comp.train.epochs, comp.train.batch_size, comp.train.accumulate, comp.train.lr) == (150, 32, 2, 1e-4)
     assert (hkh.train.plateau_patience, comp.train.plateau_patience) == (5, 8)
     assert (hkh.loss.focal, hkh.loss.dice, hkh.loss.mcc, hkh.loss.boundary) == (0.6, 0.4, 0, 0)
+    assert hkh.loss == LossSettings(**PHASE_A)
+    assert comp.loss == LossSettings()
     assert (comp.loss.focal, comp.loss.dice, comp.loss.mcc, comp.loss.boundary) == (0.25, 0.25, 0.35, 0.15)
     assert (comp.ramp.start, comp.ramp.epochs) == ({"boundary": 0.05}, 30)
     assert hkh.balance is None

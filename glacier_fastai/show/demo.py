@@ -13,6 +13,7 @@ import numpy as np
 import rasterio
 
 from ..bands import composite
+from ..core.settings import PHASE_A
 from ..data.sources.scene import SceneRaster
 from ..data.sources.synthetic import synthetic_store, write_scene
 from ..errors import OutputError
@@ -28,7 +29,7 @@ __all__ = ["map_figure", "run"]
 
 log = logging.getLogger(__name__)
 
-PHASE_A = ("loss.focal=0.6", "loss.dice=0.4", "loss.mcc=0", "loss.boundary=0", "ramp=null")
+PRETRAIN = (*(f"loss.{part}={weight}" for part, weight in PHASE_A.items()), "ramp=null")
 
 
 def map_figure(
@@ -72,7 +73,7 @@ def run(
     scene, label = write_scene(out / "scene.tif", "landsat8", size=384, bands=recipe.bands, seed=4)
 
     log.info("\npretraining on synthetic Landsat 7")
-    pre = pretrain(load_recipe("demo", [*overrides, *PHASE_A]), first.path, out / "pretrain")
+    pre = pretrain(load_recipe("demo", [*overrides, *PRETRAIN]), first.path, out / "pretrain")
     log.info("\nfine-tuning on synthetic Landsat 8, fold 0")
     fine = finetune(recipe, second.path, out / "finetune", fold=0, weights=pre / "best.safetensors")
 
