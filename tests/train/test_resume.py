@@ -132,6 +132,7 @@ def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, number):
     assert events == ["start", "epoch", "epoch", "stop", "resume", "epoch", "epoch"]
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_loses_nothing_older_than_the_last_save(whole, tmp_path):
     store, out = whole[0], tmp_path / "run"
     command = Command(*words(store, out), log=tmp_path / "log")
@@ -251,6 +252,7 @@ def test_a_checkpoint_cut_short_is_refused_and_left(trained, tmp_path):
     train(tiny_recipe(), store.path, run, resume=True)
 
 
+@pytest.mark.slow
 def test_crossval_goes_on_with_the_fold_it_was_in(tmp_path, monkeypatch):
     store, recipe = make_store(tmp_path / "s").path, tiny_recipe("train.epochs=1")
     crossval(recipe, data=store, out=tmp_path / "whole")

@@ -182,7 +182,10 @@ def test_a_run_takes_further_callbacks(tmp_path):
     assert mine.batches == 4
 
 
-@pytest.mark.parametrize("overrides", [("model.arch=fpn",), ("model.arch=width_only", "model.options={width: 5}")])
+@pytest.mark.parametrize(
+    "overrides",
+    [pytest.param(("model.arch=fpn",), marks=pytest.mark.slow), ("model.arch=width_only", "model.options={width: 5}")],
+)
 def test_any_network_goes_all_the_way(tmp_path, overrides):
     """Trained, cross-validated, calibrated, evaluated, mapped and reported."""
     register_model("width_only", width_only)
