@@ -27,7 +27,7 @@ from .model.ensemble import Ensemble
 from .model.evaluate import class_table, evaluate, predict_tiles, score_table, tiles_to_score
 from .model.oof import OutOfFold
 from .model.registry import Architecture, build_model, model_names, register_model
-from .predict.scene import predict_scene
+from .predict.scene import Wanted, predict_scene
 from .predict.scenes import predict_scenes
 from .predict.submission import check_submission, write_submission
 from .recipe import Recipe, load_recipe
