@@ -75,7 +75,9 @@ class ModelRecipe(Section):
 
     arch: str = Field("unet", description="unet, unetplusplus, fpn, deeplabv3plus, segformer, ..., or your own")
     encoder: str = Field("resnet34", description="encoder of segmentation-models-pytorch, or of timm as tu-NAME")
-    attention: str | None = Field("scse", description="attention in the decoder of unet: scse, cse or null")
+    attention: Literal["scse", "cse"] | None = Field(
+        "scse", description="attention in the decoder of unet: scse, cse or null"
+    )
     options: dict[str, Any] = Field({}, description="options of a network of your own, by name")
 
     @model_validator(mode="before")
@@ -223,6 +225,10 @@ class Recipe(Section):
             raise ValueError(f"the weights of all parts are 0: give one of {', '.join(PARTS)} a weight")
         if len(loss.alpha) != len(CLASSES):
             raise ValueError(f"alpha has {len(loss.alpha)} values: one per class, {', '.join(CLASSES)}")
+        if not all(loss.alpha):
+            raise ValueError(
+                f"alpha {list(loss.alpha)}: a class of weight 0 would not be learned; use positive numbers"
+            )
         return loss
 
     @model_validator(mode="after")

@@ -60,6 +60,11 @@ def test_the_two_main_recipes_say_what_the_design_says():
             "balance.target={background: 0.5, lake: 0.4}",
             r"balance\.target: the shares of all classes wanted must sum to 1, not to 0.9",
         ),
+        ("loss.alpha=[1, 0, 3, 4]", r"alpha .*of weight 0"),
+        (
+            "model.attention=csse",
+            r"model\.attention: input should be 'scse' or 'cse', not \"csse\"; did you mean 'cse'",
+        ),
         ("balance.target={snow: 1.0}", r"balance\.target: no class 'snow'; use background, glacier, debris, lake"),
         ("balance.level=pixels", r"balance\.level: input should be 'tile'.*did you mean 'pixel'"),
         ("balance.min_effective=0", r"balance\.min_effective: input should be greater than 0"),
