@@ -18,6 +18,7 @@ __all__ = [
     "COMPETITION_CODES",
     "COMPOSITES",
     "ICE",
+    "ICE_OF_ANY_KIND",
     "IGNORE",
     "INDICES",
     "SENSORS",
@@ -103,6 +104,9 @@ CLASSES: tuple[str, ...] = ("background", "glacier", "debris", "lake")
 
 IGNORE = 255
 """Mask value of a pixel without data or without a label: counted by nothing."""
+
+ICE_OF_ANY_KIND = 254
+"""Mask value of ice that may be clean or under debris, as an outline of RGI or a binary label says."""
 
 ICE: tuple[int, ...] = (1, 2)
 """Classes that are ice of any kind, reported as a binary score beside the four classes."""

@@ -1,7 +1,8 @@
-"""One tree of errors. Each message is one line: which file, what is wrong, what is allowed, what to do."""
+"""One tree of errors, and notes. Each message is one line: which file, what is wrong, what is allowed, what to do."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -9,6 +10,7 @@ __all__ = [
     "BundleError",
     "CheckpointError",
     "DataError",
+    "DataNote",
     "GlacierError",
     "OutputError",
     "PredictionError",
@@ -16,6 +18,7 @@ __all__ = [
     "RunStopped",
     "TrainingError",
     "did_you_mean",
+    "note",
 ]
 
 
@@ -57,6 +60,27 @@ class RunStopped(GlacierError):
     """A training run that was stopped in time, and saved so that it can go on."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
+class DataNote(UserWarning):
+    """Odd input that can be used. The command line shows it as one line, "note: ..."; files made of it keep it."""
+
+
+def note(
+    text: str,  # one line: which file, what is odd, what was done, what to do if that is wrong
+    kept: list[str],  # notes of what is being made; one that is there is not said again
+) -> None:
+    """Say what is odd about input that can be used.
+
+    >>> kept = []
+    >>> with warnings.catch_warnings(record=True) as said:
+    ...     note("s.tif: band nir is constant", kept)
+    >>> kept, said[0].category.__name__
+    (['s.tif: band nir is constant'], 'DataNote')
+    """
+    if text not in kept:
+        kept.append(text)
+        warnings.warn(text, DataNote, stacklevel=2)
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

@@ -11,9 +11,12 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
+
+from .errors import DataNote
 
 __all__ = ["in_terminal", "one_arena", "progress", "rank", "show_messages"]
 
@@ -44,6 +47,17 @@ def show_messages() -> None:
     if not any(isinstance(handler, _Stderr) for handler in root.handlers):
         root.addHandler(_Stderr())
     root.setLevel(logging.ERROR if rank() else logging.INFO)
+    if warnings.showwarning is not _show_note:
+        _show_note.others = warnings.showwarning  # type: ignore[attr-defined]
+        warnings.showwarning = _show_note
+        warnings.simplefilter("always", DataNote)  # `errors.note` says each once
+
+
+def _show_note(message, category, filename, lineno, file=None, line=None) -> None:
+    if issubclass(category, DataNote):
+        log.info("note: %s", message)
+    else:
+        _show_note.others(message, category, filename, lineno, file, line)  # type: ignore[attr-defined]
 
 
 def in_terminal() -> bool:

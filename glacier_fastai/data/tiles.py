@@ -28,7 +28,7 @@ import pandas as pd
 
 from ..bands import CLASSES, IGNORE, Bands, texture_of
 from ..core.moments import moments
-from ..errors import DataError
+from ..errors import DataError, note
 from ..files import digest, whole_folder
 
 __all__ = ["TileStore", "TileWriter", "store_dtype"]
@@ -260,6 +260,7 @@ class TileWriter:
             "source": source,
             "sensor": sensor,
             "made_by": made_by or {},
+            "notes": [],
         }
         self.rows: list[dict[str, Any]] = []
         self.partial: Path  # the folder while it is being written
@@ -338,6 +339,10 @@ class TileWriter:
                 **{f"sumsq_{b}": float(v) for b, v in zip(self.bands, squares, strict=True)},
             }
         )
+
+    def note(self, text: str) -> None:
+        """Say what is odd about the input (`errors.note`), and keep it in `dataset.json`."""
+        note(text, self.info["notes"])
 
     def _write(self, image: np.ndarray, mask: np.ndarray) -> None:
         """Write a tile, in a thread of its own: the next one is made meanwhile, and the disk is kept busy."""

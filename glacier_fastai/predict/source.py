@@ -11,7 +11,7 @@ import numpy as np
 from ..bands import Bands
 from ..core.moments import moments
 from ..data.channels import Channel, compute_channels
-from ..data.sources.raster import SceneRaster
+from ..data.scenes.geotiff import SceneRaster
 from ..errors import DataError
 
 __all__ = ["SceneSource", "Source"]

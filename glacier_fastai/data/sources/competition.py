@@ -19,8 +19,8 @@ import numpy as np
 
 from ...bands import CLASSES, COMPETITION_CODES, IGNORE, Bands
 from ...errors import DataError, did_you_mean
+from ..scenes.raster import open_raster, reading, same_grid
 from ..tiles import TileStore, TileWriter, store_dtype
-from .raster import open_raster, reading
 from .registry import Source
 
 __all__ = ["SOURCE", "competition_files", "find_competition", "prepare_competition", "tile_id"]
@@ -170,10 +170,7 @@ def _place(tile: str, files: Sequence[Path], headers: dict[Path, _Header], size:
     placed = [f for f in files if headers[f].transform]
     for path in placed[1:]:
         first, other = headers[placed[0]], headers[path]
-        a, b, _, d, e, _ = first.transform
-        # a hundredth of a pixel over the whole tile, whatever the unit of the CRS
-        shift = np.abs(np.subtract(first.transform, other.transform)) * (size, size, 1, size, size, 1)
-        if first.crs != other.crs or shift.max() > 0.01 * max(map(abs, (a, b, d, e))):
+        if first.crs != other.crs or not same_grid(first.transform, other.transform, (size, size)):
             raise DataError(f"{path}: does not lie where {placed[0]} lies; warp it there (gdalwarp)")
     if on_map:
         return {"scene": tile, "crs": headers[placed[0]].crs, "transform": headers[placed[0]].transform}

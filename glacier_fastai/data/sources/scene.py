@@ -13,8 +13,9 @@ import numpy as np
 from ...bands import CLASSES, ICE, IGNORE
 from ...core.tiling import starts
 from ...errors import DataError, did_you_mean
+from ..scenes.geotiff import SceneRaster
+from ..scenes.raster import open_raster, reading
 from ..tiles import TileStore, TileWriter, store_dtype
-from .raster import SceneRaster, open_raster, reading
 
 __all__ = ["SceneRaster", "parse_outlines", "prepare_scenes", "read_outlines"]
 

@@ -1,47 +1,21 @@
-"""Rasters as GDAL reads them: opened, read, and what cannot be read as one line; scenes with their bands by name."""
+"""Scenes in one file that GDAL reads, such as a GeoTIFF: bands by name, what has data, the grid."""
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 import numpy as np
-import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from ...bands import SENSORS, Bands, canonical_band
 from ...errors import DataError, did_you_mean
+from .raster import open_raster, reading
 
-__all__ = ["SceneRaster", "open_raster", "reading"]
-
-
-@contextmanager
-def reading(
-    path: str | os.PathLike,  # file that is read, for the message
-) -> Iterator[None]:
-    """Turn what GDAL cannot read into a `DataError`."""
-    try:
-        yield
-    except RasterioError as err:
-        why = " ".join(str(err).split())
-        raise DataError(f"{path}: not a raster, cut short or damaged ({why}); copy it again") from err
-
-
-def open_raster(
-    path: str | os.PathLike,  # a GeoTIFF or anything else that GDAL reads; it may have no georeference
-) -> rasterio.DatasetReader:
-    """Open a raster for reading; raises `DataError`. What is read from it later belongs into `reading`."""
-    if not Path(path).is_file():
-        raise DataError(f"{path}: no such file")
-    with reading(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return rasterio.open(path)
+__all__ = ["SceneRaster"]
 
 
 class SceneRaster:

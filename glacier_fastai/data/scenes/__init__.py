@@ -1,0 +1,1 @@
+"""Outside rasters as scenes: named bands, their units, what has data, and where it lies."""
