@@ -73,7 +73,7 @@ def note(
     """Say what is odd about input that can be used.
 
     >>> kept = []
-    >>> with warnings.catch_warnings(record=True) as said:
+    >>> with warnings.catch_warnings(record=True, action="always") as said:
     ...     note("s.tif: band nir is constant", kept)
     >>> kept, said[0].category.__name__
     (['s.tif: band nir is constant'], 'DataNote')
