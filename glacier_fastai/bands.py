@@ -23,9 +23,11 @@ __all__ = [
     "INDICES",
     "SENSORS",
     "TEXTURES",
+    "UNITS",
     "Bands",
     "canonical_band",
     "composite",
+    "natural_unit",
     "texture_of",
 ]
 
@@ -56,6 +58,9 @@ INDICES: dict[str, tuple[str, str]] = {
     "ndwi": ("nir", "swir1"),
 }
 """Band -> bands a and b that it is computed of, (a - b) / (a + b)."""
+
+UNITS: tuple[str, ...] = ("reflectance", "kelvin", "metre", "degree", "dn")
+"""Units of bands; "dn", digital number, where nothing is known."""
 
 TEXTURES: tuple[str, ...] = ("contrast", "energy", "asm", "homogeneity", "dissimilarity")
 """Kinds of texture band, see `core.glcm`."""
@@ -155,6 +160,19 @@ def canonical_band(name: str, sensor: str | None = None) -> str:
         f"unknown band {name!r}: use {', '.join(BANDS)}, or glcm_KIND(BAND) with KIND one of {', '.join(TEXTURES)}"
         f"{did_you_mean(plain, [*BANDS, *textures])}"
     )
+
+
+def natural_unit(band: str) -> str | None:
+    """Return the unit of what a band measures, None for indices and texture.
+
+    >>> natural_unit("swir1"), natural_unit("thermal"), natural_unit("ndsi")
+    ('reflectance', 'kelvin', None)
+    """
+    if band in INDICES or band not in BANDS:
+        return None
+    if band.startswith("thermal"):
+        return "kelvin"
+    return {"elevation": "metre", "slope": "degree"}.get(band, "reflectance")
 
 
 def texture_of(band: str) -> tuple[str, str] | None:

@@ -68,6 +68,24 @@ Bands = Annotated[
 Sensor = Annotated[str, typer.Option("--sensor", help="landsat7, landsat8 or sentinel2: reads band names such as B4.")]
 
 
+Stats = Annotated[
+    Literal["bundle", "scene"],
+    typer.Option("--stats", help="Normalise bands as in training (bundle), or by each scene's own statistics (scene)."),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Go on where values are so far from those trained on that it makes no sense.")
+]
+Scale = Annotated[
+    str,
+    typer.Option(
+        "--scale",
+        help="What turns the file's numbers into units (reflectance, kelvin): NUMBER for all bands of reflected light, "
+        "one for each band of the file, or BAND=NUMBER,... Default: as the file's tags say. Sentinel-2: 1e-4.",
+    ),
+]
+Offset = Annotated[
+    str, typer.Option("--offset", help="What is added after --scale, in the same forms. Sentinel-2 since 2022: -0.1.")
+]
 MinIce = Annotated[
     float, typer.Option("--min-ice", min=0, max=1, help="Keep tiles of which this share of labelled pixels is ice.")
 ]
@@ -168,6 +186,8 @@ def prepare_scene(
     ] = "",
     bands: Bands = "",
     sensor: Sensor = "",
+    scale: Scale = "",
+    offset: Offset = "",
     tile_size: Annotated[int, typer.Option(min=32, help="Side of a tile, pixels.")] = 128,
     overlap: Annotated[int, typer.Option(min=0, help="Least overlap of neighbouring tiles, pixels.")] = 0,
     min_ice: MinIce = 0.0,
@@ -179,6 +199,7 @@ def prepare_scene(
 
     Example: `glacier-fastai prepare scene scene.tif --outlines rgi.gpkg --out tiles`
     """
+    from .data.scenes.units import parse_scaling
     from .data.sources.scene import parse_outlines, prepare_scenes
 
     _describe(
@@ -190,6 +211,8 @@ def prepare_scene(
             class_field=class_field or None,
             bands=_split(bands),
             sensor=sensor or None,
+            scale=parse_scaling(scale, "scale"),
+            offset=parse_scaling(offset, "offset"),
             tile_size=tile_size,
             overlap=overlap,
             min_ice=min_ice,
@@ -424,6 +447,8 @@ def evaluate(
             "tiles that the bundle was validated on, or without any of them all that it was not trained on."
         ),
     ] = "",
+    stats: Stats = "bundle",
+    force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print all scores as JSON.")] = False,
 ) -> None:
     """Score a model on labelled tiles: four-class MCC and IoU, ice against the rest, and a table by class.
@@ -438,7 +463,7 @@ def evaluate(
     ensemble = Ensemble.load([model])
     store = open_tiles(data, [band for band, _ in ensemble.channels])
     tiles, which = tiles_to_score(ensemble, store, int(fold) if fold.isdecimal() else fold or None)
-    result = run(ensemble, store, tiles)
+    result = run(ensemble, store, tiles, statistics=stats, force=force)
     print(f"{store.path}: {which}", file=sys.stderr)
     print(json.dumps(result, indent=1) if as_json else score_table(result))
 
@@ -457,6 +482,8 @@ def predict(
     out: Annotated[Path, typer.Option("--out", help="Folder for the maps.")],
     bands: Bands = "",
     sensor: Sensor = "",
+    scale: Scale = "",
+    offset: Offset = "",
     confidence: Annotated[
         bool, typer.Option("--confidence", help="Write the probability that the class shown is right.")
     ] = False,
@@ -471,10 +498,7 @@ def predict(
     simplify: Annotated[
         float, typer.Option(min=0, help="Simplify the outlines: tolerance in pixels. Areas are measured before.")
     ] = 0.0,
-    stats: Annotated[
-        Literal["bundle", "scene"],
-        typer.Option(help="Normalise bands as in training (bundle), or by the scene's own statistics (scene)."),
-    ] = "bundle",
+    stats: Stats = "bundle",
     window: Annotated[int, typer.Option(min=32, help="Side of the windows that the model sees, pixels.")] = 512,
     batch_size: Annotated[
         int, typer.Option(min=0, help="Windows at once; 0 finds out on a GPU, and is 1 on a CPU.")
@@ -484,6 +508,7 @@ def predict(
         Literal["continue", "stop"], typer.Option(help="After a scene that fails among several.")
     ] = "continue",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace maps of other models or settings.")] = False,
+    force: Force = False,
     overrides: Set = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON record per scene instead of paths.")] = False,
 ) -> None:
@@ -498,6 +523,7 @@ def predict(
     from .terminal import one_arena
 
     one_arena()  # before torch is imported
+    from .data.scenes.units import parse_scaling
     from .model.ensemble import Ensemble
     from .predict.scene import Wanted
     from .predict.scenes import predict_scenes, raise_failed, split_models, summary
@@ -512,6 +538,9 @@ def predict(
         on_error=on_error,
         bands=_split(bands),
         sensor=sensor or None,
+        scale=parse_scaling(scale, "scale"),
+        offset=parse_scaling(offset, "offset"),
+        force=force,
         batch_size=batch_size or None,
         overwrite=overwrite,
     )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import DataError
+
 if TYPE_CHECKING:  # what prepares tiles needs no torch
     from torch import Tensor
 
-__all__ = ["moments", "standardise"]
+__all__ = ["moments", "scene_statistics", "standardise"]
 
 
 def moments(
@@ -23,6 +27,34 @@ def moments(
     """
     chosen = np.where(valid, values, values.dtype.type(0)).reshape(len(values), -1).astype(np.float64)
     return chosen.sum(1), np.einsum("cp,cp->c", chosen, chosen)
+
+
+def scene_statistics(
+    where: str | os.PathLike,  # named in errors
+    images: Iterable[np.ndarray],  # (C, H, W) each, NaN where there is no data
+    bands: Sequence[str],  # names of the C bands
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of each band over all pixels with data, each float64 `(C,)`.
+
+    >>> [float(v[0]) for v in scene_statistics("s.tif", [np.array([[[1.0, np.nan]]]), np.array([[[3.0]]])], ["red"])]
+    [2.0, 1.0]
+
+    Raises:
+        DataError: No pixel has data, or a band is constant.
+    """
+    n, sums, squares = 0, np.zeros(len(bands)), np.zeros(len(bands))
+    for image in images:
+        valid = ~np.isnan(image).any(0)
+        first, second = moments(np.nan_to_num(image), valid)
+        n, sums, squares = n + int(valid.sum()), sums + first, squares + second
+    if not n:
+        raise DataError(f"{where}: every pixel is nodata, so there is nothing to map")
+    mean = sums / n
+    std = np.sqrt(np.maximum(squares / n - mean**2, 0))
+    for band, m, s in zip(bands, mean, std, strict=True):
+        if not s > 1e-6 * max(abs(m), 1e-6):
+            raise DataError(f"{where}: band {band} is constant ({m:g}); use the bundle's statistics")
+    return mean, std
 
 
 def standardise(

@@ -264,6 +264,11 @@ class PixelBalancedDL(TfmdDL):
         if integer:  # floats hold NaN already
             nodata = x.amax(1) == 0 if nodata is None else nodata
             x += torch.where(nodata, torch.nan, 0.0)[:, None]
+        if self.store.scaled:
+            scale, offset = (
+                v[self.index, None, None].astype(np.float32) for v in (self.store.scale, self.store.offset)
+            )
+            x = x * torch.from_numpy(scale).to(x.device) + torch.from_numpy(offset).to(x.device)
         x = TensorMultispectral(x)
         b = self.after_batch((x, TensorGlacierMask(y.long())) if len(self.dataset.tls) > 1 else (x,))
         return (b[0].contiguous(memory_format=torch.channels_last), *b[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from .augment import AugmentTiles
 from .balanced import BalancedCrops, IgnoreSurplus, PixelBalancedDL
 from .channels import Texture, with_channels
 from .folds import store_folds
+from .profile import Profile
 from .raw import open_tiles
 from .sources.competition import find_competition
 from .tiles import TileStore
@@ -224,6 +226,11 @@ class GlacierDataLoaders(DataLoaders):
         dls.store, dls.bands, dls.stats = store, bands, moments
         dls.fold_of, dls.train_tiles, dls.valid_tiles = fold_of, train.tolist(), valid.tolist()
         return dls
+
+    @cached_property
+    def profile(self) -> Profile:
+        """What the values of the training tiles are."""
+        return self.store.base().profile(self.train_tiles)
 
     def test_dl(self, test_items, **kwargs):
         """Return a loader of tiles by position, or of images `(C, H, W)` of values as delivered.

@@ -17,6 +17,7 @@ from ..core.glcm import glcm, level_edges, quantize
 from ..errors import DataError
 from ..files import file_hash
 from .raw import cache_key, cached_store
+from .scenes.units import Scaling
 from .tiles import TileStore, TileWriter
 
 __all__ = ["Channel", "Texture", "channels_of", "compute_channels", "derivable", "with_channels"]
@@ -162,7 +163,9 @@ def with_channels(
 
     def build(out: Path) -> None:
         made_by = {"channels of": str(store.path)}
-        with TileWriter(out, bands, store.size, "float32", store.info["source"], store.info["sensor"], made_by) as w:
+        scaling = [Scaling(unit=store.units.get(band, "dn")) for band in bands]
+        made = (store.info["source"], store.info["sensor"], made_by, scaling)
+        with TileWriter(out, bands, store.size, "float32", *made) as w:
             w.info |= {"texture": settings, "base": base, "standardised": store.standardised}
             keep = ("scene", "row", "col", "crs", "group", "split")
             for i, row in enumerate(store.table.to_dict("records")):

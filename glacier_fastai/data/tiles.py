@@ -1,10 +1,12 @@
 """The tile store: one folder that every source writes and every loader reads.
 
-    STORE/dataset.json   format version, bands, classes, tile size, dtype, nodata, mean, std, source, sensor, how made
+    STORE/dataset.json   format version, bands, their units, scale and offset, classes, tile size, dtype, nodata, mean,
+                         std, source, sensor, notes of what is odd, how made
     STORE/tiles.csv      one row per tile: id, scene, row, col, crs, transform, group, split, valid share, pixels per
-                         class, and sum and sum of squares per band over valid pixels. `split` is "train", "valid",
-                         "test" or empty; test tiles are never trained on, validated on or measured
-    STORE/images.npy     (N, C, H, W), values as delivered (uint8, uint16, float16 or float32), memory-mapped
+                         class, and sum and sum of squares of the numbers per band over valid pixels. `split` is
+                         "train", "valid", "test" or empty; test tiles are never trained on, validated on or measured
+    STORE/images.npy     (N, C, H, W), numbers (uint8, uint16, float16 or float32), memory-mapped: values are
+                         scale * number + offset, in the band's unit
     STORE/masks.npy      (N, H, W) uint8, class codes, 255 = ignore
 
 A pixel has no data where all its bands hold the store's nodata value (0 for integers, NaN for floats); its mask
@@ -26,16 +28,21 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from ..bands import CLASSES, IGNORE, Bands, texture_of
+from ..bands import CLASSES, IGNORE, UNITS, Bands, texture_of
 from ..core.moments import moments
 from ..errors import DataError, note
 from ..files import digest, whole_folder
+from .profile import QUANTILES, Profile
+from .scenes.raster import pixel_size
+from .scenes.units import Scaling
 
 __all__ = ["TileStore", "TileWriter", "store_dtype"]
 
 FORMAT = "glacier_fastai tile store"
-VERSION = 1
+VERSION = 2
+READS = (1, 2)  # 1: every band had unit dn
 SYNC = 2**26  # bytes after which what was written is sent to the disk
+LOOK = 256  # tiles that are looked at for a profile
 DTYPES = ("uint8", "uint16", "float16", "float32")
 
 
@@ -76,14 +83,20 @@ class TileStore:
             raise DataError(f"{info_path}: damaged, not JSON ({err}); prepare the store again") from err
         if not isinstance(self.info, dict) or self.info.get("format") != FORMAT:
             raise DataError(f"{info_path}: not of a tile store; make one with `glacier-fastai prepare`")
-        if self.info.get("version") != VERSION:
+        if self.info.get("version") not in READS:
             raise DataError(
-                f"{info_path}: tile store version {self.info.get('version')}, this glacier_fastai reads {VERSION}; "
-                "prepare the store again"
+                f"{info_path}: tile store version {self.info.get('version')}, this glacier_fastai reads 1 to "
+                f"{VERSION}; prepare the store again"
             )
         try:
             self.bands: tuple[str, ...] = Bands(self.info["bands"])
             self.size: int = int(self.info["size"])
+            n = len(self.bands)
+            self.units = dict(zip(self.bands, self.info.get("units", ["dn"] * n), strict=True))
+            self.scale = np.array(self.info.get("scale", [1.0] * n), np.float64)
+            self.offset = np.array(self.info.get("offset", [0.0] * n), np.float64)
+            if not (self.scale.shape == self.offset.shape == (n,) and set(self.units.values()) <= {*UNITS}):
+                raise ValueError("units, scale or offset do not fit the bands")
         except (AttributeError, KeyError, TypeError, ValueError) as err:
             raise DataError(f"{info_path}: damaged ({err!r}); prepare the store again") from err
         self.images = self._map("images.npy")
@@ -187,12 +200,44 @@ class TileStore:
         index: Sequence[int] | None = None,  # positions of bands, default all
         window: tuple[slice, slice] = (slice(None), slice(None)),  # rows, columns
     ) -> np.ndarray:
-        """Return a tile's values as float32 of shape `(C, H, W)`, NaN in every band where there is no data."""
+        """Return a tile's values, in units, float32 `(C, H, W)`, NaN in every band where there is no data."""
         raw = np.asarray(self.images[(i, slice(None), *window)])
         nodata = np.isnan(raw).all(0) if raw.dtype.kind == "f" else (raw == 0).all(0)
-        out = raw[list(index) if index is not None else slice(None)].astype(np.float32)
+        chosen = list(range(len(self.bands)) if index is None else index)
+        out = raw[chosen].astype(np.float32)
+        if self.scaled:
+            out *= self.scale[chosen, None, None].astype(np.float32)
+            out += self.offset[chosen, None, None].astype(np.float32)
         out[:, nodata] = np.nan
         return out
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the numbers kept are not the values."""
+        return bool((self.scale != 1).any() or (self.offset != 0).any())
+
+    def profile(
+        self,
+        tiles: Sequence[int] | np.ndarray | None = None,  # positions of those to look at, default all
+    ) -> Profile:
+        """Return what the values of some tiles are, by a sample of their pixels."""
+        chosen = np.arange(len(self)) if tiles is None else np.asarray(tiles)
+        some = chosen[np.unique(np.linspace(0, len(chosen) - 1, min(len(chosen), LOOK)).round().astype(int))]
+        step = slice(None, None, max(1, self.size // 32))
+        found = np.concatenate([self.read(i, window=(step, step)).reshape(len(self.bands), -1) for i in some], 1)
+        found = found[:, ~np.isnan(found[0])].astype(np.float64)
+        quantiles = np.quantile(found, QUANTILES, axis=1).T.tolist() if found.size else []
+        rows = self.table.iloc[some[:: max(1, len(some) // 8)]][["crs", "transform"]].to_numpy()
+        placed = [(crs, [float(v) for v in at.split()]) for crs, at in rows if crs and at]
+        sizes = [s for crs, at in placed if (s := pixel_size(crs, at, (self.size, self.size)))]
+        scaling = zip(self.bands, zip(self.scale.tolist(), self.offset.tolist(), strict=True), strict=True)
+        return Profile(
+            units=self.units,
+            quantiles={b: tuple(q) for b, q in zip(self.bands, quantiles, strict=False)},
+            pixel_size=float(np.median(sizes)) if sizes else None,
+            sensor=self.info.get("sensor") or "",
+            scaling={band: both for band, both in scaling if both != (1.0, 0.0)},
+        )
 
     def class_counts(self) -> np.ndarray:
         """Return the labelled pixels per tile and class, int64 of shape `(N, K)`."""
@@ -214,7 +259,8 @@ class TileStore:
         rows = self.table if tiles is None else self.table.iloc[list(tiles)]
         if rows["n_valid"].sum() == 0:
             raise DataError(f"{self.path}: the chosen tiles hold no pixel with data, so no statistics")
-        mean, std = _moments(rows, bands)
+        index = self.band_index(bands)
+        mean, std = _moments(rows, bands, self.scale[index], self.offset[index])
         if self.standardised:
             came = [texture_of(b) is None for b in bands]
             mean[came], std[came] = 0, 1
@@ -224,11 +270,13 @@ class TileStore:
         return mean, std
 
 
-def _moments(rows: pd.DataFrame, bands: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _moments(
+    rows: pd.DataFrame, bands: Sequence[str], scale: np.ndarray, offset: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     n = max(float(rows["n_valid"].sum()), 1.0)
     mean = np.array([rows[f"sum_{b}"].sum() for b in bands]) / n
     square = np.array([rows[f"sumsq_{b}"].sum() for b in bands]) / n
-    return mean, np.sqrt(np.maximum(square - mean**2, 0))
+    return scale * mean + offset, np.abs(scale) * np.sqrt(np.maximum(square - mean**2, 0))
 
 
 class TileWriter:
@@ -246,13 +294,18 @@ class TileWriter:
         source: str,  # what the tiles were made from, in words
         sensor: str = "",  # one of `bands.SENSORS`, or empty
         made_by: dict[str, Any] | None = None,  # how they were made: command or function and its settings
+        scaling: Sequence[Scaling] = (),  # of each band: what turns the numbers into values; default values of unit dn
     ):
         self.path = Path(path)
         self.bands, self.size, self.dtype = Bands(bands), size, store_dtype(dtype)
+        self.scaling = scaling = list(scaling) or [Scaling()] * len(self.bands)
         self.info: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
             "bands": list(self.bands),
+            "units": [s.unit for s in scaling],
+            "scale": [float(s.scale) for s in scaling],
+            "offset": [float(s.offset) for s in scaling],
             "classes": list(CLASSES),
             "size": size,
             "dtype": self.dtype.name,
@@ -290,7 +343,7 @@ class TileWriter:
 
     def add(
         self,
-        image: np.ndarray,  # (C, H, W), values as delivered
+        image: np.ndarray,  # (C, H, W), numbers: values before `scaling`
         mask: np.ndarray,  # (H, W) class codes, 255 = no label
         *,
         valid: np.ndarray | None = None,  # (H, W) True where there is data, default everywhere
@@ -364,7 +417,8 @@ class TileWriter:
         table = pd.DataFrame(self.rows)
         if twice := sorted(table["id"][table["id"].duplicated()]):
             raise DataError(f"{self.path}: tile id {twice[0]!r} occurs twice; name the scenes apart")
-        mean, std = _moments(table[table["split"].isin(["", "train"])], self.bands)
+        scale, offset = np.array(self.info["scale"]), np.array(self.info["offset"])
+        mean, std = _moments(table[table["split"].isin(["", "train"])], self.bands, scale, offset)
         self.info |= {"size": self.size, "tiles": len(table), "mean": mean.tolist(), "std": std.tolist()}
         while self._pending:
             self._pending.popleft().result()

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..bands import CLASSES, INDICES, Bands
 from ..data.channels import Channel, Texture, channels_of
+from ..data.profile import Profile
 from ..errors import BundleError, RecipeError
 from ..files import whole_file
 from ..recipe import PredictRecipe, Section, explain
@@ -27,8 +28,12 @@ from .unet import adapt_first_conv, adapt_head
 __all__ = ["ModelBundle", "TrainedOn", "unwrapped"]
 
 FORMAT = "glacier_fastai model bundle"
-VERSION = 2
-READS = ("1", "2")  # 1: `arch` named the encoder of a U-Net, beside its `attention`
+VERSION = 3
+READS = (
+    "1",
+    "2",
+    "3",
+)  # before 3 nothing told of the values trained on; 1: `arch` named the encoder of a U-Net, beside its `attention`
 
 
 class TrainedOn(Section):
@@ -74,6 +79,7 @@ class ModelBundle:
     standardised: bool = False  # trained on values that came standardised: mean and std are then 0 and 1
     metrics: dict[str, Any] = field(default_factory=dict)  # scores on the validation tiles, as `confusion.scores`
     trained_on: TrainedOn = TrainedOn()
+    profile: Profile = Profile()  # what the values that it was trained on are; empty where that is not known
 
     def __post_init__(self):
         object.__setattr__(self, "bands", Bands(self.bands))
@@ -100,6 +106,7 @@ class ModelBundle:
             std=tuple(float(v) for v in learn.dls.stats[1]),
             texture=store.info.get("texture"),
             standardised=store.standardised,
+            profile=learn.dls.profile,
             **about,
         )
 
@@ -197,6 +204,7 @@ class ModelBundle:
             "recipe": self.recipe,
             "metrics": self.metrics,
             "trained_on": self.trained_on.model_dump(mode="json"),
+            "profile": self.profile.model_dump(mode="json"),
         }
         metadata = {"format": FORMAT, "version": str(VERSION), **{k: json.dumps(v) for k, v in about.items()}}
         with whole_file(path) as file:
@@ -232,6 +240,7 @@ class ModelBundle:
                 about["arch"] = "unet"
             about |= {k: tuple(about[k]) for k in ("bands", "mean", "std", "classes")}
             about["trained_on"] = TrainedOn(**about["trained_on"])
+            about["profile"] = Profile(**about.get("profile", {}))
             bundle = cls(weights=weights, **about)
             if not len(bundle.bands) == len(bundle.mean) == len(bundle.std):
                 raise ValueError("bands and statistics differ in number")

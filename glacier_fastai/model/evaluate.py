@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from operator import add
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,13 +15,15 @@ from torch import Tensor
 from ..bands import CLASSES, IGNORE
 from ..core.calibration import expected_calibration_error, reliability
 from ..core.confusion import confusion_matrix, f1, iou, mcc, precision, recall, scores
+from ..core.moments import scene_statistics
 from ..core.morphology import postprocess
-from ..data.channels import compute_channels
+from ..data.channels import Channel, compute_channels
 from ..data.folds import folds_hash, store_folds
 from ..data.tiles import TileStore
 from ..errors import DataError
 from .bundle import ModelBundle
 from .ensemble import Ensemble
+from .fit import check_fit
 from .predictor import Predictor
 
 __all__ = ["TilePrediction", "class_table", "evaluate", "predict_tiles", "score_table", "tiles_to_score"]
@@ -42,6 +44,7 @@ def predict_tiles(
     store: TileStore,  # the tiles, of bands that the models take or that theirs are computed of
     tiles: Sequence[int] | None = None,  # positions, default all
     device: torch.device | None = None,  # default `predictor.default_device`
+    statistics: Literal["bundle", "scene"] = "bundle",  # what is normalised with: as in training, or by each scene
 ) -> Iterator[TilePrediction]:
     """Yield the prediction of each tile, views and scales averaged as the recipe or the ensemble wants.
 
@@ -66,11 +69,22 @@ def predict_tiles(
     ensemble.check(store.path, store.bands, store.standardised)
     predictor = Predictor(ensemble, device)
     positions = list(range(len(store)) if tiles is None else map(int, tiles))
-    for start in range(0, len(positions), predictor.batch_size):
-        chosen = positions[start : start + predictor.batch_size]
-        images = [compute_channels(store.read(i), store.bands, ensemble.channels) for i in chosen]
-        for i, image, mean in zip(chosen, images, predictor(images), strict=True):
-            yield TilePrediction(i, *to_map(ensemble, mean, np.isfinite(image[0])))
+    scenes = store.table["scene"].to_numpy() if statistics == "scene" else np.full(len(store), "")
+    for scene in dict.fromkeys(scenes[positions]):
+        mine = [i for i in positions if scenes[i] == scene]
+        if statistics == "scene":
+            predictor.normalise_by(_statistics(store, np.flatnonzero(scenes == scene), ensemble.channels))
+        for start in range(0, len(mine), predictor.batch_size):
+            chosen = mine[start : start + predictor.batch_size]
+            images = [compute_channels(store.read(i), store.bands, ensemble.channels) for i in chosen]
+            for i, image, mean in zip(chosen, images, predictor(images), strict=True):
+                yield TilePrediction(i, *to_map(ensemble, mean, np.isfinite(image[0])))
+
+
+def _statistics(store: TileStore, tiles: np.ndarray, channels: Sequence[Channel]) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and deviation of each channel over the pixels with data of some tiles."""
+    images = (compute_channels(store.read(i), store.bands, channels) for i in tiles)
+    return scene_statistics(store.path, images, [band for band, _ in channels])
 
 
 def to_map(
@@ -90,6 +104,8 @@ def evaluate(
     store: TileStore,  # labelled tiles
     tiles: Sequence[int] | np.ndarray | None = None,  # positions of the tiles to look at, default all
     device: torch.device | None = None,  # default `predictor.default_device`
+    statistics: Literal["bundle", "scene"] = "bundle",  # as in `predict_tiles`
+    force: bool = False,  # score values far from those the models were trained on
 ) -> dict[str, Any]:
     """Return the scores of the maps of tiles.
 
@@ -98,14 +114,15 @@ def evaluate(
         calibration error of the most probable class.
 
     Raises:
-        BundleError: As `predict_tiles`.
+        BundleError: As `predict_tiles`, other units, or values far from what the models know.
         DataError: No tile has a label.
     """
     positions = np.arange(len(store)) if tiles is None else np.asarray(tiles, np.int64)
     if not store.class_counts()[positions].any():
         raise DataError(f"{store.path}: no labelled pixel in these tiles, so nothing to score")
+    check_fit(model, store.path, store.base().profile(positions), [], statistics, force)
     total, per_image, tables = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64), [], []
-    for i, classes, probs in predict_tiles(model, store, positions.tolist(), device):
+    for i, classes, probs in predict_tiles(model, store, positions.tolist(), device, statistics):
         truth = np.array(store.masks[i])
         matrix = confusion_matrix(torch.from_numpy(classes), torch.from_numpy(truth), len(CLASSES))
         if matrix.sum():

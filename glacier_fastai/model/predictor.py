@@ -37,24 +37,30 @@ class Predictor:
         ensemble: Ensemble,
         device: torch.device | None = None,  # default `default_device`
         batch_size: int | None = None,  # windows at once; default as many as fit on a GPU, one on a CPU
-        statistics: tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
-        | None = None,  # of the channels, default the bundles'
+        statistics: tuple[Values, Values] | None = None,  # of the channels, default the bundles'
     ):
         self.ensemble, self.device = ensemble, device or default_device()
         self.batch_size = batch_size or (64 if self.device.type == "cuda" else 1)
-        self.inputs: list[tuple[list[int], Tensor, Tensor]] = []
-        for member in ensemble.members:
-            index = [ensemble.channels.index(c) for c in member.bundle.channels]
-            mean, std = member.bundle.mean, member.bundle.std
-            if statistics is not None:
-                mean, std = (tuple(s[i] for i in index) for s in statistics)
-            scale = [torch.tensor(s, dtype=torch.float32, device=self.device)[:, None, None] for s in (mean, std)]
-            self.inputs.append((index, scale[0], scale[1]))
+        self.normalise_by(statistics)
         size = sum(2 * m.path.stat().st_size for m in ensemble.members if m.path)  # half precision on disk
         together = len(ensemble.members) == 1 or size < _free(self.device) / 2
         self.models: list[Callable[[Tensor], Tensor]] | None = None
         if together:
             self.models = [m.softmax(self.device) for m in ensemble.members]
+
+    def normalise_by(
+        self,
+        statistics: tuple[Values, Values] | None,  # mean and deviation of each channel; None: those of the bundles
+    ) -> None:
+        """Set what windows are normalised with from now on."""
+        self.inputs: list[tuple[list[int], Tensor, Tensor]] = []
+        for member in self.ensemble.members:
+            index = [self.ensemble.channels.index(c) for c in member.bundle.channels]
+            mean, std = member.bundle.mean, member.bundle.std
+            if statistics is not None:
+                mean, std = (tuple(s[i] for i in index) for s in statistics)
+            scale = [torch.tensor(s, dtype=torch.float32, device=self.device)[:, None, None] for s in (mean, std)]
+            self.inputs.append((index, scale[0], scale[1]))
 
     def __call__(self, windows: Sequence[np.ndarray]) -> list[Tensor]:
         """Return probabilities `(K, h, w)` of each window `(C, h, w)`, all of one size, NaN where there is no data.

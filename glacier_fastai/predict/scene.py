@@ -21,10 +21,12 @@ from filelock import FileLock, Timeout
 
 from .. import __version__
 from ..bands import CLASSES, IGNORE
-from ..errors import DataError, OutputError
+from ..data.scenes.units import Given
+from ..errors import DataError, OutputError, note
 from ..files import digest, file_hash, write_text
 from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
+from ..model.fit import check_fit
 from ..model.predictor import Predictor
 from .outlines import Outlines
 from .postprocess import postprocessed
@@ -90,7 +92,10 @@ def predict_scene(
     *,
     bands: Sequence[str] | None = None,  # names of the file's bands, default its band descriptions
     sensor: str | None = None,  # one of `bands.SENSORS`
+    scale: Given = None,  # what the file's numbers are multiplied with, default as it says; see `data.scenes.units`
+    offset: Given = None,  # what is added then
     batch_size: int | None = None,  # windows at once, default as `Predictor`
+    force: bool = False,  # map values far from those the models were trained on
     overwrite: bool = False,  # replace what is there of another prediction
     device: torch.device | None = None,  # default `predictor.default_device`
 ) -> dict[str, Any]:
@@ -115,16 +120,21 @@ def predict_scene(
 
     Raises:
         DataError: The scene cannot be read, has no coordinate reference system, unnamed bands or no data at all.
-        BundleError: The scene lacks a band of a model.
+        BundleError: The scene lacks a band of a model, is in other units, or far from what the models know.
         OutputError: A file exists already, is being written by another process, or cannot be written.
     """
     began, wanted, ensemble = time.monotonic(), wanted or Wanted(), Ensemble.of(model)
     scene, out = Path(scene), Path(out)
     files = {kind: out / name for kind, name in wanted.files(scene.stem).items()}
     record = out / f"{scene.stem}_prediction.json"
-    with SceneSource(scene, (), bands, sensor) as raster:
+    read: dict[str, Any] = {"bands": bands, "sensor": sensor, "scale": scale, "offset": offset}
+    notes: list[str] = []
+    with SceneSource(scene, (), **read) as raster:
         ensemble.check(scene, raster.bands)
-        about = _about(ensemble, wanted, raster)
+        for text in raster.look():
+            note(text, notes)
+        check_fit(ensemble, scene, raster.profile, notes, wanted.statistics, force)
+        about = {**_about(ensemble, wanted, raster), "notes": notes}
     every = [out / name for name in Wanted("uint8", True, True, True).files(scene.stem).values()]
     partial = out / f".{scene.stem}.partial"
     try:
@@ -142,7 +152,7 @@ def predict_scene(
                     )
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
-                with SceneSource(scene, ensemble.channels, bands, sensor) as source, _block_cache(source):
+                with SceneSource(scene, ensemble.channels, **read) as source, _block_cache(source):
                     statistics = source.statistics() if wanted.statistics == "scene" else None
                     predictor = Predictor(ensemble, device, batch_size, statistics)
                     counts = _write(source, predictor, wanted, {k: partial / p.name for k, p in files.items()})
@@ -226,6 +236,8 @@ def _about(ensemble: Ensemble, wanted: Wanted, raster: SceneSource) -> dict[str,
         "scene": str(raster.path),
         "scene_sha256": content.hexdigest(),
         "bands": list(raster.bands),
+        "units": [how.unit for how in raster.scaling],
+        "scaling": [how[:2] for how in raster.scaling],
         "models": models,
         "predict": ensemble.predict.model_dump(mode="json"),
         "calibration": ensemble.calibration.model_dump(mode="json"),

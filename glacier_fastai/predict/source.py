@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..bands import Bands
-from ..core.moments import moments
+from ..core.moments import scene_statistics
 from ..data.channels import Channel, compute_channels
 from ..data.scenes.geotiff import SceneRaster
-from ..errors import DataError
+from ..data.scenes.units import Given
 
 __all__ = ["SceneSource", "Source"]
 
@@ -40,8 +40,9 @@ class SceneSource(SceneRaster):
         channels: Sequence[Channel],  # what is wanted, in this order
         bands: Sequence[str] | None = None,  # names of the file's bands, default its band descriptions
         sensor: str | None = None,  # one of `bands.SENSORS`
+        **scaling: Given,  # `scale` and `offset` of `SceneRaster`
     ):
-        super().__init__(path, bands, sensor)
+        super().__init__(path, bands, sensor, **scaling)
         self.channels = tuple(channels)
         self.names = Bands(band for band, _ in channels).made_of(self.bands) if channels else ()
         self.index = [self.bands.index(b) for b in self.names]
@@ -51,8 +52,7 @@ class SceneSource(SceneRaster):
         """Return channels `(C, height, W)` from `row` on, float32, NaN in every channel where there is no data."""
         top, bottom = max(row - self.halo, 0), min(row + height + self.halo, self.height)  # texture looks further
         values, valid = self.read_window(self.index, top, 0, bottom - top, self.width)
-        with np.errstate(over="ignore"):
-            image = values.astype(np.float32)
+        image = self.in_units(values, self.index)
         image[:, ~(valid & np.isfinite(image).all(0))] = np.nan
         return compute_channels(image, self.names, self.channels)[:, row - top : row - top + height]
 
@@ -62,17 +62,6 @@ class SceneSource(SceneRaster):
         Raises:
             DataError: No pixel has data, or a band is constant.
         """
-        n, sums, squares = 0, np.zeros(len(self.channels)), np.zeros(len(self.channels))
-        for row in range(0, self.height, ROWS):
-            image = self.read(row, min(ROWS, self.height - row))
-            valid = ~np.isnan(image).any(0)
-            first, second = moments(np.nan_to_num(image), valid)
-            n, sums, squares = n + valid.sum(), sums + first, squares + second
-        if not n:
-            raise DataError(f"{self.path}: every pixel is nodata, so there is nothing to map")
-        mean = sums / n
-        std = np.sqrt(np.maximum(squares / n - mean**2, 0))
-        for (band, _), m, s in zip(self.channels, mean, std, strict=True):
-            if not s > 1e-6 * max(abs(m), 1e-6):
-                raise DataError(f"{self.path}: band {band} is constant ({m:g}); use the bundle's statistics")
-        return mean, std
+        rows = range(0, self.height, ROWS)
+        strips = (self.read(row, min(ROWS, self.height - row)) for row in rows)
+        return scene_statistics(self.path, strips, [band for band, _ in self.channels])

@@ -190,7 +190,7 @@ def _finish(learn: GlacierLearner, folder: RunFolder) -> None:
 
     bundle, valid = ModelBundle.load(folder.best), learn.dls.valid_tiles
     if len(valid):
-        result = evaluate(bundle, learn.dls.store, valid)
+        result = evaluate(bundle, learn.dls.store, valid, force=True)
         epoch = bundle.metrics["epoch"]
         write_text(folder.path / "metrics.json", json.dumps({"epoch": epoch, **result}, indent=1))
         log.info(

@@ -92,7 +92,7 @@ def resaved(bundle, path, drop=None, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": "3"}, "bundle version 3; this glacier_fastai reads 1 to 2"),
+        ({"version": "4"}, "bundle version 4; this glacier_fastai reads 1 to 3"),
         ({"bands": None}, "damaged or made by other code"),
         ({"bands": "{"}, "damaged or made by other code"),
         ({"mean": "[1.0]"}, "bands and statistics differ in number"),

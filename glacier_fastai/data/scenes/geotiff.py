@@ -1,29 +1,45 @@
-"""Scenes in one file that GDAL reads, such as a GeoTIFF: bands by name, what has data, the grid."""
+"""Scenes in one file that GDAL reads, such as a GeoTIFF: bands by name, their units, what has data, the grid."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
+import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
 from ...bands import SENSORS, Bands, canonical_band
+from ...core.fill import likely_fill
 from ...errors import DataError, did_you_mean
-from .raster import open_raster, reading
+from ..profile import QUANTILES, Profile
+from .raster import open_raster, pixel_size, reading
+from .units import ZERO_CELSIUS, Given, Scaling, by_band, unit_of
 
 __all__ = ["SceneRaster"]
 
+SAMPLE = 8, 32  # windows along each side of a scene, and their side, pixels
+
+
+class Sample(NamedTuple):
+    """Some pixels of a scene, from windows spread evenly over it, those at its edges included."""
+
+    numbers: np.ndarray  # (C, n), as delivered
+    valid: np.ndarray  # (n,) bool, True where there is data
+    rim: np.ndarray  # (n,) bool, True on the outermost rows and columns
+
 
 class SceneRaster:
-    """A scene on disk: its bands by name, its grid, and windows of values with their valid pixels.
+    """A scene on disk: its bands by name, their units, its grid, and windows of values with their valid pixels.
 
-    Use as a context manager. A pixel has no data where any band wanted declares it so (nodata value or mask), where any
-    of them is NaN or infinite, or, in unsigned integers, where all of them are 0. A band named "-" is left out; if it
-    is the alpha band, it masks.
+    Use as a context manager. A pixel has no data where any band wanted declares it so (mask, alpha band, or a nodata
+    value other than 0), where any of them is NaN or infinite, or where all of them are 0 and 0 is declared as nodata or
+    they are unsigned integers: 0 in some of the bands is data. A band named "-" is left out; if it is the alpha band,
+    it masks.
     """
 
     def __init__(
@@ -31,23 +47,78 @@ class SceneRaster:
         path: str | os.PathLike,  # a GeoTIFF or anything else that GDAL reads
         bands: Sequence[str] | None = None,  # names of its bands, default its band descriptions
         sensor: str | None = None,  # one of `bands.SENSORS`, to read names such as "B4"
+        *,
+        scale: Given = None,  # what numbers are multiplied with, see `units.by_band`; default as the file says
+        offset: Given = None,  # what is added then
     ):
         self.path = Path(path)
+        self.notes: list[str] = []  # what is odd about it; said by those who use it
         if sensor is not None and sensor not in SENSORS:
             raise DataError(f"unknown sensor {sensor!r}: use {', '.join(SENSORS)}{did_you_mean(sensor, SENSORS)}")
+        self.sensor = sensor
         self.raster = open_raster(self.path)
         try:
+            self._check_kind()
+            self._alpha = [n for n, k in enumerate(self.raster.colorinterp, 1) if k == ColorInterp.alpha]
             self.bands, self._numbers = self._names(bands, sensor)
-            if self.raster.crs is None:
-                raise DataError(f"{self.path}: has no coordinate reference system; assign one (gdal_edit.py -a_srs)")
-            if any(t.startswith("complex") for t in self.raster.dtypes):
-                raise DataError(f"{self.path}: holds complex numbers; give real ones, such as amplitudes")
+            self._check_bands()
+            self.height, self.width = self.raster.height, self.raster.width
+            self.crs, self.transform = self.raster.crs, self.raster.transform
+            self._check_place()
+            self.dtype = np.result_type(*(self.raster.dtypes[n - 1] for n in self._numbers))
+            self._scale, self._offset = self._scaled(scale, offset)
         except BaseException:
             self.raster.close()
             raise
-        self.height, self.width = self.raster.height, self.raster.width
-        self.crs, self.transform = self.raster.crs, self.raster.transform
-        self.dtype = np.result_type(*self.raster.dtypes)
+
+    def _check_kind(self) -> None:
+        if not self.raster.count:
+            inside = [name.rpartition(":")[2] for name in self.raster.subdatasets]
+            what = f"{len(inside)} subdatasets, {', '.join(inside[:6])}" if inside else "no band"
+            first = self.raster.subdatasets[0] if inside else "SUBDATASET"
+            raise DataError(
+                f"{self.path}: holds {what}; make one file of those wanted (gdal_translate '{first}' band.tif, then "
+                "gdalbuildvrt -separate)"
+            )
+
+    def _check_place(self) -> None:
+        raster, path, copy = self.raster, self.path, f"{self.path.stem}_placed.tif"
+        at_home = raster.transform.is_identity
+        if at_home and raster.gcps[0]:
+            raise DataError(
+                f"{path}: is placed by {len(raster.gcps[0])} ground control points only; warp it to a grid "
+                f"(gdalwarp -t_srs {_named(raster.gcps[1])} {path.name} {copy})"
+            )
+        if at_home and raster.rpcs:
+            raise DataError(
+                f"{path}: is placed by rational polynomial coefficients (RPC) only; warp it to a grid (gdalwarp -rpc "
+                f"-t_srs EPSG:326XX {path.name} {copy})"
+            )
+        if raster.crs is None:
+            raise DataError(f"{path}: has no coordinate reference system; assign one (gdal_edit.py -a_srs)")
+        if at_home or raster.transform.is_degenerate:
+            raise DataError(
+                f"{path}: has a coordinate reference system, but no geotransform that says where its pixels lie; "
+                f"assign its edges (gdal_edit.py -a_ullr LEFT TOP RIGHT BOTTOM {path.name})"
+            )
+
+    def _check_bands(self) -> None:
+        kinds = self.raster.colorinterp
+        for name, n in zip(self.bands, self._numbers, strict=True):
+            if self.raster.dtypes[n - 1].startswith("complex"):
+                raise DataError(f"{self.path}: holds complex numbers; give real ones, such as amplitudes")
+            if kinds[n - 1] == ColorInterp.palette:
+                raise DataError(
+                    f"{self.path}: band {n} has a colour table, whose indices are no brightness, so it cannot be "
+                    f"{name}; give the bands as measured"
+                )
+            if n in self._alpha:  # GDAL takes any fourth band of bytes for alpha, which nir is not
+                window = self.raster.read(n, out_shape=(min(self.raster.height, 256), min(self.raster.width, 256)))
+                if len(found := np.unique(window)) <= 2 and found[-1] == np.iinfo(window.dtype).max:
+                    raise DataError(
+                        f"{self.path}: band {n}, named {name}, is the alpha band, which says where there is data; name "
+                        "it '-'"
+                    )
 
     def _names(self, bands: Sequence[str] | None, sensor: str | None) -> tuple[tuple[str, ...], list[int]]:
         count, where = self.raster.count, f"{self.path}: {self.raster.count} bands"
@@ -64,6 +135,100 @@ class SceneRaster:
         except DataError as err:
             raise DataError(f"{self.path}: {err}; `bands` names those of the file, '-' leaves one out") from err
 
+    def _scaled(self, scale: Given, offset: Given) -> tuple[list[float], list[float]]:
+        """Return scale and offset of each band, as the file or the user says."""
+        count, found = self.raster.count, []
+        tags = [(self.raster.scales[n - 1], self.raster.offsets[n - 1]) for n in self._numbers]
+        for k, (what, given) in enumerate((("scale", scale), ("offset", offset))):
+            try:
+                mine = by_band(given, what, self.bands, self._numbers, count)
+            except DataError as err:
+                raise DataError(f"{self.path}: {err}") from err
+            for band, own, tag in zip(self.bands, mine, tags, strict=True):
+                if own is not None and tag != (1.0, 0.0) and not np.isclose(own, tag[k], rtol=1e-6, atol=0):
+                    raise DataError(
+                        f"{self.path}: {what} {own:g} is asked for band {band}, but the file says {tag[k]:g} (scale "
+                        f"{tag[0]:g}, offset {tag[1]:g}); leave it out, or mend the file (gdal_edit.py -{what} {own:g})"
+                    )
+            found.append([tag[k] if own is None else own for own, tag in zip(mine, tags, strict=True)])
+            if given is not None and None in mine and not isinstance(given, dict):
+                other = [band for band, own in zip(self.bands, mine, strict=True) if own is None]
+                self.notes.append(
+                    f"{self.path}: {what} {given} is for reflected light, {', '.join(other)} keep their own"
+                )
+        for name, values in zip(("scale", "offset"), found, strict=True):
+            if not np.isfinite(values).all():
+                raise DataError(
+                    f"{self.path}: its tags hold a {name} that is no number; mend it (gdal_edit.py -{name})"
+                )
+        if 0 in found[0]:
+            raise DataError(f"{self.path}: its tags hold a scale of 0; mend it (gdal_edit.py -scale 1)")
+        return found[0], found[1]
+
+    @cached_property
+    def scaling(self) -> tuple[Scaling, ...]:
+        """How the numbers of each band become values, and the unit of these."""
+        out = []
+        for k, (band, n) in enumerate(zip(self.bands, self._numbers, strict=True)):
+            scale, offset = self._scale[k], self._offset[k]
+            scaled, some = (scale, offset) != (1.0, 0.0), self.sample.numbers[k, self.sample.valid]
+            values = some * np.float64(scale) + offset if scaled else some
+            unit, odd = unit_of(band, self.raster.units[n - 1], scaled, values)
+            if odd:
+                self.notes.append(f"{self.path}: {odd}")
+            if unit == "celsius":
+                unit, offset = "kelvin", offset + ZERO_CELSIUS
+            out.append(Scaling(scale, offset, unit))
+        return tuple(out)
+
+    @cached_property
+    def sample(self) -> Sample:
+        """Some of its pixels, the same ones each time; a small scene whole."""
+        many, side = SAMPLE
+        index = list(range(len(self.bands)))
+        if self.height <= many * side and self.width <= many * side:
+            places = [(0, 0, self.height, self.width)]
+        else:
+            h, w = min(side, self.height), min(side, self.width)
+            rows, cols = (_spread(length, s, many) for length, s in ((self.height, h), (self.width, w)))
+            places = [(row, col, h, w) for row in rows for col in cols]
+        found = []
+        for row, col, h, w in places:
+            numbers, valid = self.read_window(index, row, col, h, w)
+            rim = np.zeros((h, w), bool)
+            rim[0], rim[-1] = row == 0, row + h == self.height
+            rim[:, 0] |= col == 0
+            rim[:, -1] |= col + w == self.width
+            found.append((numbers.reshape(len(index), -1), valid.ravel(), rim.ravel()))
+        numbers, valid, rim = (np.concatenate(parts, -1) for parts in zip(*found, strict=True))
+        return Sample(numbers, valid, rim)
+
+    def look(self) -> list[str]:
+        """Return what is odd about the scene, a line each: also of its values, by a sample of them."""
+        notes = [*self.notes] if self.scaling else []  # finding units adds to `notes`
+        for names, value, share in likely_fill(self.bands, *self.sample):
+            notes.append(
+                f"{self.path}: {value:g} in {', '.join(names)} on {share:.0%} of the pixels looks like a fill value, "
+                "but is not declared as nodata, so it is taken for data; declare it "
+                f"(gdal_edit.py -a_nodata {value:g})"
+            )
+        return list(dict.fromkeys(notes))
+
+    @property
+    def profile(self) -> Profile:
+        """What its values are, by a sample of them."""
+        sample, quantiles = self.sample, {}
+        for band, numbers, how in zip(self.bands, sample.numbers, self.scaling, strict=True):
+            if sample.valid.any():
+                found = np.quantile(numbers[sample.valid].astype(np.float64), QUANTILES) * how.scale + how.offset
+                quantiles[band] = tuple(sorted(found.tolist()))
+        return Profile(
+            units={band: how.unit for band, how in zip(self.bands, self.scaling, strict=True)},
+            quantiles=quantiles,
+            pixel_size=pixel_size(self.crs, self.transform, (self.height, self.width)),
+            sensor=self.sensor or "",
+        )
+
     def read_window(
         self,
         index: Sequence[int],  # positions of the bands wanted
@@ -72,32 +237,56 @@ class SceneRaster:
         height: int,  # rows
         width: int,  # columns
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return values `(C, H, W)` as delivered, and bool `(H, W)`: True where every wanted band has data."""
+        """Return numbers `(C, H, W)` as delivered, and bool `(H, W)`: True where there is data."""
         window, numbers = Window(col, row, width, height), [self._numbers[i] for i in index]
         with reading(self.path):
             values = self.raster.read(numbers, window=window, out_dtype=self.dtype)  # bands may differ in type
             valid = np.ones(values.shape[1:], bool)
-            for number in self._masks(numbers):
-                valid &= self.raster.read_masks(number, window=window) > 0
-        for band, number in zip(values, numbers, strict=True):
-            nodata = self.raster.nodatavals[number - 1]
-            if nodata is not None and not np.isnan(nodata):
-                valid &= band != nodata
+            for n in self._masks(numbers):
+                valid &= self.raster.read_masks(n, window=window) > 0
+            for n in self._alpha:
+                if n not in self._numbers:
+                    valid &= self.raster.read(n, window=window) > 0
+        nodata = [self.raster.nodatavals[n - 1] for n in numbers]
+        for band, declared in zip(values, nodata, strict=True):
+            if declared and not np.isnan(declared):
+                valid &= band != declared
         if values.dtype.kind == "f":
             valid &= np.isfinite(values).all(0)
-        elif values.dtype.kind == "u":
+        if values.dtype.kind == "u" or all(declared == 0 for declared in nodata):
             valid &= (values != 0).any(0)
         return values, valid
 
+    def in_units(
+        self,
+        numbers: np.ndarray,  # (C, H, W), as from `read_window`
+        index: Sequence[int],  # the bands they are of
+    ) -> np.ndarray:
+        """Return the values of numbers, float32, in the units of `scaling`."""
+        with np.errstate(over="ignore"):
+            values = numbers.astype(np.float32)
+        how = [self.scaling[i] for i in index]
+        if any((h.scale, h.offset) != (1.0, 0.0) for h in how):
+            values *= np.array([h.scale for h in how], np.float32)[:, None, None]
+            values += np.array([h.offset for h in how], np.float32)[:, None, None]
+        return values
+
     def _masks(self, numbers: Sequence[int]) -> list[int]:
-        """Return the bands whose mask counts: GDAL takes any fourth band of bytes for alpha, which nir is not."""
-        flags, kinds = self.raster.mask_flag_enums, self.raster.colorinterp
-        own = [n for n in numbers if MaskFlags.per_dataset in flags[n - 1] and MaskFlags.alpha not in flags[n - 1]]
-        skipped_alpha = any(k == ColorInterp.alpha and n not in self._numbers for n, k in enumerate(kinds, 1))
-        return own or (list(numbers[:1]) if skipped_alpha else [])
+        """Return the bands whose mask band counts; alpha is looked at by itself."""
+        flags = self.raster.mask_flag_enums
+        return [n for n in numbers if MaskFlags.per_dataset in flags[n - 1] and MaskFlags.alpha not in flags[n - 1]]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc) -> None:
         self.raster.close()
+
+
+def _spread(length: int, side: int, many: int) -> list[int]:
+    """Return where windows begin along an axis, evenly spread from one end to the other."""
+    return sorted({round(k * (length - side) / (many - 1)) for k in range(many)})
+
+
+def _named(crs: rasterio.CRS | None) -> str:
+    return f"EPSG:{crs.to_epsg()}" if crs and crs.to_epsg() else "EPSG:326XX"

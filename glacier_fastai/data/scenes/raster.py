@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from pyproj import CRS
+from pyproj import CRS, Geod, Transformer
+from pyproj.exceptions import ProjError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from ...errors import DataError
 
-__all__ = ["horizontal", "open_raster", "reading", "same_crs", "same_grid"]
+__all__ = ["horizontal", "open_raster", "pixel_size", "reading", "same_crs", "same_grid"]
 
 
 @contextmanager
@@ -36,7 +37,10 @@ def open_raster(
 ) -> rasterio.DatasetReader:
     """Open a raster for reading; raises `DataError`. What is read from it later belongs into `reading`."""
     if not Path(path).is_file():
-        raise DataError(f"{path}: no such file")
+        if Path(path).is_dir():
+            raise DataError(f"{path}: is a folder; name the file in it")
+        elsewhere = "://" in str(path) or str(path).startswith("/vsi")
+        raise DataError(f"{path}: {'only files on this disk are read; copy it here' if elsewhere else 'no such file'}")
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         return rasterio.open(path)
@@ -78,3 +82,28 @@ def same_grid(
     shift = np.abs(first - second) * (width, height, 1, width, height, 1)
     side = np.sqrt(abs(first[0] * first[4] - first[1] * first[3]))
     return bool(shift.max() <= 0.01 * side)
+
+
+def pixel_size(
+    crs: Any,  # as in `horizontal`
+    transform: Any,  # affine transform, its six coefficients first
+    shape: tuple[int, int],  # rows and columns
+) -> float | None:
+    """Return the side of a pixel on the ground at the centre of a raster, metres; None where the CRS does not tell.
+
+    >>> round(pixel_size("EPSG:32645", (30, 0, 500_000, 0, -30, 3_100_000), (64, 64)), 1)
+    30.0
+    >>> round(pixel_size("EPSG:3857", (30, 0, 0, 0, -30, 8_400_000), (64, 64)), 1)
+    15.0
+    """
+    a, b, c, d, e, f = transform[:6]
+    x, y = (g + p * shape[1] / 2 + q * shape[0] / 2 for p, q, g in ((a, b, c), (d, e, f)))
+    try:
+        to_degrees = Transformer.from_crs(horizontal(crs), "EPSG:4326", always_xy=True)
+        lon, lat = to_degrees.transform([x, x + a, x + b], [y, y + d, y + e])
+    except ProjError:
+        return None
+    if not np.isfinite([lon, lat]).all():
+        return None
+    _, _, (along, across) = Geod(ellps="WGS84").inv([lon[0]] * 2, [lat[0]] * 2, lon[1:], lat[1:])
+    return float(np.sqrt(along * across))

@@ -15,6 +15,7 @@ from ...core.tiling import starts
 from ...errors import DataError, did_you_mean
 from ..scenes.geotiff import SceneRaster
 from ..scenes.raster import open_raster, reading
+from ..scenes.units import Given, Scaling
 from ..tiles import TileStore, TileWriter, store_dtype
 
 __all__ = ["SceneRaster", "parse_outlines", "prepare_scenes", "read_outlines"]
@@ -169,6 +170,8 @@ def prepare_scenes(
     class_field: str | None = None,  # column with class names or codes, in those given without class
     bands: Sequence[str] | None = None,  # names of the bands, default the band descriptions
     sensor: str | None = None,  # one of `bands.SENSORS`
+    scale: Given = None,  # what the files' numbers are multiplied with, default as each says; see `data.scenes.units`
+    offset: Given = None,  # what is added then
     tile_size: int = 128,  # side of a tile, pixels
     overlap: int = 0,  # least overlap of neighbouring tiles, pixels
     min_ice: float = 0.0,  # least share of labelled pixels that are ice (glacier or debris) for a tile to be kept
@@ -203,7 +206,8 @@ def prepare_scenes(
         "min_valid": min_valid,
     }
     with ExitStack() as stack:
-        opened = [stack.enter_context(SceneRaster(path, bands, sensor)) for path in scenes]
+        read: dict[str, Any] = {"scale": scale, "offset": offset}
+        opened = [stack.enter_context(SceneRaster(path, bands, sensor, **read)) for path in scenes]
         names = opened[0].bands
         for scene in opened:
             if set(scene.bands) != set(names):
@@ -214,8 +218,12 @@ def prepare_scenes(
                     f"tile_size to at most {least}"
                 )
         outlined = False
-        dtype = store_dtype(np.result_type(*(s.dtype for s in opened)))
-        writer = stack.enter_context(TileWriter(out, names, tile_size, dtype, "scene", sensor or "", made_by))
+        scaling, dtype = _kept(opened)
+        writer = TileWriter(out, names, tile_size, dtype, "scene", opened[0].sensor or "", made_by, scaling)
+        stack.enter_context(writer)
+        for scene in opened:
+            for text in scene.look():
+                writer.note(text)
         for k, scene in enumerate(opened):
             if labels:
                 mask = _label_mask(scene, labels[k])
@@ -237,15 +245,39 @@ def prepare_scenes(
     return TileStore(out)
 
 
+def _kept(scenes: Sequence[SceneRaster]) -> tuple[list[Scaling], np.dtype]:
+    """Return what turns the numbers that are kept into values, and their type: as in the files where all are alike.
+
+    Raises:
+        DataError: A band is in other units than in the first scene.
+    """
+    first = scenes[0]
+    scaling = [dict(zip(s.bands, s.scaling, strict=True)) for s in scenes]
+    for scene, how in zip(scenes, scaling, strict=True):
+        for band in first.bands:
+            if how[band].unit != scaling[0][band].unit:
+                raise DataError(
+                    f"{scene.path}: band {band} is in {how[band].unit}, but in {scaling[0][band].unit} in {first.path} "
+                    "(dn: unit unknown); give scale and offset of those without units, or make a store of each"
+                )
+    dtype = store_dtype(np.result_type(*(s.dtype for s in scenes)))
+    if all(how[band] == scaling[0][band] for how in scaling for band in first.bands):
+        return [scaling[0][band] for band in first.bands], dtype
+    return [Scaling(unit=scaling[0][band].unit) for band in first.bands], np.dtype("float32")
+
+
 def _cut(
     scene: SceneRaster, mask: np.ndarray, writer: TileWriter, size: int, overlap: int, min_ice: float, min_valid: float
 ) -> bool:
     """Write the tiles of a scene that are to be kept, and return whether any of its pixels has data."""
     index = [scene.bands.index(b) for b in writer.bands]
     any_data, t = False, scene.transform
+    in_units = any(scene.scaling[i] != how for i, how in zip(index, writer.scaling, strict=True))
     for row in starts(scene.height, size, overlap):
         for col in starts(scene.width, size, overlap):
             values, valid = scene.read_window(index, row, col, size, size)
+            if in_units:
+                values = scene.in_units(values, index)
             any_data |= bool(valid.any())
             label = mask[row : row + size, col : col + size]
             known = label[valid & (label != IGNORE)]

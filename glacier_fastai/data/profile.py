@@ -1,0 +1,20 @@
+"""What the values of some data are: their units, their range, the pixel size; kept with a model, and compared."""
+
+from __future__ import annotations
+
+from ..core.ranges import QUANTILES
+from ..recipe import Section
+
+__all__ = ["QUANTILES", "Profile"]
+
+
+class Profile(Section):
+    """What is known of the values of a scene, a store, or what a model was trained on; by band, read or stored ones."""
+
+    units: dict[str, str] = {}
+    quantiles: dict[str, tuple[float, ...]] = {}  # `core.ranges.QUANTILES` over pixels with data
+    pixel_size: float | None = None  # metres on the ground
+    sensor: str = ""
+    scaling: dict[str, tuple[float, float]] = {}  # scale and offset of the stored numbers, where they are not 1 and 0
+
+    model_config = {**Section.model_config, "strict": False}  # JSON has lists, no tuples

@@ -1,0 +1,136 @@
+"""Units of bands: what scale and offset make of a file's numbers, and what they then are.
+
+A band's unit is one of `UNITS`; "dn" (digital number) where nothing is known. Units come from the file (GDAL's scale,
+offset and unit of a band), or from the user, who gives scale and offset. Numbers of a type with fractions and without
+any word are taken for what they are by their range, for no digital number has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ...bands import natural_unit
+from ...errors import DataError, did_you_mean
+
+__all__ = ["Scaling", "by_band", "parse_scaling", "unit_of"]
+
+TAGS = {
+    "reflectance": "reflectance",
+    **dict.fromkeys(("kelvin", "k", "degk"), "kelvin"),
+    **dict.fromkeys(("m", "metre", "metres", "meter", "meters"), "metre"),
+    **dict.fromkeys(("degree", "degrees", "deg", "°"), "degree"),
+    **dict.fromkeys(("celsius", "degc", "degree_celsius", "degrees celsius", "°c"), "celsius"),
+}
+"""How files write units, in lower case; "celsius" becomes kelvin."""
+
+ZERO_CELSIUS = 273.15  # kelvin
+LIKELY = {"reflectance": (-1.0, 3.0), "kelvin": (150.0, 400.0)}
+"""Unit -> what nearly all of its values lie in: snow under a low sun reflects up to 1.6, shade is below 0."""
+
+Given = float | Sequence[float] | Mapping[str, float] | None
+
+
+class Scaling(NamedTuple):
+    """How the numbers of a band become values: ``scale * number + offset``, in `unit`."""
+
+    scale: float = 1.0
+    offset: float = 0.0
+    unit: str = "dn"
+
+
+def parse_scaling(
+    text: str,  # "1e-4", "2.75e-5,0.00341802" or "blue=2.75e-5,thermal=0.00341802"
+    what: str,  # "scale" or "offset", for the message
+) -> Given:
+    """Return scale or offset as people write it: one number, one for each band of the file, or some by name.
+
+    >>> parse_scaling("1e-4", "scale"), parse_scaling("1,2", "scale"), parse_scaling("thermal=149", "offset")
+    (0.0001, [1.0, 2.0], {'thermal': 149.0})
+    """
+    if not text.strip():
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        if any("=" in part for part in parts):
+            return {name.strip(): _number(value) for name, _, value in (p.partition("=") for p in parts)}
+        numbers = [_number(part) for part in parts]
+    except ValueError:
+        raise DataError(
+            f"{what} {text!r}: give a number, one for each band of the file (2.75e-5,0.0034), or BAND=NUMBER,..."
+        ) from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not np.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def by_band(
+    given: Given,  # scale or offset, as from `parse_scaling`
+    what: str,  # "scale" or "offset", for messages
+    bands: Sequence[str],  # of the scene
+    numbers: Sequence[int],  # which of the file's bands they are, counted from 1
+    count: int,  # bands of the file
+) -> list[float | None]:
+    """Return the number given for each band, None where there is none.
+
+    One number for all is meant for what measures reflected light, where there is such a band: thermal bands, heights
+    and slopes have scales of their own.
+
+    Raises:
+        DataError: Wrong in number, or for a band that is not there; a scale of 0.
+    """
+    if given is None:
+        return [None] * len(bands)
+    if isinstance(given, Mapping):
+        if other := [name for name in given if name not in bands]:
+            raise DataError(f"{what}: no band {other[0]!r}; here are {', '.join(bands)}{did_you_mean(other[0], bands)}")
+        out: list[float | None] = [given.get(band) for band in bands]
+    elif isinstance(given, Sequence):
+        if len(given) not in (count, len(bands)):
+            raise DataError(f"{what}: {len(given)} numbers for {count} bands; give one for each, or one for all")
+        out = [given[n - 1] for n in numbers] if len(given) == count else list(given)
+    else:
+        light = [natural_unit(band) == "reflectance" for band in bands]
+        out = [float(given) if here or not any(light) else None for here in light]
+    if what == "scale" and 0 in out:
+        raise DataError("scale 0: every value would be the same; give the number that turns the file's into units")
+    return out
+
+
+def unit_of(
+    band: str,  # its name
+    tag: str | None,  # what the file calls its unit
+    scaled: bool,  # whether scale or offset change its numbers
+    values: np.ndarray,  # some of its values, scaled, without those that have no data
+) -> tuple[str, str]:
+    """Return the unit of a band, "celsius" included, and what is odd about it, or nothing.
+
+    >>> unit_of("red", None, False, np.array([120, 96])), unit_of("red", None, True, np.array([0.2, 0.4]))
+    (('dn', ''), ('reflectance', ''))
+    """
+    natural = natural_unit(band)
+    if tag and tag.strip().lower() in TAGS:
+        return TAGS[tag.strip().lower()], ""
+    if tag and scaled:  # a radiance, perhaps
+        return "dn", f"band {band} is in {tag!r}, which is not known: its values are compared as they are"
+    if natural in ("metre", "degree"):
+        return natural, ""
+    low, high = LIKELY.get(natural or "", (-np.inf, np.inf))
+    ends = np.quantile(values, (0.02, 0.98)) if values.size else None
+    likely = ends is None or (low <= ends[0] and ends[1] <= high)
+    if natural and scaled:
+        if likely:
+            return natural, ""
+        assert ends is not None
+        return "dn", f"band {band} is no {natural} by its scale, from {ends[0]:.4g} to {ends[1]:.4g}: unit unknown"
+    fractions = ends is not None and values.dtype.kind == "f" and bool((values != np.rint(values)).mean() > 0.5)
+    if natural and fractions and likely and (natural != "reflectance" or ends is not None and ends[1] > 0):
+        return natural, ""
+    return "dn", ""
