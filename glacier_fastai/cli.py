@@ -225,15 +225,19 @@ def prepare_scene(
 def prepare_competition(
     folder: Annotated[Path, typer.Argument(help="Folder with Band1 to Band5 and, to train, label (or Train/...).")],
     out: Annotated[Path, typer.Option("--out", help="Tile store to make; must not exist.")],
+    scale: Scale = "",
+    offset: Offset = "",
 ) -> None:
     """Turn a GlacierHack 2025 folder into a tile store. Not needed before training: `--data` takes the folder too.
 
     Files are matched by the tile's number. Pixels with all bands 0 have no data. Without labels, the tiles are for
-    prediction only.
+    prediction only. The numbers are Landsat Collection 2 by their range (inferred): reflectance and kelvin come with
+    --scale 2.75e-5,2.75e-5,2.75e-5,2.75e-5,0.00341802 --offset=-0.2,-0.2,-0.2,-0.2,149
     """
+    from .data.scenes.units import parse_scaling
     from .data.sources.competition import prepare_competition as run
 
-    _describe(run(folder, out))
+    _describe(run(folder, out, scale=parse_scaling(scale, "scale"), offset=parse_scaling(offset, "offset")))
 
 
 @prepare.command("hkh")

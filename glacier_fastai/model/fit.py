@@ -41,7 +41,7 @@ def check_fit(
         bands = [b for b in Bands(bundle.bands).made_of(found.units) if b in known.units and b in found.units]
         computed = any(b in INDICES and b not in found.units for b in bundle.bands)  # no index of other units is equal
         if other := [b for b in bands if known.units[b] != found.units[b]]:
-            line = f"{named}{_units(other, found)}, but the model was trained on {_units(other, known)}"
+            line = f"{named}has {_units(other, found)}, but the model was trained on {_units(other, known)}"
             if statistics == "bundle" or computed:
                 raise BundleError(f"{line}; {_advice(other[0], known, found, computed)}")
             note(f"{line}: normalised by the scene's own statistics", notes)
@@ -79,8 +79,9 @@ def _units(bands: list[str], profile: Profile) -> str:
     said: dict[str, list[str]] = {}
     for band in bands:
         said.setdefault(profile.units[band], []).append(band)
-    names = {"dn": "numbers of unknown unit (dn)"}
-    return " and ".join(f"{names.get(unit, unit)} ({', '.join(of)})" for unit, of in said.items())
+    return " and ".join(
+        f"{', '.join(of)} in {'unknown units (dn)' if unit == 'dn' else unit}" for unit, of in said.items()
+    )
 
 
 def _advice(band: str, known: Profile, found: Profile, computed: bool) -> str:

@@ -140,7 +140,7 @@ def _by_tile(folder):
 
 
 def _read_tile(files):
-    """Return values (5, H, W) float32, NaN where a band is not finite or declared nodata, or where all bands are 0."""
+    """Return values (5, H, W) float32, NaN where a band is not finite or nodata, or all are 0; 0 in some is data."""
     values, declared = zip(*map(_read, files))
     for path, band in zip(files, values):
         if band.ndim != 2 or band.shape != values[0].shape:
@@ -149,7 +149,7 @@ def _read_tile(files):
     image = np.stack(values).astype(np.float32)
     known = np.isfinite(image).all(0) & (image != 0).any(0)
     for band, nodata in zip(values, declared):
-        if nodata is not None:
+        if nodata:
             known &= band != nodata
     image[:, ~known] = np.nan
     return image

@@ -67,6 +67,12 @@ def write_submission(
                 f"{member.path or 'bundle'}: is a {described(member.bundle.arch, member.bundle.options)}; a submission "
                 f"carries a unet with encoder {', '.join(ENCODERS)}"
             )
+        units = member.bundle.profile.units
+        if other := [b for b in BANDS if units.get(b, "dn") != "dn" and b not in member.bundle.profile.scaling]:
+            raise BundleError(
+                f"{member.path or 'bundle'}: was trained on {other[0]} in {units[other[0]]}, and nothing says how the "
+                "competition's numbers become that; fine-tune it on its tiles"
+            )
         if member.bundle.standardised:
             raise BundleError(f"{member.path or 'bundle'}: trained on standardised values; fine-tune it on its tiles")
     cleaning = ensemble.predict.postprocess or PostprocessRecipe(min_size={}, fill_holes={})
@@ -98,13 +104,23 @@ def write_submission(
 
 def _member(member: Member) -> dict[str, Any]:
     bundle = member.loaded()
+    # solution.py reads numbers, so what the bundle knows of values is said of numbers
+    how = [bundle.profile.scaling.get(band, (1.0, 0.0)) for band in bundle.bands]
+    texture = bundle.texture
+    if texture is not None:
+        edges = {
+            band: [(edge - offset) / scale for edge in values]
+            for band, values in texture["edges"].items()
+            for scale, offset in [bundle.profile.scaling.get(band, (1.0, 0.0))]
+        }
+        texture = {**texture, "edges": edges}
     return {
         "arch": bundle.options["encoder"],
         "attention": bundle.options["attention"],
         "bands": list(bundle.bands),
-        "mean": list(bundle.mean),
-        "std": list(bundle.std),
-        "texture": bundle.texture,
+        "mean": [(m - o) / s for m, (s, o) in zip(bundle.mean, how, strict=True)],
+        "std": [d / s for d, (s, _) in zip(bundle.std, how, strict=True)],
+        "texture": texture,
         "weight": member.weight,
         "weights": bundle.halved(),
     }

@@ -123,6 +123,10 @@ class SceneRaster:
     def _names(self, bands: Sequence[str] | None, sensor: str | None) -> tuple[tuple[str, ...], list[int]]:
         count, where = self.raster.count, f"{self.path}: {self.raster.count} bands"
         given = list(bands) if bands else list(self.raster.descriptions)
+        for n in self._alpha:  # it needs no name
+            if len(given) < count:
+                given.insert(n - 1, "-")
+            given[n - 1] = given[n - 1] or "-"
         if bands and len(given) != count:
             raise DataError(f"{where}, but `bands` names {len(given)}: name every band of the file in its order")
         if unnamed := [i + 1 for i, d in enumerate(given) if not d]:

@@ -55,7 +55,10 @@ def parse_scaling(
     parts = [part.strip() for part in text.split(",")]
     try:
         if any("=" in part for part in parts):
-            return {name.strip(): _number(value) for name, _, value in (p.partition("=") for p in parts)}
+            named = [part.partition("=") for part in parts]
+            if not all(name.strip() for name, _, _ in named):
+                raise ValueError(text)
+            return {name.strip(): _number(value) for name, _, value in named}
         numbers = [_number(part) for part in parts]
     except ValueError:
         raise DataError(

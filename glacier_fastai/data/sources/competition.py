@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...bands import CLASSES, COMPETITION_CODES, IGNORE, Bands
+from ...bands import CLASSES, COMPETITION_CODES, IGNORE, Bands, natural_unit
 from ...errors import DataError, did_you_mean
 from ..scenes.raster import open_raster, reading, same_grid
+from ..scenes.units import Given, Scaling, by_band
 from ..tiles import TileStore, TileWriter, store_dtype
 from .registry import Source
 
@@ -186,7 +187,8 @@ def _read_image(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     for path in files:
         with open_raster(path) as raster, reading(path):
             values.append(raster.read(1))
-            known = known & (raster.read_masks(1) > 0)
+            if raster.nodata != 0:  # 0 in some bands only is data, as on bright snow
+                known = known & (raster.read_masks(1) > 0)
     image = np.stack(values)
     if image.dtype.kind == "f":
         known &= np.isfinite(image).all(0)
@@ -219,15 +221,32 @@ def _check_wanted(root: Path, bands: Sequence[str] | None) -> list[str]:
     return [b for b in there if b in wanted]
 
 
+def _scaling(root: Path, bands: Sequence[str], scale: Given, offset: Given) -> list[Scaling]:
+    numbers = range(1, len(bands) + 1)
+    try:
+        given = [by_band(v, name, bands, numbers, len(bands)) for v, name in ((scale, "scale"), (offset, "offset"))]
+    except DataError as err:
+        raise DataError(f"{root}: {err}") from err
+    out = []
+    for band, s, o in zip(bands, *given, strict=True):
+        known = s is not None or o is not None
+        out.append(Scaling(1.0 if s is None else s, o or 0.0, natural_unit(band) or "dn") if known else Scaling())
+    return out
+
+
 def prepare_competition(
     path: str | os.PathLike,  # see `find_competition`
     out: str | os.PathLike,  # folder of the store to make
     bands: Sequence[str] | None = None,  # names of the bands to keep, default all five
+    *,
+    scale: Given = None,  # what the numbers of the bands kept are multiplied with, see `data.scenes.units`
+    offset: Given = None,  # what is added then
 ) -> TileStore:
     """Write the tiles of a competition folder as a tile store; without a label folder every mask is 255.
 
     A pixel has no data where a file declares so, where a band is NaN or infinite, or where all five bands are 0,
     whichever are kept; in integers, where every kept band is 0, too. The bands stand in the order of their folders.
+    They are of unit dn, unless `scale` or `offset` say what turns them into units.
     Unless all tiles have a georeference, those with grid ids are placed on their grid, so that 02_07 and 02_08 touch.
 
     Raises:
@@ -245,8 +264,9 @@ def prepare_competition(
     index = [list(_FOLDERS.values()).index(b) for b in keep]
     # neighbours are known only if all tiles are placed in the same way
     on_map = all(any(headers[f].transform for f in files) for files in tiles.values())
+    how = _scaling(root, keep, scale, offset)
     made_by = {"function": "prepare_competition", "folder": str(root), "labels": labels is not None}
-    with TileWriter(out, keep, size, dtype, "competition", "landsat8", made_by) as writer:
+    with TileWriter(out, keep, size, dtype, "competition", "landsat8", made_by, how) as writer:
         for tile, files in tiles.items():
             image, valid = _read_image(files)
             mask = _read_label(labels[tile]) if labels else np.full((size, size), IGNORE, np.uint8)

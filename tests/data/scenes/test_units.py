@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+
+from glacier_fastai.data.scenes.units import by_band, parse_scaling, unit_of
+from glacier_fastai.errors import DataError
+
+BANDS = ("blue", "thermal")
+
+
+@pytest.mark.parametrize("text", ["many", "1e-4,", "blue=", "=3", "nan", "inf", "1;2", "blue=1e-4,3"])
+def test_what_is_no_number_is_refused(text):
+    with pytest.raises(DataError, match="scale .*give a number"):
+        parse_scaling(text, "scale")
+
+
+def test_one_number_for_all_is_for_reflected_light():
+    assert by_band(1e-4, "scale", BANDS, [1, 2], 2) == [1e-4, None]
+    assert by_band(0.1, "scale", ["thermal"], [1], 1) == [0.1]
+    assert by_band([2, 3, 4], "scale", BANDS, [1, 3], 3) == [2, 4]
+    assert by_band([2, 4], "scale", BANDS, [1, 3], 3) == [2, 4]
+    assert by_band({"thermal": 5}, "offset", BANDS, [1, 2], 2) == [None, 5]
+    assert by_band(None, "offset", BANDS, [1, 2], 2) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [([1.0], "1 numbers for 2 bands"), ({"blu": 1.0}, "no band 'blu'.*'blue'"), (0.0, "scale 0"), ([1, 0], "scale 0")],
+)
+def test_what_fits_no_band_is_refused(given, match):
+    with pytest.raises(DataError, match=match):
+        by_band(given, "scale", BANDS, [1, 2], 2)
+
+
+REFLECTANCE, CELSIUS = np.float32([0.03, 0.4, 0.91]), np.float32([-12.5, 3.25, 8.1])
+KELVIN, NUMBERS = np.float32([251.3, 260.7, 281.25]), np.array([300, 9000, 65535], "uint16")
+
+
+@pytest.mark.parametrize(
+    ("band", "tag", "scaled", "values", "unit"),
+    [
+        ("red", None, False, NUMBERS, "dn"),
+        ("red", None, False, NUMBERS.astype("float32"), "dn"),  # whole numbers, as the competition has them
+        ("red", None, False, REFLECTANCE, "reflectance"),
+        ("red", None, False, REFLECTANCE * 100, "dn"),  # per cent
+        ("red", None, False, REFLECTANCE - 0.9, "dn"),  # standardised, perhaps
+        ("red", None, False, np.float32([]), "dn"),
+        ("red", None, True, REFLECTANCE, "reflectance"),
+        ("red", "Reflectance", False, NUMBERS, "reflectance"),
+        ("red", "W/m2/sr/um", True, REFLECTANCE, "dn"),
+        ("thermal", None, False, KELVIN, "kelvin"),
+        ("thermal", None, False, CELSIUS, "dn"),
+        ("thermal", "degC", False, CELSIUS, "celsius"),
+        ("thermal_low", "K", True, KELVIN, "kelvin"),
+        ("elevation", None, False, NUMBERS, "metre"),
+        ("slope", None, False, REFLECTANCE, "degree"),
+        ("ndsi", None, False, REFLECTANCE, "dn"),
+    ],
+)
+def test_units(band, tag, scaled, values, unit):
+    assert unit_of(band, tag, scaled, values)[0] == unit
+
+
+def test_a_scale_that_leads_to_no_reflectance_is_said():
+    unit, odd = unit_of("red", None, True, NUMBERS * 0.01)
+    assert unit == "dn"
+    assert "red is no reflectance" in odd
+    assert "6.48 to 632" in odd
