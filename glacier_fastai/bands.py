@@ -1,4 +1,4 @@
-"""The vocabulary: bands, sensors, classes, codes, colours and false-colour composites.
+"""The vocabulary: bands, classes, codes, colours and false-colour composites.
 
 Bands are names, never positions. A tensor of shape ``(B, C, H, W)`` has its C bands in the order of a list
 of these names, and whatever reads a file translates that file's own names and codes into these, once.
@@ -21,7 +21,6 @@ __all__ = [
     "ICE_OF_ANY_KIND",
     "IGNORE",
     "INDICES",
-    "SENSORS",
     "TEXTURES",
     "UNITS",
     "Bands",
@@ -67,43 +66,6 @@ TEXTURES: tuple[str, ...] = ("contrast", "energy", "asm", "homogeneity", "dissim
 
 _TEXTURE = re.compile(r"glcm_(\w+)\((\w+)\)")
 
-SENSORS: dict[str, dict[str, str]] = {
-    "landsat7": {
-        "b1": "blue",
-        "b2": "green",
-        "b3": "red",
-        "b4": "nir",
-        "b5": "swir1",
-        "b6_vcid_1": "thermal_low",
-        "b6_vcid_2": "thermal_high",
-        "b7": "swir2",
-        "b8": "pan",
-    },
-    "landsat8": {
-        "b2": "blue",
-        "b3": "green",
-        "b4": "red",
-        "b5": "nir",
-        "b6": "swir1",
-        "b7": "swir2",
-        "b8": "pan",
-        "b10": "thermal",
-    },
-    "sentinel2": {
-        "b2": "blue",
-        "b02": "blue",
-        "b3": "green",
-        "b03": "green",
-        "b4": "red",
-        "b04": "red",
-        "b8": "nir",
-        "b08": "nir",
-        "b11": "swir1",
-        "b12": "swir2",
-    },
-}
-"""Sensor -> the sensor's own band name (lower case) -> our name. "B4" alone says nothing: Landsat 7 and 8 differ."""
-
 CLASSES: tuple[str, ...] = ("background", "glacier", "debris", "lake")
 """Class names by code 0..3; "glacier" is clean ice, "debris" debris-covered ice."""
 
@@ -131,12 +93,11 @@ COMPOSITES: dict[str, tuple[str, str, str]] = {
 """Name -> bands shown as red, green and blue, in the order in which they are tried."""
 
 
-def canonical_band(name: str, sensor: str | None = None) -> str:
-    """Return our name for a band as a file or a user spells it.
+def canonical_band(name: str) -> str:
+    """Return our name for a band as a user spells it; those of sensors are read by `data.scenes.names`.
 
-    Args:
-        name: A band's name: one of ours in any case, or with `sensor` that sensor's own ("B4", "SR_B4").
-        sensor: One of `SENSORS`.
+    >>> canonical_band("SWIR1"), canonical_band("GLCM_contrast( swir1 )")
+    ('swir1', 'glcm_contrast(swir1)')
 
     Raises:
         DataError: The name is unknown; the message names the nearest right one.
@@ -149,12 +110,6 @@ def canonical_band(name: str, sensor: str | None = None) -> str:
         if match[2] in BANDS:
             return plain
         raise DataError(f"band {name!r}: {match[2]!r} is no band{did_you_mean(match[2], BANDS)}")
-    if sensor is not None:
-        if sensor not in SENSORS:
-            raise DataError(f"unknown sensor {sensor!r}: use {', '.join(SENSORS)}{did_you_mean(sensor, SENSORS)}")
-        own = re.sub(r"^(sr|toa|st)_", "", plain)
-        if own in SENSORS[sensor]:
-            return SENSORS[sensor][own]
     textures = [f"glcm_{kind}({band})" for kind in TEXTURES for band in BANDS]
     raise DataError(
         f"unknown band {name!r}: use {', '.join(BANDS)}, or glcm_KIND(BAND) with KIND one of {', '.join(TEXTURES)}"

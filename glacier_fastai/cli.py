@@ -65,7 +65,7 @@ Bands = Annotated[
     str,
     typer.Option("--bands", help="Names of the file's bands, e.g. blue,green,red,nir. Default: its band descriptions."),
 ]
-Sensor = Annotated[str, typer.Option("--sensor", help="landsat7, landsat8 or sentinel2: reads band names such as B4.")]
+Sensor = Annotated[str, typer.Option("--sensor", help="landsat4 to landsat9, or sentinel2: reads names such as B4.")]
 
 
 Stats = Annotated[

@@ -5,7 +5,6 @@ from glacier_fastai.bands import (
     CLASS_COLOURS,
     CLASSES,
     COMPOSITES,
-    SENSORS,
     Bands,
     canonical_band,
     composite,
@@ -14,38 +13,24 @@ from glacier_fastai.errors import DataError, did_you_mean
 
 
 @pytest.mark.parametrize(
-    ("given", "sensor", "want"),
-    [
-        ("SWIR1", None, "swir1"),
-        (" blue ", None, "blue"),
-        ("GLCM_contrast( swir1 )", None, "glcm_contrast(swir1)"),
-        ("B4", "landsat7", "nir"),
-        ("B4", "landsat8", "red"),
-        ("SR_B10", "landsat8", "thermal"),
-        ("B04", "sentinel2", "red"),
-    ],
+    ("given", "want"),
+    [("SWIR1", "swir1"), (" blue ", "blue"), ("GLCM_contrast( swir1 )", "glcm_contrast(swir1)")],
 )
-def test_names_are_brought_to_ours(given, sensor, want):
-    assert canonical_band(given, sensor) == want
+def test_names_are_brought_to_ours(given, want):
+    assert canonical_band(given) == want
 
 
 @pytest.mark.parametrize(
-    ("given", "sensor", "message"),
+    ("given", "message"),
     [
-        ("swir_1", None, r"did you mean 'swir1'"),
-        ("B4", None, r"unknown band 'B4': use blue, green"),
-        ("B99", "landsat8", "unknown band"),
-        ("glcm_contrast(swir_1)", None, "'swir_1' is no band; did you mean 'swir1'"),
-        ("red", "landsat9000", None),
-        ("B4", "landsat", "unknown sensor 'landsat': use landsat7"),
+        ("swir_1", r"did you mean 'swir1'"),
+        ("B4", r"unknown band 'B4': use blue, green"),
+        ("glcm_contrast(swir_1)", "'swir_1' is no band; did you mean 'swir1'"),
     ],
 )
-def test_unknown_names_are_refused_with_the_nearest(given, sensor, message):
-    if message is None:  # our own names need no sensor
-        assert canonical_band(given, sensor) == given
-    else:
-        with pytest.raises(DataError, match=message):
-            canonical_band(given, sensor)
+def test_unknown_names_are_refused_with_the_nearest(given, message):
+    with pytest.raises(DataError, match=message):
+        canonical_band(given)
 
 
 def test_a_list_of_bands_is_not_empty_and_names_each_once():
@@ -67,7 +52,6 @@ def test_bands_know_what_they_are_made_of():
 
 def test_the_vocabulary_agrees_with_itself():
     assert len(CLASSES) == len(CLASS_COLOURS) == 4
-    assert {b for bands in SENSORS.values() for b in bands.values()} <= set(BANDS)
     assert {b for rgb in COMPOSITES.values() for b in rgb} <= set(BANDS)
 
 

@@ -292,7 +292,7 @@ class TileWriter:
         size: int | None,  # side of a tile in pixels; None: that of the first
         dtype: Any,  # dtype of the values, see `store_dtype`
         source: str,  # what the tiles were made from, in words
-        sensor: str = "",  # one of `bands.SENSORS`, or empty
+        sensor: str = "",  # one of `data.scenes.names.SENSORS`, or empty
         made_by: dict[str, Any] | None = None,  # how they were made: command or function and its settings
         scaling: Sequence[Scaling] = (),  # of each band: what turns the numbers into values; default values of unit dn
     ):

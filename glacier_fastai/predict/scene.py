@@ -91,7 +91,7 @@ def predict_scene(
     wanted: Wanted | None = None,  # what else is made, default the map of classes alone
     *,
     bands: Sequence[str] | None = None,  # names of the file's bands, default its band descriptions
-    sensor: str | None = None,  # one of `bands.SENSORS`
+    sensor: str | None = None,  # one of `data.scenes.names.SENSORS`
     scale: Given = None,  # what the file's numbers are multiplied with, default as it says; see `data.scenes.units`
     offset: Given = None,  # what is added then
     batch_size: int | None = None,  # windows at once, default as `Predictor`

@@ -39,7 +39,7 @@ class SceneSource(SceneRaster):
         path: str | os.PathLike,  # a GeoTIFF or anything else that GDAL reads
         channels: Sequence[Channel],  # what is wanted, in this order
         bands: Sequence[str] | None = None,  # names of the file's bands, default its band descriptions
-        sensor: str | None = None,  # one of `bands.SENSORS`
+        sensor: str | None = None,  # one of `data.scenes.names.SENSORS`
         **scaling: Given,  # `scale` and `offset` of `SceneRaster`
     ):
         super().__init__(path, bands, sensor, **scaling)

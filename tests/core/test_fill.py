@@ -41,7 +41,7 @@ def test_a_fill_value_at_the_edge_is_seen(dtype, low, high, fill):
     assert share == pytest.approx(10 / 64, abs=0.01)
 
 
-def test_of_one_band_alone(rng=np.random.default_rng(1)):
+def test_of_one_band_alone():
     values, rim = scene("float32", 0.1, 0.5)
     values[1, 20:30] = -999
     assert [(names, value) for names, value, _ in found(values, rim)] == [(["b"], -999.0)]

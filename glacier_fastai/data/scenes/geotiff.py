@@ -13,10 +13,11 @@ import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
-from ...bands import SENSORS, Bands, canonical_band
+from ...bands import Bands
 from ...core.fill import likely_fill
-from ...errors import DataError, did_you_mean
+from ...errors import DataError
 from ..profile import QUANTILES, Profile
+from .names import described_otherwise, name_bands
 from .raster import open_raster, pixel_size, reading
 from .units import ZERO_CELSIUS, Given, Scaling, by_band, unit_of
 
@@ -46,16 +47,13 @@ class SceneRaster:
         self,
         path: str | os.PathLike,  # a GeoTIFF or anything else that GDAL reads
         bands: Sequence[str] | None = None,  # names of its bands, default its band descriptions
-        sensor: str | None = None,  # one of `bands.SENSORS`, to read names such as "B4"
+        sensor: str | None = None,  # as `names.canonical_sensor` takes it, to read names such as "B4"
         *,
         scale: Given = None,  # what numbers are multiplied with, see `units.by_band`; default as the file says
         offset: Given = None,  # what is added then
     ):
         self.path = Path(path)
         self.notes: list[str] = []  # what is odd about it; said by those who use it
-        if sensor is not None and sensor not in SENSORS:
-            raise DataError(f"unknown sensor {sensor!r}: use {', '.join(SENSORS)}{did_you_mean(sensor, SENSORS)}")
-        self.sensor = sensor
         self.raster = open_raster(self.path)
         try:
             self._check_kind()
@@ -120,24 +118,38 @@ class SceneRaster:
                         "it '-'"
                     )
 
-    def _names(self, bands: Sequence[str] | None, sensor: str | None) -> tuple[tuple[str, ...], list[int]]:
-        count, where = self.raster.count, f"{self.path}: {self.raster.count} bands"
-        given = list(bands) if bands else list(self.raster.descriptions)
+    def _names(self, bands: Sequence[str] | None, sensor: str | None) -> tuple[Bands, list[int]]:
+        """Return the names of the bands wanted, and which of the file's they are; sets `sensor`."""
+        count, described = self.raster.count, list(self.raster.descriptions)
+        given: list[str | None] = list(bands) if bands else described
         for n in self._alpha:  # it needs no name
             if len(given) < count:
                 given.insert(n - 1, "-")
             given[n - 1] = given[n - 1] or "-"
-        if bands and len(given) != count:
-            raise DataError(f"{where}, but `bands` names {len(given)}: name every band of the file in its order")
-        if unnamed := [i + 1 for i, d in enumerate(given) if not d]:
+        if len(given) != count:
             raise DataError(
-                f"{where}, band {unnamed[0]} has no description; name all of them by `bands`: blue,green,red,nir"
+                f"{self.path}: {count} bands, but `bands` names {len(given)}: name every band of the file in its order"
             )
-        numbers = [i + 1 for i, b in enumerate(given) if b.strip() != "-"]
         try:
-            return Bands(canonical_band(given[n - 1], sensor) for n in numbers), numbers
+            names, self.sensor, odd = name_bands(given, sensor, strict=bands is not None)
+            for n, says, called in described_otherwise([b or "-" for b in names], described) if bands else []:
+                odd.append(f"band {n} is described as {says}, but taken for {called}, as `bands` says")
+            if bands and not any(described):
+                odd += self._against_colours(names)
+            self.notes += [f"{self.path}: {line}" for line in odd]
+            return Bands(b for b in names if b), [n for n, b in enumerate(names, 1) if b]
         except DataError as err:
-            raise DataError(f"{self.path}: {err}; `bands` names those of the file, '-' leaves one out") from err
+            raise DataError(f"{self.path}: {count} bands; {err}; '-' leaves one out") from err
+
+    def _against_colours(self, names: Sequence[str | None]) -> list[str]:
+        shown = [kind.name for kind in self.raster.colorinterp]
+        other = [(n, says, b) for n, (says, b) in enumerate(zip(shown, names, strict=True), 1) if b and says != b]
+        colours = ("red", "green", "blue")
+        return [
+            f"band {n} is shown as {says}, but taken for {b}, as `bands` says"
+            for n, says, b in other
+            if says in colours
+        ]
 
     def _scaled(self, scale: Given, offset: Given) -> tuple[list[float], list[float]]:
         """Return scale and offset of each band, as the file or the user says."""

@@ -34,10 +34,11 @@ from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ...bands import BANDS, IGNORE, Bands, canonical_band, texture_of
+from ...bands import BANDS, IGNORE, Bands, texture_of
 from ...core.jit import jit
 from ...errors import DataError, OutputError
 from ..download import Progress, RemoteStream, fetch, members
+from ..scenes.names import name_bands
 from ..tiles import TileStore, TileWriter
 from .footprints import OVERLAP, SLICE, read_footprints
 from .registry import Source
@@ -135,7 +136,8 @@ def _channels(bands: Sequence[str]) -> dict[str, str]:
     for band in bands:
         if band.strip().lower() == "bqa":
             raise DataError("HKH: band 'bqa' is interpolated, useless as flags; leave it out")
-        names.append(name := canonical_band(band, "landsat7"))
+        name = name_bands([band], "landsat7", strict=True)[0][0] or band
+        names.append(name)
         if texture_of(name):
             raise DataError(f"HKH: {name!r}: texture bands are computed when training begins; name them in the recipe")
         if name == "ndsi":

@@ -169,7 +169,7 @@ def prepare_scenes(
     outlines: Sequence[Outlines] = (),  # or polygons for all scenes, in any vector format: a file, or (class, file)
     class_field: str | None = None,  # column with class names or codes, in those given without class
     bands: Sequence[str] | None = None,  # names of the bands, default the band descriptions
-    sensor: str | None = None,  # one of `bands.SENSORS`
+    sensor: str | None = None,  # one of `data.scenes.names.SENSORS`
     scale: Given = None,  # what the files' numbers are multiplied with, default as each says; see `data.scenes.units`
     offset: Given = None,  # what is added then
     tile_size: int = 128,  # side of a tile, pixels
