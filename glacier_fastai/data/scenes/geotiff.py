@@ -223,6 +223,12 @@ class SceneRaster:
         """Return what is odd about the scene, a line each: also of its values, by a sample of them."""
         notes = [*self.notes] if self.scaling else []  # finding units adds to `notes`
         for names, value, share in likely_fill(self.bands, *self.sample):
+            if value == 0 and 0 in self.raster.nodatavals:
+                notes.append(
+                    f"{self.path}: 0 in {', '.join(names)} on {share:.0%} of the pixels is declared as nodata, but taken "
+                    "for data where other bands have some"
+                )
+                continue
             notes.append(
                 f"{self.path}: {value:g} in {', '.join(names)} on {share:.0%} of the pixels looks like a fill value, "
                 "but is not declared as nodata, so it is taken for data; declare it "
