@@ -411,7 +411,7 @@ class TileWriter:
         if not there:
             self.note(f"{self.path}: no pixel has a label, so it is for prediction only")
         elif len(there) == 1:
-            self.note(f"{self.path}: labels hold one class only, {there[0]}; a model learns nothing of that")
+            self.note(f"{self.path}: labels hold one class only, {there[0]}: no model learns from that alone")
         elif set(there) <= {c for k, c in enumerate(CLASSES) if k not in ICE}:
             self.note(f"{self.path}: labels hold no ice (glacier or debris), only {' and '.join(there)}")
         elif lacking:

@@ -93,7 +93,7 @@ def label_masks(
             f"mask, and {IGNORE} as ice of unknown kind (glacier or debris); where {IGNORE} means no label, declare it "
             f"as nodata (gdal_edit.py -a_nodata {IGNORE})"
         )
-    return (_mask(x, any(x is b for b in background), ice) for x in found)
+    return (_mask(x, x in background, ice) for x in found)
 
 
 def _names(labels: Sequence[_Label]) -> str:
@@ -120,7 +120,7 @@ def _look(path: Path, scene: SceneRaster, align: bool, note: Callable[[str], Non
         off = _off(raster, path, scene, note)
         if off and not align:
             raise DataError(f"{path}: {off}; set align to bring it there (nearest pixel), or warp it (gdalwarp)")
-        nodata = raster.nodata
+        nodata, placed = raster.nodata, "" if raster.crs else ", taken to be in its CRS"
         for _, values, known in _blocks(raster, path, scene, bool(off)):
             covered += int(known.sum())
             declared = _is(values, nodata)
@@ -132,7 +132,7 @@ def _look(path: Path, scene: SceneRaster, align: bool, note: Callable[[str], Non
         raise DataError(f"{path}: {off}, and covers no pixel of it; check that both show the same place")
     if off:
         share = covered / (scene.height * scene.width)
-        note(f"{path}: {off}; brought to its grid (nearest pixel), of which it covers {share:.1%}")
+        note(f"{path}: {off}; brought to its grid (nearest pixel){placed}, of which it covers {share:.1%}")
     return _Label(path, scene, bool(off), nodata, codes, zeros)
 
 
@@ -189,7 +189,7 @@ def _off(raster: Any, path: Path, scene: SceneRaster, note: Callable[[str], None
     cols, rows = _apply(~scene.transform, *_apply((a, b, c, d, e, f), *corners)) - corners
     if max(np.ptp(cols), np.ptp(rows)) > 0.01:
         transforms = (raster.transform, scene.transform)
-        own, other = (f"{np.hypot(t.a, t.d):.6g} x {np.hypot(t.b, t.e):.6g}" for t in transforms)
+        own, other = (f"{np.hypot(t.a, t.d):.9g} x {np.hypot(t.b, t.e):.9g}" for t in transforms)
         how = f"turned against those of {scene.path}" if own == other else f"but {scene.path} of {other}"
         parts.append(f"has pixels of {own}, {how}")
     elif not parts or max(abs(cols[0]), abs(rows[0])) > 0.01:

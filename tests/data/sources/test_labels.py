@@ -95,6 +95,7 @@ def test_a_label_on_the_grid_is_taken_as_it_is(tmp_path, codes, crs, place):
         (shift(0, 10_000), "10000 px down"),
         (Affine.scale(2), "has pixels of .*, but .*s.tif of"),
         (Affine.scale(1, 1.001), "has pixels of .*, but"),
+        (Affine.scale(1.0005), "has pixels of .*, but"),
         (Affine.rotation(1), "turned against those of"),
         (shift(0, H) @ Affine.scale(1, -1), "turned against those of"),
     ],
@@ -174,7 +175,7 @@ def test_align_moves_whole_pixels_exactly(tmp_path, codes, crs, place):
         share = (H - 2) * (W - 3) / (H * W)
         assert notes == [
             f"{path}: does not lie on the grid of {scene} but 3 px left and 2 px down; brought to its grid (nearest "
-            f"pixel), of which it covers {share:.1%}"
+            f"pixel){'' if own else ', taken to be in its CRS'}, of which it covers {share:.1%}"
         ]
 
 
