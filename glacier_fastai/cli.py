@@ -169,10 +169,13 @@ def prepare_scene(
     label: Annotated[
         list[Path],
         typer.Option(
-            help="Label raster on the scene's grid: 0 background, 1 glacier, 2 debris, 3 lake, 255 no label. "
-            "One per scene, in the same order."
+            help="Label raster on the scene's grid: 0 background, 1 glacier, 2 debris, 3 lake, 254 ice of unknown "
+            "kind, 255 no label; or a binary mask of 0 and 255. One per scene, in the same order."
         ),
     ] = [],  # noqa: B006
+    align: Annotated[
+        bool, typer.Option("--align", help="Bring labels on another grid to the scene's (nearest pixel).")
+    ] = False,
     outlines: Annotated[
         list[str],
         typer.Option(
@@ -207,6 +210,7 @@ def prepare_scene(
             scenes,
             out,
             labels=label,
+            align=align,
             outlines=parse_outlines(outlines),
             class_field=class_field or None,
             bands=_split(bands),
@@ -311,9 +315,11 @@ def prepare_synthetic(
 
 
 def _describe(store) -> None:
-    counts = store.class_counts().sum(0)
-    counts = counts / max(counts.sum(), 1)
-    shares = ", ".join(f"{c} {n:.2%}" for c, n in zip(store.info["classes"], counts, strict=True))
+    counts = dict(zip(store.info["classes"], store.class_counts().sum(0), strict=True))
+    if ice := store.ice_counts().sum():
+        counts["ice of unknown kind"] = ice
+    total = max(sum(counts.values()), 1)
+    shares = ", ".join(f"{c} {n / total:.2%}" for c, n in counts.items())
     print(f"{store.path}: {len(store)} tiles of {store.size} px, bands {', '.join(store.bands)}", file=sys.stderr)
     print(f"labelled pixels: {shares}", file=sys.stderr)
     print(store.path)

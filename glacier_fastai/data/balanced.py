@@ -40,7 +40,7 @@ class BalancedCrops:
         if len(self.edges) == 2 and crop == store.size:
             counts = store.class_counts()[list(tiles)].astype(np.float64)
         else:
-            counts = np.concatenate([crop_counts(store.masks[i], crop, self.edges) for i in tiles])
+            counts = np.concatenate([crop_counts(store.labels(i), crop, self.edges) for i in tiles])
         sides = np.diff(self.edges)
         try:
             self.sampling: Sampling = solve(
@@ -235,7 +235,7 @@ class PixelBalancedDL(TfmdDL):
         whole = not isinstance(windows[0], (list, tuple))
         places = [(w, 0, 0) for w in windows] if whole else windows
         side = self.store.size if whole else self.crop or self.store.size
-        images, masks = np.asarray(self.store.images), np.asarray(self.store.masks)
+        images = np.asarray(self.store.images)
         pin = self.device is not None and self.device.type == "cuda"
         kind = torch.from_numpy(np.empty(0, images.dtype)).dtype
         x = torch.empty(len(places), len(self.index), side, side, dtype=kind, pin_memory=pin)
@@ -243,7 +243,7 @@ class PixelBalancedDL(TfmdDL):
         values, labels = x.numpy(), y.numpy()
         for k, (item, row, col) in enumerate(places):
             tile, window = self.tiles[item], np.s_[row : row + side, col : col + side]
-            labels[k] = masks[tile][window]
+            labels[k] = self.store.labels(tile, window)
             for b, band in enumerate(self.index):  # band by band, as a list of bands would copy twice
                 values[k, b] = images[tile, band][window]
         if images.dtype.kind == "f" or self.index == list(range(images.shape[1])):

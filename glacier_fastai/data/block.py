@@ -21,7 +21,7 @@ from fastai.vision.all import (
     delegates,
 )
 
-from ..bands import CLASSES, Bands
+from ..bands import CLASSES, ICE, Bands
 from ..core.balance import PixelBalance
 from ..core.folds import ALWAYS, NEVER, train_valid
 from ..core.moments import standardise
@@ -82,7 +82,7 @@ class ReadMask(_Reader):
 
     def encodes(self, i: int):
         """Read a mask."""
-        return TensorGlacierMask(torch.from_numpy(self.store.masks[i].astype(np.int64)))
+        return TensorGlacierMask(torch.from_numpy(self.store.labels(i).astype(np.int64)))
 
 
 class NormalizeBands(DisplayedTransform):
@@ -198,7 +198,14 @@ class GlacierDataLoaders(DataLoaders):
         if parts and (balance or crop < store.size):
             raise DataError(f"{', '.join(parts)}: fastai reads whole tiles; leave out crop and balance")
         fold_of, train, valid = _split(store, fold, folds, spatial, splitter)
-        labelled = store.class_counts().sum(1) > 0
+        counts = store.class_counts()
+        if store.ice_counts()[train].any() and not counts[train][:, ICE].any():
+            there = " and ".join(c for c, n in zip(CLASSES, counts[train].sum(0), strict=True) if n)
+            raise DataError(
+                f"{store.path}: labels hold {there + ' only' if there else 'nothing'} beside ice of unknown kind, "
+                "which is not trained on; give labels that tell glacier (1) from debris (2)"
+            )
+        labelled = counts.sum(1) > 0
         train = train[labelled[train] & (store.table["valid"].to_numpy()[train] >= min_valid)]
         if len(valid) and not labelled[valid].any():
             raise DataError(f"{store.path}: fold {fold}: no validation tile has a label; choose another fold")

@@ -3,11 +3,12 @@
     STORE/dataset.json   format version, bands, their units, scale and offset, classes, tile size, dtype, nodata, mean,
                          std, source, sensor, notes of what is odd, how made
     STORE/tiles.csv      one row per tile: id, scene, row, col, crs, transform, group, split, valid share, pixels per
-                         class, and sum and sum of squares of the numbers per band over valid pixels. `split` is
-                         "train", "valid", "test" or empty; test tiles are never trained on, validated on or measured
+                         class and of ice of unknown kind (n_ice), and sum and sum of squares of the numbers per band
+                         over valid pixels. `split` is "train", "valid", "test" or empty; test tiles are never trained
+                         on, validated on or measured
     STORE/images.npy     (N, C, H, W), numbers (uint8, uint16, float16 or float32), memory-mapped: values are
                          scale * number + offset, in the band's unit
-    STORE/masks.npy      (N, H, W) uint8, class codes, 255 = ignore
+    STORE/masks.npy      (N, H, W) uint8, class codes, 254 = ice of unknown kind, 255 = ignore
 
 A pixel has no data where all its bands hold the store's nodata value (0 for integers, NaN for floats); its mask
 is then 255. Because sums and class counts stand in `tiles.csv`, the statistics of any subset of tiles are exact
@@ -28,7 +29,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from ..bands import CLASSES, IGNORE, UNITS, Bands, texture_of
+from ..bands import CLASSES, ICE, ICE_OF_ANY_KIND, IGNORE, UNITS, Bands, texture_of
 from ..core.moments import moments
 from ..errors import DataError, note
 from ..files import digest, whole_folder
@@ -110,6 +111,8 @@ class TileStore:
         wanted += [f"{kind}_{b}" for kind in ("sum", "sumsq") for b in self.bands]
         if lacking := [c for c in wanted if c not in self.table]:
             raise DataError(f"{self.path / 'tiles.csv'}: no column {', '.join(lacking)}; prepare the store again")
+        if "n_ice" not in self.table:  # written before there was ice of unknown kind
+            self.table["n_ice"] = 0
         n = len(self.table)
         want = (n, len(self.bands), self.size, self.size)
         if self.images.shape != want or self.masks.shape != (n, self.size, self.size):
@@ -239,9 +242,23 @@ class TileStore:
             scaling={band: both for band, both in scaling if both != (1.0, 0.0)},
         )
 
+    def labels(
+        self,
+        i: int,  # position of the tile
+        window: tuple[slice, slice] = (slice(None), slice(None)),  # rows, columns
+    ) -> np.ndarray:
+        """Return a tile's mask `(H, W)` uint8 as training and scores see it: ice of unknown kind has no label."""
+        mask = np.array(self.masks[(i, *window)])
+        mask[mask == ICE_OF_ANY_KIND] = IGNORE
+        return mask
+
     def class_counts(self) -> np.ndarray:
         """Return the labelled pixels per tile and class, int64 of shape `(N, K)`."""
         return self.table[[f"n_{c}" for c in CLASSES]].to_numpy(np.int64)
+
+    def ice_counts(self) -> np.ndarray:
+        """Return the pixels of ice of unknown kind per tile, int64 of shape `(N,)`; `class_counts` leaves them out."""
+        return self.table["n_ice"].to_numpy(np.int64)
 
     def statistics(
         self,
@@ -265,7 +282,7 @@ class TileStore:
             came = [texture_of(b) is None for b in bands]
             mean[came], std[came] = 0, 1
         for band, m, s in zip(bands, mean, std, strict=True):
-            if not s > 1e-6 * max(abs(m), 1e-6):
+            if _constant(m, s):
                 raise DataError(f"{self.path}: band {band} is constant ({m:g}); leave it out of `bands`")
         return mean, std
 
@@ -277,6 +294,10 @@ def _moments(
     mean = np.array([rows[f"sum_{b}"].sum() for b in bands]) / n
     square = np.array([rows[f"sumsq_{b}"].sum() for b in bands]) / n
     return scale * mean + offset, np.abs(scale) * np.sqrt(np.maximum(square - mean**2, 0))
+
+
+def _constant(mean: float, std: float) -> bool:
+    return not std > 1e-6 * max(abs(mean), 1e-6)
 
 
 class TileWriter:
@@ -344,7 +365,7 @@ class TileWriter:
     def add(
         self,
         image: np.ndarray,  # (C, H, W), numbers: values before `scaling`
-        mask: np.ndarray,  # (H, W) class codes, 255 = no label
+        mask: np.ndarray,  # (H, W) class codes, 254 = ice of unknown kind, 255 = no label
         *,
         valid: np.ndarray | None = None,  # (H, W) True where there is data, default everywhere
         scene: str,  # name of the scene the tile was cut from
@@ -370,8 +391,12 @@ class TileWriter:
         values[:, ~valid] = 0 if self.dtype.kind == "u" else np.nan
         mask = np.where(valid, mask, IGNORE).astype(np.uint8)
         counts = np.bincount(mask.ravel(), minlength=256)
-        if unknown := [int(c) for c in np.flatnonzero(counts) if c >= len(CLASSES) and c != IGNORE]:
-            raise DataError(f"tile of scene {scene}: class codes {unknown}; allowed are 0..{len(CLASSES) - 1} and 255")
+        allowed = (*range(len(CLASSES)), ICE_OF_ANY_KIND, IGNORE)
+        if unknown := [int(c) for c in np.flatnonzero(counts) if c not in allowed]:
+            raise DataError(
+                f"tile of scene {scene}: class codes {unknown}; allowed are 0..{len(CLASSES) - 1} and {IGNORE}, and "
+                f"{ICE_OF_ANY_KIND} for ice of unknown kind"
+            )
         self._pending.append(self._pool.submit(self._write, values, mask))
         if len(self._pending) > 2:
             self._pending.popleft().result()
@@ -388,6 +413,7 @@ class TileWriter:
                 "valid": float(valid.mean()),
                 "n_valid": int(valid.sum()),
                 **{f"n_{c}": int(counts[k]) for k, c in enumerate(CLASSES)},
+                "n_ice": int(counts[ICE_OF_ANY_KIND]),
                 **{f"sum_{b}": float(v) for b, v in zip(self.bands, sums, strict=True)},
                 **{f"sumsq_{b}": float(v) for b, v in zip(self.bands, squares, strict=True)},
             }
@@ -420,6 +446,9 @@ class TileWriter:
         scale, offset = np.array(self.info["scale"]), np.array(self.info["offset"])
         mean, std = _moments(table[table["split"].isin(["", "train"])], self.bands, scale, offset)
         self.info |= {"size": self.size, "tiles": len(table), "mean": mean.tolist(), "std": std.tolist()}
+        if "base" not in self.info:  # whose notes were said of it
+            self._note_labels(table)
+            self._note_constant(table)
         while self._pending:
             self._pending.popleft().result()
         self._headers(self.size)
@@ -428,3 +457,23 @@ class TileWriter:
             os.fsync(file.fileno())
         table.to_csv(self.partial / "tiles.csv", index=False)
         (self.partial / "dataset.json").write_text(json.dumps(self.info, indent=1), encoding="utf-8")
+
+    def _note_labels(self, table: pd.DataFrame) -> None:
+        """Say which classes the labels lack."""
+        counts = {c: table[f"n_{c}"].sum() for c in CLASSES} | {"ice of unknown kind": table["n_ice"].sum()}
+        there, lacking = [c for c, n in counts.items() if n], [c for c in CLASSES if not counts[c]]
+        if not there:
+            self.note(f"{self.path}: no pixel has a label, so it is for prediction only")
+        elif len(there) == 1:
+            self.note(f"{self.path}: labels hold one class only, {there[0]}: no model learns from that alone")
+        elif set(there) <= {c for k, c in enumerate(CLASSES) if k not in ICE}:
+            self.note(f"{self.path}: labels hold no ice (glacier or debris), only {' and '.join(there)}")
+        elif lacking:
+            self.note(f"{self.path}: labels hold {', '.join(there)}, but no {', '.join(lacking)}")
+
+    def _note_constant(self, table: pd.DataFrame) -> None:
+        """Say which bands have one value everywhere."""
+        if table["n_valid"].sum():
+            for band, m, s in zip(self.bands, *_moments(table, self.bands), strict=True):
+                if _constant(m, s):
+                    self.note(f"{self.path}: band {band} is {m:g} everywhere; leave it out, or check its file")

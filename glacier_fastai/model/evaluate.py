@@ -123,7 +123,7 @@ def evaluate(
     check_fit(model, store.path, store.base().profile(positions), [], statistics, force)
     total, per_image, tables = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64), [], []
     for i, classes, probs in predict_tiles(model, store, positions.tolist(), device, statistics):
-        truth = np.array(store.masks[i])
+        truth = store.labels(i)
         matrix = confusion_matrix(torch.from_numpy(classes), torch.from_numpy(truth), len(CLASSES))
         if matrix.sum():
             per_image.append(mcc(matrix))

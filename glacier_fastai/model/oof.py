@@ -78,7 +78,7 @@ class OutOfFold:
             n = 0
             for fold, bundle in bundles.items():
                 for i, _, probs in predict_tiles(bundle, store, [i for f, i in tiles if f == fold]):
-                    probabilities[n], labels[n] = probs, store.masks[i]
+                    probabilities[n], labels[n] = probs, store.labels(i)
                     n += 1
             probabilities.flush()
             labels.flush()

@@ -153,7 +153,7 @@ class GlacierInterpretation:
         def count(i: int, image: np.ndarray) -> torch.Tensor:
             (probs,) = predictor([image])  # always one, since digits may change with the size of a batch
             classes, _ = to_map(self._ensemble, probs, np.isfinite(image[0]))
-            return confusion_matrix(classes, np.array(self.store.masks[i]), k)
+            return confusion_matrix(classes, self.store.labels(i), k)
 
         for t, i in enumerate(chosen):
             image = compute_channels(self.store.read(i), self.store.bands, channels)
@@ -198,7 +198,7 @@ class GlacierInterpretation:
         for row, (i, classes, _), about in zip(axes, predictions, rows.itertuples(), strict=True):
             draw_panels(
                 row,
-                panels(self.store.read(i), self.store.masks[i], classes, rgb),
+                panels(self.store.read(i), self.store.labels(i), classes, rgb),
                 image=str(about.id)[-36:],  # the end tells tiles of a scene apart
                 truth=f"truth, n = {about.labelled:,} px",
                 prediction=f"map, loss {about.loss:.2f} nats, MCC {about.mcc:.2f}",
@@ -236,7 +236,7 @@ class GlacierInterpretation:
         counts = {what: np.zeros((2, len(edges) - 1, k), np.int64) for what, edges in EDGES.items()}
         rows = []
         for i, classes, probs in predict_tiles(self.bundle, self.store, self.tiles.tolist()):
-            truth = np.array(self.store.masks[i])
+            truth = self.store.labels(i)
             image = compute_channels(self.store.read(i), self.store.bands, channels)
             valid = np.isfinite(image[0])
             matrix = confusion_matrix(classes, truth, k)

@@ -134,7 +134,7 @@ def evenly(
 def _pictures(run: Run, found: GlacierInterpretation, i: int) -> TilePictures:
     store, row = found.store, found.table.set_index("tile").loc[i].to_dict()
     name, rgb = composite(store.bands)
-    shown = panels(store.read(i), store.masks[i], found.predict(i).classes, rgb)
+    shown = panels(store.read(i), store.labels(i), found.predict(i).classes, rgb)
     step = -(-store.size // SIDE)
     image, *maps = (rgba[::step, ::step] for rgba in shown[:4])
     truth, prediction, errors = (_webp(rgba, lossless=True) for rgba in maps)

@@ -6,6 +6,7 @@ from folders import competition_folder
 from scenes import BANDS, made_up, make_store
 
 from glacier_fastai.bands import CLASSES
+from glacier_fastai.core.balance import PixelBalance
 from glacier_fastai.core.folds import ALWAYS, NEVER
 from glacier_fastai.data.augment import AugmentTiles
 from glacier_fastai.data.block import GlacierDataLoaders, NormalizeBands
@@ -223,6 +224,43 @@ def test_tiles_without_labels_or_data_are_not_trained_on(tmp_path):
                 valid[4:] = False
             writer.add(values, classes, valid=valid, scene=f"s{i}")
     assert loaders(tmp_path / "s", fold=None, min_valid=0.2).train_tiles == [0, 3, 4, 5]
+
+
+def with_unknown_ice(path, code=254, kept=(0, 1, 2, 3)):
+    """A store of six tiles, half of each ice of unknown kind or `code`, of `kept` classes otherwise."""
+    with TileWriter(path, BANDS, 32, "uint16", "test") as writer:
+        for i in range(6):
+            values, classes, valid = made_up(32, 32, seed=i)
+            classes = np.where(np.isin(classes, kept), classes, 254)
+            classes[:, :16] = code
+            writer.add(values, classes, valid=valid, scene=f"s{i}")
+    return TileStore(path)
+
+
+@pytest.mark.parametrize("options", [{}, {"balance": PixelBalance()}, {"getters": [noop, noop], "crop": None}])
+def test_ice_of_unknown_kind_is_seen_as_no_label(tmp_path, options):
+    a, b = (with_unknown_ice(tmp_path / str(code), code) for code in (254, 255))
+    assert set(np.unique(a.masks)) == {0, 1, 2, 3, 254, 255}
+    for part in (0, 1):
+        found = []
+        for store in (a, b):
+            torch.manual_seed(0)
+            dls = loaders(store, **{"crop": 24, "num_workers": 0, **options})
+            found.append([y.as_subclass(torch.Tensor) for _, y in dls[part]])
+        assert all(map(torch.equal, *found))
+        assert set(torch.cat([y.ravel() for y in found[0]]).tolist()) == {0, 1, 2, 3, 255}
+
+
+@pytest.mark.parametrize(
+    ("kept", "held"), [((0,), "background only"), ((0, 3), "background and lake only"), ((), "nothing")]
+)
+@pytest.mark.parametrize("fold", [None, 0])
+def test_where_all_ice_is_of_unknown_kind_nothing_is_trained(tmp_path, kept, held, fold):
+    store = with_unknown_ice(tmp_path / "s", kept=kept)
+    with pytest.raises(
+        DataError, match=f"s: labels hold {held} beside ice of unknown kind, which is not trained on; give"
+    ):
+        loaders(store, fold=fold)
 
 
 def test_workers_read_the_same(store):

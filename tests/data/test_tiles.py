@@ -1,7 +1,9 @@
 import json
 import pickle
+import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from scenes import BANDS, made_up, make_store
 
 from glacier_fastai.data.folds import store_folds
 from glacier_fastai.data.tiles import TileStore, TileWriter, store_dtype
-from glacier_fastai.errors import DataError, OutputError
+from glacier_fastai.errors import DataError, DataNote, OutputError
 
 LEGACY = Path(__file__).parents[1] / "legacy"
 
@@ -46,6 +48,84 @@ def test_the_table_counts_classes_and_valid_pixels(store):
         want = [(store.masks[i] == k).sum() for k in range(4)]
         assert store.class_counts()[i].tolist() == want
         assert store.table["n_valid"][i] == np.isfinite(store.read(i)[0]).sum()
+
+
+def write_labelled(path, mask, image=None, **kwargs):
+    """Write a store of one tile; return it and what was said, as it stands in the store."""
+    image = made_up(*np.shape(mask), nodata=False)[0] if image is None else image
+    with (
+        warnings.catch_warnings(record=True, action="always") as said,
+        TileWriter(path, BANDS[: len(image)], 32, image.dtype, "test") as writer,
+    ):
+        writer.add(image, np.asarray(mask), scene="s", **kwargs)
+    store = TileStore(path)
+    assert [str(w.message) for w in said] == store.info["notes"]
+    assert {w.category for w in said} <= {DataNote}
+    assert all(n.startswith(f"{path}: ") for n in store.info["notes"])
+    return store, [n.removeprefix(f"{path}: ") for n in store.info["notes"]]
+
+
+def test_ice_of_unknown_kind_is_kept_counted_apart_and_seen_as_no_label(tmp_path):
+    mask = made_up(32, 32)[1]
+    mask[:, :16] = 254
+    store, _ = write_labelled(tmp_path / "s", mask)
+    np.testing.assert_array_equal(store.masks[0], mask)
+    np.testing.assert_array_equal(store.labels(0), np.where(mask == 254, 255, mask))
+    np.testing.assert_array_equal(store.labels(0, np.s_[3:9, 10:20]), store.labels(0)[3:9, 10:20])
+    assert store.labels(0).dtype == np.uint8
+    assert store.ice_counts().tolist() == [512]
+    assert store.class_counts().tolist() == [np.bincount(mask.ravel(), minlength=256)[:4].tolist()]
+
+
+def test_a_store_of_before_has_no_ice_of_unknown_kind(tmp_path):
+    shutil.copytree(LEGACY / "store", tmp_path / "old")
+    assert "n_ice" not in (tmp_path / "old" / "tiles.csv").read_text()
+    store = TileStore(tmp_path / "old")
+    assert store.ice_counts().tolist() == [0] * len(store)
+    np.testing.assert_array_equal(store.labels(0), store.masks[0])
+
+
+@pytest.mark.parametrize(
+    ("codes", "said"),
+    [
+        ((0, 1, 2, 3), []),
+        ((0, 1, 2, 3, 254, 255), []),
+        ((255,), ["no pixel has a label, so it is for prediction only"]),
+        ((0, 255), ["labels hold one class only, background: no model learns from that alone"]),
+        ((2,), ["labels hold one class only, debris: no model learns from that alone"]),
+        ((254, 255), ["labels hold one class only, ice of unknown kind: no model learns from that alone"]),
+        ((0, 3), ["labels hold no ice (glacier or debris), only background and lake"]),
+        ((0, 1), ["labels hold background, glacier, but no debris, lake"]),
+        ((1, 2, 3, 255), ["labels hold glacier, debris, lake, but no background"]),
+        ((0, 254), ["labels hold background, ice of unknown kind, but no glacier, debris, lake"]),
+    ],
+)
+def test_what_labels_lack_is_said(tmp_path, codes, said):
+    assert write_labelled(tmp_path / "s", np.resize(codes, (32, 32)))[1] == said
+
+
+def test_labels_without_data_do_not_count(tmp_path):
+    mask = np.resize((0, 1, 2, 3), (32, 32))
+    assert write_labelled(tmp_path / "s", mask, valid=mask != 2)[1] == [
+        "labels hold background, glacier, lake, but no debris"
+    ]
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("uint16", 65454), ("float32", 0.1), ("float32", -3e-4), ("float32", 0)])
+def test_a_constant_band_is_said(tmp_path, dtype, value):
+    image, _, valid = made_up(32, 32)
+    image = image.astype(dtype)
+    image[2] = np.where(valid, value, 77)
+    mask = np.resize((0, 1, 2, 3), (32, 32))
+    said = write_labelled(tmp_path / "s", mask, image, valid=valid)[1]
+    assert said == [f"band red is {value:g} everywhere; leave it out, or check its file"]
+    image[2, 0, 1] = 1
+    assert write_labelled(tmp_path / "v", mask, image, valid=valid)[1] == []
+
+
+def test_a_store_without_any_data_has_no_constant_band(tmp_path):
+    said = write_labelled(tmp_path / "s", np.zeros((32, 32)), np.zeros((2, 32, 32), np.uint8))[1]
+    assert said == ["no pixel has a label, so it is for prediction only"]
 
 
 def test_what_lies_under_nodata_is_not_kept(tmp_path):

@@ -119,6 +119,17 @@ def test_the_test_tiles_of_the_source_are_scored_on_demand(bundle, trained, tmp_
         tiles_to_score(bundle, trained[1], "test")
 
 
+def test_ice_of_unknown_kind_counts_in_no_score(bundle, tmp_path):
+    scores = []
+    for code in (254, 255):
+        with TileWriter(tmp_path / str(code), BANDS, 32, "uint16", "test") as writer:
+            values, classes, valid = made_up(32, 32)
+            classes[:, :16] = code
+            writer.add(values, classes, valid=valid, scene="s")
+        scores.append(evaluate(bundle, TileStore(tmp_path / str(code))))
+    assert scores[0] == scores[1]
+
+
 def test_standardised_values_and_values_as_delivered_are_not_mixed(bundle, trained, tmp_path):
     with TileWriter(tmp_path / "s", BANDS, 32, "float32", "test") as writer:
         writer.info["standardised"] = True

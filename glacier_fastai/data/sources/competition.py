@@ -1,7 +1,8 @@
 """GlacierHack 2025: folders of one-band GeoTIFFs, Landsat 8, to a tile store.
 
     ROOT/Band1 .. Band5   blue, green, red, swir1, thermal: one .tif per tile, "B2_B2_masked_02_07.tif" or "img001.tif"
-    ROOT/label            0 background, 85 glacier, 170 debris, 255 lake; a folder to predict on has none
+    ROOT/label            0 background, 85 glacier, 170 debris, 255 lake; a folder to predict on has none. Where no
+                          label of the folder holds 85 or 170 (phase 1), 255 is ice of unknown kind
 
 Names differ between the folders and sort differently, so files are matched by the tile id that they contain.
 """
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...bands import CLASSES, COMPETITION_CODES, IGNORE, Bands, natural_unit
+from ...bands import CLASSES, COMPETITION_CODES, ICE_OF_ANY_KIND, IGNORE, Bands, natural_unit
 from ...errors import DataError, did_you_mean
 from ..scenes.raster import open_raster, reading, same_grid
 from ..scenes.units import Given, Scaling, by_band
@@ -197,17 +198,32 @@ def _read_image(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     return image, known
 
 
-def _read_label(path: Path) -> np.ndarray:
+def _label(path: Path) -> np.ndarray:
     with open_raster(path) as raster, reading(path):
-        label = raster.read(1)  # not its mask: 0 and 255 are classes, whatever the file declares as nodata
-    if missing := int(np.isnan(label).sum()):
-        raise DataError(f"{path}: {missing} pixels are NaN; allowed are {_CODES}")
+        return raster.read(1)  # not its mask: 0 and 255 are classes, whatever the file declares as nodata
+
+
+def _class_of(labels: Sequence[Path]) -> dict[int, int]:
+    """Return the class of each code that the labels of a folder hold, by all of them."""
+    codes: set[int] = set()
+    for path in labels:
+        label = _label(path)
+        if missing := int(np.isnan(label).sum()):
+            raise DataError(f"{path}: {missing} pixels are NaN; allowed are {_CODES}")
+        found = np.unique(label)
+        if unknown := [f"{c:g}" for c in found if c not in COMPETITION_CODES]:
+            raise DataError(f"{path}: unknown codes {', '.join(unknown[:8])}; allowed are {_CODES}: recode the label")
+        codes.update(found.astype(int).tolist())
+    if 255 in codes and codes <= {0, 255}:
+        return {0: 0, 255: ICE_OF_ANY_KIND}
+    return {code: k for k, code in enumerate(COMPETITION_CODES)}
+
+
+def _read_label(path: Path, class_of: dict[int, int]) -> np.ndarray:
+    label = _label(path)
     mask = np.full(label.shape, IGNORE, np.uint8)
-    for k, code in enumerate(COMPETITION_CODES):
+    for code, k in class_of.items():
         mask[label == code] = k
-    if (mask == IGNORE).any():
-        unknown = ", ".join(f"{c:g}" for c in np.unique(label[mask == IGNORE])[:8])
-        raise DataError(f"{path}: unknown codes {unknown}; allowed are {_CODES}: recode the label")
     return mask
 
 
@@ -245,7 +261,8 @@ def prepare_competition(
     """Write the tiles of a competition folder as a tile store; without a label folder every mask is 255.
 
     A pixel has no data where a file declares so, where a band is NaN or infinite, or where all five bands are 0,
-    whichever are kept; in integers, where every kept band is 0, too. The bands stand in the order of their folders.
+    whichever are kept; in integers, where every kept band is 0, too. Labels of 0 and 255 only, over the whole folder,
+    are those of phase 1: 255 is ice of unknown kind, which is noted. The bands stand in the order of their folders.
     They are of unit dn, unless `scale` or `offset` say what turns them into units.
     Unless all tiles have a georeference, those with grid ids are placed on their grid, so that 02_07 and 02_08 touch.
 
@@ -267,9 +284,15 @@ def prepare_competition(
     how = _scaling(root, keep, scale, offset)
     made_by = {"function": "prepare_competition", "folder": str(root), "labels": labels is not None}
     with TileWriter(out, keep, size, dtype, "competition", "landsat8", made_by, how) as writer:
+        class_of = _class_of([labels[tile] for tile in tiles]) if labels else {}
+        if ICE_OF_ANY_KIND in class_of.values():
+            writer.note(
+                f"{root}: labels hold only 0 and 255, as in phase 1, so 255 is read as ice of unknown kind (glacier or "
+                "debris) and not as lake; where it is lake, give the whole folder of phase 2, with 85 and 170"
+            )
         for tile, files in tiles.items():
             image, valid = _read_image(files)
-            mask = _read_label(labels[tile]) if labels else np.full((size, size), IGNORE, np.uint8)
+            mask = _read_label(labels[tile], class_of) if labels else np.full((size, size), IGNORE, np.uint8)
             writer.add(image[index], mask, valid=valid, name=tile, **_place(tile, files, headers, size, on_map))
     return TileStore(out)
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from ...bands import CLASSES, ICE, IGNORE
+from ...bands import CLASSES, ICE, ICE_OF_ANY_KIND, IGNORE
 from ...core.tiling import starts
 from ...errors import DataError, did_you_mean
 from ..scenes.geotiff import SceneRaster
-from ..scenes.raster import open_raster, reading
 from ..scenes.units import Given, Scaling
 from ..tiles import TileStore, TileWriter, store_dtype
+from .labels import label_masks
 
 __all__ = ["SceneRaster", "parse_outlines", "prepare_scenes", "read_outlines"]
 
@@ -137,35 +137,12 @@ def _outline_mask(scene: SceneRaster, outlines: Sequence[Outlines], class_field:
     return rasterize(shapes, out_shape=size, transform=scene.transform, fill=0, dtype="uint8"), True
 
 
-def _label_mask(scene: SceneRaster, path: str | os.PathLike) -> np.ndarray:
-    with open_raster(path) as raster, reading(path):
-        if raster.count != 1:
-            raise DataError(f"{path}: {raster.count} bands; a label raster has one")
-        if (raster.height, raster.width) != (scene.height, scene.width):
-            raise DataError(
-                f"{path}: {raster.height} x {raster.width} px, but {scene.path} has {scene.height} x "
-                f"{scene.width}; the label must lie on the scene's grid"
-            )
-        if raster.crs is not None and (
-            raster.crs != scene.crs or not raster.transform.almost_equals(scene.transform, 1e-3)
-        ):
-            raise DataError(f"{path}: does not lie on the grid of {scene.path}; warp it there (gdalwarp)")
-        label = raster.read(1)
-        known = raster.read_masks(1) > 0
-    if label.dtype.kind == "f":
-        known &= np.isfinite(label)
-    codes = np.unique(label[known])
-    if unknown := [f"{c:g}" for c in codes if c not in (*range(len(CLASSES)), IGNORE)]:
-        names = ", ".join(f"{k} {c}" for k, c in enumerate(CLASSES))
-        raise DataError(f"{path}: unknown codes {', '.join(unknown[:8])}; allowed are {names} and {IGNORE} (no label)")
-    return np.where(known, label, IGNORE).astype(np.uint8)
-
-
 def prepare_scenes(
     scenes: Sequence[str | os.PathLike],  # GeoTIFFs, all with the same bands
     out: str | os.PathLike,  # folder of the store to make
     *,
-    labels: Sequence[str | os.PathLike] = (),  # one label raster per scene, codes 0..3 and 255 = no label
+    labels: Sequence[str | os.PathLike] = (),  # one label raster per scene, see `labels.label_masks`
+    align: bool = False,  # bring labels on another grid to that of the scene, nearest pixel
     outlines: Sequence[Outlines] = (),  # or polygons for all scenes, in any vector format: a file, or (class, file)
     class_field: str | None = None,  # column with class names or codes, in those given without class
     bands: Sequence[str] | None = None,  # names of the bands, default the band descriptions
@@ -193,12 +170,15 @@ def prepare_scenes(
     """
     if bool(labels) == bool(outlines):
         raise DataError("give either label rasters (`labels`) or polygons (`outlines`)")
+    if align and not labels:
+        raise DataError("`align` is for label rasters; polygons are brought to the scene's grid as they are")
     if labels and len(labels) != len(scenes):
         raise DataError(f"{len(scenes)} scenes, but {len(labels)} label rasters: give one per scene, in the same order")
     shapes = ["=".join(map(str, o)) if isinstance(o, tuple) else str(o) for o in outlines]
     made_by = {
         "scenes": [str(p) for p in scenes],
         "labels": [str(p) for p in labels],
+        "align": align,
         "outlines": shapes,
         "class_field": class_field,
         "overlap": overlap,
@@ -224,9 +204,10 @@ def prepare_scenes(
         for scene in opened:
             for text in scene.look():
                 writer.note(text)
-        for k, scene in enumerate(opened):
+        masks = label_masks(labels, opened, align, writer.note) if labels else iter(())
+        for scene in opened:
             if labels:
-                mask = _label_mask(scene, labels[k])
+                mask = next(masks)
             else:
                 mask, found = _outline_mask(scene, outlines, class_field)
                 outlined |= found
@@ -282,7 +263,7 @@ def _cut(
             label = mask[row : row + size, col : col + size]
             known = label[valid & (label != IGNORE)]
             least = max(1, min_ice * known.size) if min_ice else 0
-            if not valid.any() or valid.mean() < min_valid or np.isin(known, ICE).sum() < least:
+            if not valid.any() or valid.mean() < min_valid or np.isin(known, (*ICE, ICE_OF_ANY_KIND)).sum() < least:
                 continue
             writer.add(
                 values,

@@ -14,7 +14,7 @@ from scenes import BANDS, CRS
 from glacier_fastai.bands import COMPETITION_CODES
 from glacier_fastai.core.folds import touching
 from glacier_fastai.data.sources.competition import competition_files, find_competition, prepare_competition, tile_id
-from glacier_fastai.errors import DataError, OutputError
+from glacier_fastai.errors import DataError, DataNote, OutputError
 
 CODES = np.array(COMPETITION_CODES, np.uint8)
 
@@ -177,7 +177,8 @@ def test_files_are_matched_by_id_where_the_folders_sort_differently(tmp_path, ma
 
 def test_without_labels_every_mask_is_ignored(tmp_path):
     made = competition_folder(tmp_path / "c", "phase2", labels=False)
-    store = prepare_competition(made.root, tmp_path / "store")
+    with pytest.warns(DataNote, match="no pixel has a label, so it is for prediction only"):
+        store = prepare_competition(made.root, tmp_path / "store")
     check(store, made, labelled=False)
     assert (store.masks == 255).all()
     assert store.table["n_valid"].tolist() == [made.tiles[t].valid.sum() for t in sorted(made.tiles)]
@@ -188,6 +189,47 @@ def test_a_label_has_no_nodata_whatever_it_declares(tmp_path, made, nodata):
     for tile, path in made.labels.items():
         write_one(path, CODES[made.tiles[tile].classes], nodata=nodata)
     assert (both(tmp_path, made).class_counts() > 0).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])  # float32 as delivered
+@pytest.mark.parametrize("nodata", [None, 0])
+def test_labels_of_0_and_255_in_all_of_the_folder_are_ice_of_unknown_kind(tmp_path, made, dtype, nodata):
+    for tile, path in made.labels.items():
+        ice = np.isin(made.tiles[tile].classes, (1, 2)) & (tile != "02_08")  # a tile may hold none
+        write_one(path, np.where(ice, 255, 0).astype(dtype), nodata=nodata)
+    with pytest.warns(DataNote, match="hold only 0 and 255, as in phase 1, so 255 is read as ice of unknown kind"):
+        store = prepare_competition(made.root, tmp_path / "store")
+    assert [n.startswith(f"{made.root}: labels hold only") for n in store.info["notes"]] == [True, False]
+    for i, name in enumerate(store.table["id"]):
+        tile = made.tiles[name]
+        want = np.where(np.isin(tile.classes, (1, 2)) & (name != "02_08"), 254, 0)
+        np.testing.assert_array_equal(store.masks[i], np.where(tile.valid, want, 255))
+
+
+@pytest.mark.parametrize("code", [85, 170])
+def test_one_tile_with_other_codes_makes_a_folder_one_of_phase_2(tmp_path, made, code):
+    for tile, path in made.labels.items():
+        codes = np.where(made.tiles[tile].classes == 3, 255, 0).astype(np.uint8)
+        codes[-1] = code if tile == "10_01" else 0
+        write_one(path, codes)
+    store = prepare_competition(made.root, tmp_path / "store")
+    assert store.class_counts()[:, 3].all()
+    assert not store.ice_counts().any()
+    assert not [n for n in store.info["notes"] if "phase 1" in n]
+
+
+def test_a_folder_of_background_only_is_of_neither_phase(tmp_path, made):
+    for path in made.labels.values():
+        write_one(path, np.zeros((32, 32), np.uint8))
+    with pytest.warns(DataNote, match="labels hold one class only, background"):
+        store = prepare_competition(made.root, tmp_path / "store")
+    assert len(store.info["notes"]) == 1
+
+
+def test_all_labels_are_looked_at_before_a_tile_is_written(tmp_path, made, monkeypatch):
+    write_one(made.labels["10_01"], np.full((32, 32), 7, np.uint8))
+    monkeypatch.setattr("glacier_fastai.data.tiles.TileWriter.add", lambda *_, **__: pytest.fail("written"))
+    refuse(tmp_path, r"10_01\.tif: unknown codes 7; allowed are 0 background, 85 glacier", made.root)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "uint16", "int32"])
