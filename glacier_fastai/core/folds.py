@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from shapely import STRtree
+from shapely import STRtree, bounds
 from shapely import box as rectangle
 
 from ..errors import DataError
@@ -19,10 +19,13 @@ ALWAYS, NEVER = -1, -2
 
 
 def neighbours(
-    frame: Sequence[str],  # what each tile's box is measured in: a coordinate reference system, or a scene's pixels
+    frame: Sequence[str] | np.ndarray,  # what each tile's box is measured in: a CRS, or a scene's pixels
     box: np.ndarray,  # (N, 4) left, top, right, bottom of each tile, in units of its frame; top < bottom
+    ground: np.ndarray | None = None,  # (N,) polygons on the Earth, as from `core.ground.outlines`, to meet there, too
 ) -> np.ndarray:
     """Return int64 `(2, P)`: the pairs of tiles that overlap or share an edge or a corner, each tile with itself.
+
+    Pairs that meet in their frame and on the ground come twice.
 
     >>> neighbours(["a", "a", "b"], np.array([[0, 0, 1, 1], [1, 0, 2, 1], [0, 0, 1, 1]])).T.tolist()
     [[0, 0], [0, 1], [1, 0], [1, 1], [2, 2]]
@@ -35,6 +38,8 @@ def neighbours(
         slack = 1e-6 * (right - left).max(initial=0)  # coordinates are rounded
         tiles = rectangle(left - slack, top - slack, right + slack, bottom + slack)
         pairs.append(mine[STRtree(tiles).query(tiles, predicate="intersects")])
+    if ground is not None:
+        pairs.append(STRtree(ground).query(ground, predicate="intersects"))
     return np.concatenate(pairs, 1)
 
 
@@ -42,6 +47,7 @@ def touching(
     tiles: np.ndarray,  # bool (N,), some of the tiles
     frame: Sequence[str],  # as in `neighbours`
     box: np.ndarray,  # as in `neighbours`
+    ground: np.ndarray | None = None,  # as in `neighbours`
 ) -> np.ndarray:
     """Return bool `(N,)`: True for what overlaps one of `tiles` or shares an edge or a corner with it (or is it).
 
@@ -49,7 +55,7 @@ def touching(
     >>> touching(np.array([True, False, False]), np.array(["a"] * 3), box)
     array([ True,  True, False])
     """
-    i, j = neighbours(frame, box)
+    i, j = neighbours(frame, box, ground)
     near = np.zeros(len(box), bool)
     near[i[tiles[j]]] = True
     return near
@@ -63,6 +69,7 @@ def assign_folds(
     unit: Sequence[str] = (),  # with `spatial`: group or scene of each tile
     frame: Sequence[str] = (),  # with `spatial`: as in `neighbours`
     box: np.ndarray | None = None,  # with `spatial`: as in `neighbours`
+    ground: np.ndarray | None = None,  # with `spatial`: as in `neighbours`
 ) -> np.ndarray:
     """Return the fold of each tile, int64 of shape `(N,)`; no fold is empty.
 
@@ -91,7 +98,7 @@ def assign_folds(
         raise DataError(f"{n} tiles cannot make {n_folds} folds; set data.folds to at most {n}")
     if not spatial:
         return _deal_tiles(counts, n_folds)
-    label = _divided(np.asarray(unit, dtype=str), frame, np.asarray(box), n_folds)
+    label = _divided(np.asarray(unit, dtype=str), np.asarray(frame, dtype=str), np.asarray(box), ground, n_folds)
     pooled = np.zeros((label.max() + 1, counts.shape[1]), np.int64)
     np.add.at(pooled, label, counts)
     return _deal_units(np.column_stack([np.bincount(label), pooled[:, 1:]]), n_folds)[label]
@@ -104,10 +111,12 @@ def _linked(n: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     return np.argsort(np.argsort(first))[inverse]
 
 
-def _divided(unit: np.ndarray, frame: Sequence[str], box: np.ndarray, n_folds: int) -> np.ndarray:
+def _divided(
+    unit: np.ndarray, frame: np.ndarray, box: np.ndarray, ground: np.ndarray | None, n_folds: int
+) -> np.ndarray:
     """Return the unit of each tile, numbered from 0: merged where they meet, divided where they are too large."""
     n = len(box)
-    i, j = neighbours(frame, box)
+    i, j = neighbours(frame, box, ground)
     name = np.unique(unit, return_inverse=True)[1]
     label = _linked(n + name.max() + 1, np.r_[i, np.arange(n)], np.r_[j, n + name])[:n]
     large = (np.bincount(label) * n_folds >= 2 * n)[label]
@@ -122,7 +131,9 @@ def _divided(unit: np.ndarray, frame: Sequence[str], box: np.ndarray, n_folds: i
     out = first[label]
     for u in np.flatnonzero(pieces > 1):
         mine = np.flatnonzero(label == u)
-        left, top = box[mine, 0], box[mine, 1]
+        left, top = box[mine, :2].T
+        if ground is not None and (frame[mine] != frame[mine[0]]).any():
+            left, top = bounds(ground[mine])[:, [0, 3]].round(6).T * [[1], [-1]]
         along, across = (top, left) if np.ptp(top) >= np.ptp(left) else (left, top)
         out[mine[np.lexsort((across, along))]] += np.arange(size[u]) * pieces[u] // size[u]
     return out
@@ -154,7 +165,7 @@ def _deal_tiles(counts: np.ndarray, n_folds: int) -> np.ndarray:
 def train_valid(
     fold: np.ndarray,  # (N,) fold of each tile, `ALWAYS` or `NEVER`
     k: int,  # fold to validate on
-    **place,  # `frame` and `box` as in `neighbours`: leave out what touches a validation tile
+    **place,  # `frame`, `box` and `ground` as in `neighbours`: leave out what touches a validation tile
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the positions of the training and of the validation tiles of fold `k`.
 

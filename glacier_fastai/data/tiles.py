@@ -28,13 +28,16 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+from pyproj import CRS
+from pyproj.exceptions import CRSError
 
 from ..bands import CLASSES, ICE, ICE_OF_ANY_KIND, IGNORE, UNITS, Bands, texture_of
+from ..core.ground import outlines
 from ..core.moments import moments
 from ..errors import DataError, note
 from ..files import digest, whole_folder
 from .profile import QUANTILES, Profile
-from .scenes.raster import pixel_size
+from .scenes.raster import horizontal, pixel_size
 from .scenes.units import Scaling
 
 __all__ = ["TileStore", "TileWriter", "store_dtype"]
@@ -45,6 +48,7 @@ READS = (1, 2)  # 1: every band had unit dn
 SYNC = 2**26  # bytes after which what was written is sent to the disk
 LOOK = 256  # tiles that are looked at for a profile
 DTYPES = ("uint8", "uint16", "float16", "float32")
+TOUCHING = 0.01  # share of a tile's side by which outlines of different CRSs may miss each other
 
 
 def store_dtype(dtype: Any) -> np.dtype:
@@ -171,20 +175,45 @@ class TileStore:
         return [f"group {g}" if g else f"scene {s}" for g, s in zip(t["group"], t["scene"], strict=True)]
 
     def footprints(self) -> dict[str, Any]:
-        """Return where the tiles lie, as `frame` and `box` of `core.folds.touching`.
+        """Return where the tiles lie, as `frame`, `box` and if needed `ground` of `core.folds.touching`.
 
         In units of the coordinate reference system, so that scenes of the same ground meet; tiles without transform
-        are measured in pixels of their scene.
+        are measured in pixels of their scene. CRSs that differ in heights or spelling alone are one frame; of several,
+        or of longitudes all around the Earth, `ground` tells what meets.
         """
         t, s = self.table, self.size
         frame = np.where((t["crs"] != "") & (t["transform"] != ""), "crs " + t["crs"], "scene " + t["scene"])
+        systems: dict[str, CRS] = {}
+        for name in sorted({f for f in frame if f.startswith("crs ")}, key=lambda f: (len(f), f)):
+            if crs := _horizontal(name.removeprefix("crs ")):
+                first = next((k for k, known in systems.items() if crs.equals(known, ignore_axis_order=True)), name)
+                frame[frame == name] = first
+                systems.setdefault(first, crs)
         box = np.stack([t["col"], t["row"], t["col"] + s, t["row"] + s], 1).astype(np.float64)
         for i, text in enumerate(t["transform"]):
             if frame[i].startswith("crs "):
                 a, b, c, d, e, f = map(float, text.split())
                 x, y = ([m, m + s * p, m + s * q, m + s * (p + q)] for m, p, q in ((c, a, b), (-f, -d, -e)))
                 box[i] = min(x), min(y), max(x), max(y)
-        return {"frame": frame, "box": box}
+        around = (c.is_geographic and np.ptp(box[frame == k, ::2]) > 359.999 for k, c in systems.items())
+        missed = len(systems) > 1 or any(around)
+        return {"frame": frame, "box": box, **({"ground": self.ground(TOUCHING)} if missed else {})}
+
+    place = footprints  # as it was called before
+
+    def ground(
+        self,
+        grow: float = 0.0,  # as in `core.ground.outlines`
+    ) -> np.ndarray:
+        """Return where each tile lies on the Earth, as `core.ground.outlines`; None without CRS or transform."""
+        t, out = self.table, np.full(len(self), None, object)
+        placed = (t["crs"] != "") & (t["transform"] != "")
+        for name in t["crs"][placed].unique():
+            if crs := _horizontal(name):
+                mine = np.flatnonzero(placed & (t["crs"] == name))
+                transform = np.array([text.split() for text in t["transform"].iloc[mine]], np.float64)
+                out[mine] = outlines(crs, transform, self.size, grow)
+        return out
 
     def band_index(self, bands: Sequence[str]) -> list[int]:
         """Return the positions of `bands` in `images`.
@@ -285,6 +314,14 @@ class TileStore:
             if _constant(m, s):
                 raise DataError(f"{self.path}: band {band} is constant ({m:g}); leave it out of `bands`")
         return mean, std
+
+
+def _horizontal(crs: str) -> CRS | None:
+    """Return a tile's CRS without heights, None if it cannot be read."""
+    try:
+        return horizontal(crs)
+    except CRSError:
+        return None
 
 
 def _moments(

@@ -10,30 +10,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import shapely
 import torch
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import nn
 
 from ..bands import CLASSES, INDICES, Bands
+from ..core.ground import SEEN, coarse, share
 from ..data.channels import Channel, Texture, channels_of
 from ..data.profile import Profile
+from ..data.tiles import TileStore
 from ..errors import BundleError, RecipeError
 from ..files import whole_file
 from ..recipe import PredictRecipe, Section, explain
 from .registry import architecture, build_model, built_as
 from .unet import adapt_first_conv, adapt_head
 
-__all__ = ["ModelBundle", "TrainedOn", "unwrapped"]
+__all__ = ["ModelBundle", "TrainedOn", "trained_ground", "unwrapped"]
 
 FORMAT = "glacier_fastai model bundle"
 VERSION = 3
-READS = (
-    "1",
-    "2",
-    "3",
-)  # before 3 nothing told of the values trained on; 1: `arch` named the encoder of a U-Net, beside its `attention`
+NOWHERE = "POLYGON EMPTY"
+# before 3 nothing told of values and ground trained on; 1: `arch` named the encoder of a U-Net, beside `attention`
+READS = ("1", "2", "3")
 
 
 class TrainedOn(Section):
@@ -48,8 +50,47 @@ class TrainedOn(Section):
     fold: int | None = None  # that was validated on; None: every tile was trained on
     folds: int = 5  # number of folds
     spatial: bool = True  # neighbours in one fold
+    ground: str = ""  # that was trained on, as polygons in WKT, longitude and latitude; empty: nobody knows
 
     model_config = {**Section.model_config, "strict": False}  # JSON has lists, no tuples
+
+    @field_validator("ground")
+    @classmethod
+    def _polygons(cls, value: str) -> str:
+        ground = shapely.from_wkt(value or NOWHERE, on_invalid="ignore")
+        if not isinstance(ground, shapely.Polygon | shapely.MultiPolygon):
+            raise ValueError("no polygons in WKT")
+        return value
+
+    def knows(
+        self,
+        store: TileStore,  # tiles
+        *parts: str,  # "train", "valid": of what it was trained on, or validated on
+    ) -> np.ndarray:
+        """Return bool `(N,)`: which tiles of a store are these very tiles."""
+        if self.tile_size not in (None, store.size):
+            return np.zeros(len(store), bool)
+        return np.isin(store.keys(), [key for part in parts for key in getattr(self, part)])
+
+    def covers(
+        self,
+        tiles: np.ndarray,  # (N,) polygons, as from `TileStore.ground`
+    ) -> np.ndarray:
+        """Return bool `(N,)`: which tiles lie on ground that was trained on, whatever they are called."""
+        return share(tiles, shapely.make_valid(shapely.from_wkt(self.ground or NOWHERE))) > SEEN
+
+
+def trained_ground(
+    tiles: np.ndarray,  # (N,) polygons of what is trained on, as from `TileStore.ground`
+    before: str = "",  # ground of the weights that training starts from
+) -> str:
+    """Return `TrainedOn.ground`.
+
+    >>> trained_ground(np.array([shapely.box(86, 27, 86.5, 28)]), "POLYGON ((87 27, 88 27, 88 28, 87 27))")
+    'MULTIPOLYGON (((86 27, 86 28, 86.5 28, 86.5 27, 86 27)), ((87 27, 88 28, 88 27, 87 27)))'
+    """
+    ground = shapely.union(coarse(tiles), shapely.make_valid(shapely.from_wkt(before or NOWHERE))).normalize()
+    return "" if ground.is_empty else shapely.to_wkt(ground, rounding_precision=12)
 
 
 @dataclass(frozen=True)

@@ -140,20 +140,24 @@ def tiles_to_score(
 ) -> tuple[np.ndarray, str]:
     """Return positions of the tiles to score, and in words which they are.
 
-    Of an ensemble, None are the tiles that none of its models has seen; they may not all be of one fold.
+    A tile was trained on if it is one of those very tiles, or lies on their ground, whatever it is called and however
+    it was cut. Of an ensemble, None are the tiles that none of its models has seen; they may not all be of one fold.
 
     Raises:
         DataError: The fold is out of range or of an ensemble, there are no test tiles, or the folds have changed.
     """
     bundles = [m.bundle for m in Ensemble.of(model).members]
-    n_tiles, keys = len(store), np.array(store.keys())
-    valid = np.isin(keys, bundles[0].trained_on.valid) if len(bundles) == 1 else np.zeros(n_tiles, bool)
-    known = [key for b in bundles for key in (*b.trained_on.train, *(() if len(bundles) == 1 else b.trained_on.valid))]
-    seen, what = np.isin(keys, known), "the bundle was" if len(bundles) == 1 else "models were"
+    n_tiles, alone, ground = len(store), len(bundles) == 1, store.ground()
+    valid = bundles[0].trained_on.knows(store, "valid") if alone else np.zeros(n_tiles, bool)
+    known = np.any([b.trained_on.knows(store, "train", *(() if alone else ("valid",))) for b in bundles], 0)
+    covered = np.any([b.trained_on.covers(ground) for b in bundles], 0)
+    seen, what = known | covered, "the bundle was" if alone else "models were"
     if fold is None and valid.any():
-        return np.flatnonzero(valid), f"the {valid.sum()} tiles of fold {bundles[0].trained_on.fold}"
+        note = f"; {n} of them lie on ground that was trained on" if (n := (covered & valid).sum()) else ""
+        return np.flatnonzero(valid), f"the {valid.sum()} tiles of fold {bundles[0].trained_on.fold}{note}"
     if fold is None and seen.any() and not seen.all():
-        return np.flatnonzero(~seen), f"the {(~seen).sum()} tiles of {n_tiles} that {what} not trained on"
+        note = f"; {n} of the others lie on ground that was" if (n := (covered & ~known).sum()) else ""
+        return np.flatnonzero(~seen), f"the {(~seen).sum()} tiles of {n_tiles} that {what} not trained on{note}"
     if fold in (None, "all"):
         note = f", and {what} trained on {'them' if seen.all() else f'{seen.sum()} of them'}" if seen.any() else ""
         return np.arange(n_tiles), f"all {n_tiles} tiles{note}{': these scores say little' if seen.all() else ''}"
@@ -176,7 +180,7 @@ def _fold_tiles(bundle: ModelBundle, store: TileStore, fold: int | str | None) -
     fold_of = store_folds(store, about.folds, about.spatial)
     if not 0 <= fold <= fold_of.max():
         raise DataError(f"fold {fold}: there are folds 0 to {fold_of.max()}")
-    same = about.hash == store.fingerprint()
+    same = about.hash == store.fingerprint() and about.tile_size in (None, store.size)
     if same and about.fold is not None and about.folds_hash != folds_hash(store, fold_of):
         raise DataError(
             f"{store.path}: the bundle was trained on other folds of these tiles, which its run's folds.csv names; "

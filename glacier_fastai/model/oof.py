@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..bands import CLASSES
 from ..data.tiles import TileStore
-from ..errors import DataError
+from ..errors import DataError, note
 from ..files import file_hash, whole_folder
 from .bundle import ModelBundle
 from .evaluate import predict_tiles
@@ -64,6 +64,8 @@ class OutOfFold:
     ) -> None:
         """Predict the validation tiles of each fold; FOLDER/oof appears when it is whole, in place of one before it.
 
+        Tiles on ground that their model was trained on, in another tile, are said (`errors.note`).
+
         Raises:
             OutputError: It cannot be written.
         """
@@ -71,6 +73,11 @@ class OutOfFold:
         keys = store.keys()
         place = {key: i for i, key in enumerate(keys)}
         tiles = [(fold, place[key]) for fold, b in bundles.items() for key in b.trained_on.valid]
+        ground = store.ground()
+        seen = sum(b.trained_on.covers(ground[[i for f, i in tiles if f == fold]]).sum() for fold, b in bundles.items())
+        if seen:
+            text = f"{folder}: {seen} of {len(tiles)} tiles lie on ground that the model which predicts them has seen"
+            note(f"{text}, so calibration is too sure; keep neighbours in one fold (data.spatial)", [])
         shape = (len(tiles), len(CLASSES), store.size, store.size)
         with whole_folder(folder / "oof", replace=True) as out:
             probabilities = np.lib.format.open_memmap(out / "probabilities.npy", "w+", np.float16, shape)

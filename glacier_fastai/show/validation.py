@@ -82,7 +82,7 @@ def store_of(
 
 def train_shares(run: Run, store: TileStore) -> np.ndarray | None:
     """Return the share of each class in the tiles that were trained on, `(K,)`."""
-    counts = store.class_counts()[np.isin(store.keys(), run.trained_on.train if run.trained_on else ())].sum(0)
+    counts = store.class_counts()[run.trained_on.knows(store, "train")].sum(0) if run.trained_on else np.zeros(0)
     return counts / counts.sum() if counts.any() else None
 
 
@@ -99,7 +99,7 @@ def validate(
     """
     if not run.trained_on or not run.trained_on.valid:
         return None
-    valid = np.flatnonzero(np.isin(store.keys(), run.trained_on.valid)).tolist()
+    valid = np.flatnonzero(run.trained_on.knows(store, "valid")).tolist()
     if not valid:
         raise DataError(f"none of its validation tiles is in {store.path}, so none are shown; name another folder")
     tiles = evenly(valid, PREDICTED)

@@ -21,7 +21,7 @@ from ..data.folds import folds_hash
 from ..data.tiles import TileStore
 from ..errors import RecipeError
 from ..files import digest
-from ..model.bundle import ModelBundle, TrainedOn
+from ..model.bundle import ModelBundle, TrainedOn, trained_ground
 from ..model.fit import check_fit
 from ..model.processes import on_rank_zero, world_size
 from ..model.registry import of_recipe
@@ -149,6 +149,7 @@ def make_callbacks(
     started: float,  # `time.monotonic()` from which max_minutes counts
     store: TileStore,  # tiles as they were given, without texture
     fold: int | None,  # that is validated on
+    weights: ModelBundle | None = None,  # bundle that training starts from
 ) -> list[Callback]:
     """Return the callbacks a recipe asks for."""
     t, r, dls = recipe.train, recipe.record, learn.dls
@@ -163,6 +164,7 @@ def make_callbacks(
         fold=fold,
         folds=recipe.data.folds,
         spatial=recipe.data.spatial,
+        ground=trained_ground(dls.store.ground()[dls.train_tiles], weights.trained_on.ground if weights else ""),
     )
     about = {"recipe": recipe.model_dump(mode="json"), "trained_on": trained_on}
     best = BestBundleCallback(folder.best, "mcc" if validates else None, **about)

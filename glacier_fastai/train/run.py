@@ -104,7 +104,7 @@ def train(
         else:
             on_rank_zero(lambda: folder.record(recipe, dls, checkpoint))
             _greet(recipe, learn, store, weights, adapted, checkpoint)
-            built = make_callbacks(recipe, learn, folder, identity, checkpoint, started, store, fold)
+            built = make_callbacks(recipe, learn, folder, identity, checkpoint, started, store, fold, bundle)
             _fit(recipe, learn, folder, [*built, *cbs])
         on_rank_zero(lambda: _finish(learn, folder))
     except BaseException:

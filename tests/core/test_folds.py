@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -168,6 +169,32 @@ def test_touching_knows_edges_corners_and_other_frames():
         [False, False, False, True, True],
         [False, True, False, True, True],
     ]
+
+
+def test_tiles_of_other_frames_meet_on_the_ground():
+    """Two rows of tiles, the same ground in two frames; a third frame lies nowhere."""
+    left = np.arange(8) * 10
+    box = np.concatenate([boxes([0] * 8, left, 10), boxes([5000] * 8, left * 3 + 7, 30), boxes([0] * 8, left, 10)])
+    degrees = [shapely.box(x, 0, x + 10, 10) for x in left]
+    place = {"frame": np.repeat(["a", "b", "c"], 8), "box": box, "ground": np.array([*degrees, *degrees, *[None] * 8])}
+    near = touching(np.arange(24) == 0, **place)
+    assert np.flatnonzero(near).tolist() == [0, 1, 8, 9]
+    fold = assign_folds(counts(24), 3, spatial=True, unit=np.repeat(["x", "y", "z"], 8), **place)
+    for k in range(3):
+        train, valid = train_valid(fold, k, **place)
+        on_ground = [set(part[part < 16] % 8) for part in (train, valid)]
+        assert not on_ground[0] & on_ground[1]
+    assert touching(np.arange(24) == 0, place["frame"], box)[8:].sum() == 0
+
+
+def test_a_large_patch_of_two_frames_is_divided_into_runs_on_the_ground():
+    left = np.arange(12) * 10
+    degrees = np.array([shapely.box(x, 0, x + 10, 10) for x in left])
+    frame = np.array(["a", "b"] * 6)
+    box = boxes([0] * 12, np.where(frame == "a", left, 9000 - left), 10)
+    place = {"frame": frame, "box": box, "ground": degrees}
+    fold = assign_folds(counts(12), 3, spatial=True, unit=["s"] * 12, **place)
+    assert (np.diff(fold) != 0).sum() == 2
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from pyproj import CRS, Transformer
 from scenes import BANDS, made_up, make_store
 
+from glacier_fastai.core.folds import touching
 from glacier_fastai.data.folds import store_folds
 from glacier_fastai.data.tiles import TileStore, TileWriter, store_dtype
 from glacier_fastai.errors import DataError, DataNote, OutputError
@@ -299,6 +301,7 @@ def test_a_store_travels_to_workers_by_its_path(store):
 FULL = """
 import resource, signal, sys
 sys.path.insert(0, {tests!r})
+from pyproj import CRS, Transformer
 from scenes import BANDS, made_up
 from glacier_fastai.data.folds import store_folds
 from glacier_fastai.data.tiles import TileWriter
@@ -348,3 +351,65 @@ def test_two_writers_of_one_store_do_not_mix(tmp_path):
             pass
     assert TileStore(tmp_path / "s").table["scene"].tolist() == ["a"]
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+# ground
+
+EAST = (30, 0, 500_000, 0, -30, 3_100_000)  # of EPSG:32645
+
+
+def placed(path, *scenes, size=32):
+    """A store of tiles, each a scene of its own, with the CRS and the transform given."""
+    values, classes, _ = made_up(size, size)
+    with TileWriter(path, BANDS, size, "uint16", "test") as writer:
+        for s, (crs, transform) in enumerate(scenes):
+            writer.add(values, classes, scene=f"s{s}", crs=crs, transform=transform)
+    return TileStore(path)
+
+
+def moved(dx, to, size=32):
+    """The tile that is `dx` tiles east of `EAST`, from the corner that it has in another CRS."""
+    x, y = Transformer.from_crs("EPSG:32645", to, always_xy=True).transform(500_000 + 30 * size * dx, 3_100_000)
+    pixel = 30 if CRS(to).is_projected else 30 / 111_000
+    return to, (pixel, 0, x, 0, -pixel, y)
+
+
+def test_spellings_of_one_system_are_one_frame(tmp_path):
+    crs = CRS("EPSG:32645")
+    compound = CRS("EPSG:32645+5773").to_wkt("WKT1_GDAL")
+    spelled = ["EPSG:32645", "EPSG:32645+5773", compound, crs.to_wkt(), crs.to_wkt("WKT1_ESRI")]
+    place = placed(tmp_path / "s", *((text, EAST) for text in spelled)).footprints()
+    assert set(place["frame"]) == {"crs EPSG:32645"} and "ground" not in place
+    assert touching(np.arange(5) == 0, **place).all()
+
+
+@pytest.mark.parametrize("to", ["EPSG:4326", "EPSG:32644", "EPSG:32646", "EPSG:3857", "EPSG:6933"])
+def test_the_same_ground_in_another_system_touches(tmp_path, to):
+    store = placed(tmp_path / "s", ("EPSG:32645", EAST), moved(0, to), moved(0.5, to), moved(40, to), ("", ()))
+    place = store.footprints()
+    assert touching(np.arange(5) == 0, **place).tolist() == [True, True, True, False, False]
+    assert touching(np.arange(5) == 4, **place).tolist() == [False] * 4 + [True]
+    fold = store_folds(store, 2)
+    assert len(set(fold[:3])) == 1 and set(fold) == {0, 1}
+
+
+def test_systems_that_lead_nowhere_are_frames_of_their_own(tmp_path):
+    local = 'LOCAL_CS["arbitrary",UNIT["metre",1]]'
+    scenes = [("EPSG:32645", EAST), (local, EAST), ("no CRS at all", EAST), ("", ()), (local, EAST)]
+    store = placed(tmp_path / "s", *scenes)
+    assert [tile is not None for tile in store.ground()] == [True, False, False, False, False]
+    near = [np.flatnonzero(touching(np.arange(5) == i, **store.footprints())).tolist() for i in range(5)]
+    assert near == [[0], [1, 4], [2], [3], [1, 4]]
+
+
+def test_longitudes_meet_around_the_earth(tmp_path):
+    degrees = [-10, 350, -180, 179, 20]  # of tiles of one degree
+    store = placed(tmp_path / "s", *(("EPSG:4326", (1 / 32, 0, x, 0, -1 / 32, 10)) for x in degrees))
+    near = [np.flatnonzero(touching(np.arange(5) == i, **store.footprints())).tolist() for i in range(5)]
+    assert near == [[0, 1], [0, 1], [2, 3], [2, 3], [4]]
+
+
+def test_tiles_of_one_system_are_compared_in_it_as_ever(tmp_path):
+    place = placed(tmp_path / "s", ("EPSG:32645", EAST), moved(1, "EPSG:32645"), moved(3, "EPSG:32645")).footprints()
+    assert set(place) == {"frame", "box"} and set(place["frame"]) == {"crs EPSG:32645"}
+    assert place["box"][0].tolist() == [500_000, -3_100_000, 500_960, -3_099_040]

@@ -110,6 +110,8 @@ def resaved(bundle, path, drop=None, **changes):
         ({"options": "[]"}, "recipe, texture, metrics or options is no mapping"),
         ({"trained_on": "null"}, "damaged or made by other code"),
         ({"trained_on": '{"train": 3}'}, "damaged or made by other code.*train"),
+        ({"trained_on": '{"ground": "POINT (86 28)"}'}, "damaged or made by other code.*ground.*no polygons in WKT"),
+        ({"trained_on": '{"ground": "POLYGON ((86 28, 87"}'}, "damaged or made by other code.*ground.*no polygons"),
         ({"drop": "segmentation_head.0.bias"}, "damaged or made by other code"),
     ],
 )

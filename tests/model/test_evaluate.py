@@ -3,12 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from pyproj import CRS, Transformer
 from scenes import BANDS, made_up, make_store, normalised, tiny_recipe
 from sklearn.metrics import matthews_corrcoef
 
 from glacier_fastai.data.tiles import TileStore, TileWriter
 from glacier_fastai.errors import BundleError, DataError
-from glacier_fastai.model.bundle import ModelBundle
+from glacier_fastai.model.bundle import ModelBundle, TrainedOn, trained_ground
 from glacier_fastai.model.ensemble import Ensemble
 from glacier_fastai.model.evaluate import evaluate, predict_tiles, tiles_to_score
 from glacier_fastai.train.run import finetune
@@ -193,3 +194,138 @@ def test_training_tiles_are_known_again_in_any_other_store(tmp_path):
     seen = placed_store(tmp_path / "seen", train)
     assert tiles_to_score(bundle, seen)[1] == "all 4 tiles, and the bundle was trained on them: these scores say little"
     assert tiles_to_score(bundle, placed_store(tmp_path / "new", [7, 8, 9]))[1] == "all 3 tiles"
+
+
+# ground
+
+
+def cut(path, size, *, scene="s", crs="EPSG:32645", left=500_000.0, pixel=30.0, top=3_100_000.0, n=128):
+    """A store of the tiles of a scene of `n` px."""
+    values, classes, valid = made_up(n, n, BANDS, nodata=False)
+    with TileWriter(path, BANDS, size, "uint16", "test") as writer:
+        for row in range(0, n, size):
+            for col in range(0, n, size):
+                at, where = (slice(row, row + size), slice(col, col + size)), (left + pixel * col, top - pixel * row)
+                transform = (pixel, 0, where[0], 0, -pixel, where[1])
+                part = {"valid": valid[at], "scene": scene, "row": row, "col": col, "crs": crs, "transform": transform}
+                writer.add(values[:, *at], classes[at], **part)
+    return TileStore(path)
+
+
+def trained_on_tiles(bundle, store, train, valid=(), **more):
+    """The bundle as if it had been trained on some tiles of a store."""
+    keys = store.keys()
+    about = TrainedOn(
+        train=tuple(keys[i] for i in train),
+        valid=tuple(keys[i] for i in valid),
+        tile_size=store.size,
+        ground=trained_ground(store.ground()[list(train)]),
+        **{"fold": 0, **more},
+    )
+    return replace(bundle, trained_on=about)
+
+
+ROWS = range(8)  # two of the four rows of tiles
+
+
+@pytest.fixture
+def on_rows(bundle, tmp_path):
+    """A bundle that was trained on the northern half of a scene, and validated on the last row of tiles."""
+    return trained_on_tiles(bundle, cut(tmp_path / "own", 32), ROWS, range(12, 16))
+
+
+def test_its_own_tiles_are_known_by_name(on_rows, tmp_path):
+    store = TileStore(tmp_path / "own")
+    assert tiles_to_score(on_rows, store)[1] == "the 4 tiles of fold 0"
+    assert tiles_to_score(on_rows, store, "all")[1] == "all 16 tiles, and the bundle was trained on 8 of them"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"size": 32, "scene": "renamed"},
+        {"size": 16},
+        {"size": 64},
+        {"size": 32, "crs": "EPSG:32645+5773"},
+        {"size": 32, "crs": CRS("EPSG:32645").to_wkt("WKT1_ESRI")},
+    ],
+    ids=["renamed", "smaller", "larger", "compound", "spelling"],
+)
+def test_ground_that_was_trained_on_is_known_however_it_is_cut(on_rows, tmp_path, how):
+    store = cut(tmp_path / "other", **how)
+    tiles, why = tiles_to_score(on_rows, store)
+    half = len(store) // 2
+    assert tiles.tolist() == list(range(half, len(store)))  # those that only share an edge are not trained on
+    assert f"the {half} tiles of {len(store)} that the bundle was not trained on; {half} of the others lie on g" in why
+    assert tiles_to_score(on_rows, store, "all")[1].endswith(f"and the bundle was trained on {half} of them")
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:32644", "EPSG:32646"])
+def test_a_reprojected_copy_is_the_same_ground(on_rows, tmp_path, crs):
+    left, top = Transformer.from_crs("EPSG:32645", crs, always_xy=True).transform(500_000, 3_100_000)
+    pixel = 30.0 if crs != "EPSG:4326" else 30 / 111_000
+    tiles, why = tiles_to_score(on_rows, cut(tmp_path / "other", 32, crs=crs, left=left, top=top, pixel=pixel))
+    assert not set(tiles) & {0, 1, 2, 3} and {13, 14, 15} <= set(tiles)
+    assert "not trained on" in why and "lie on ground that was" in why
+
+
+def test_a_cut_that_is_shifted_by_half_a_tile_is_the_same_ground(on_rows, tmp_path):
+    tiles, why = tiles_to_score(on_rows, cut(tmp_path / "other", 32, top=3_100_000 + 16 * 30))
+    assert tiles.tolist() == [12, 13, 14, 15] and "12 of the others lie on ground" in why
+    whole = cut(tmp_path / "whole", 32, n=64, left=500_000 + 16 * 30)
+    assert tiles_to_score(on_rows, whole)[1].endswith("the bundle was trained on them: these scores say little")
+
+
+def test_scenes_that_only_touch_were_not_trained_on(on_rows, tmp_path):
+    for name, place in {"east": {"left": 500_000 + 128 * 30.0}, "north": {"top": 3_100_000 + 128 * 30.0}}.items():
+        assert tiles_to_score(on_rows, cut(tmp_path / name, 64, **place))[1] == "all 4 tiles"
+
+
+def test_validation_tiles_on_ground_that_was_trained_on_are_counted(bundle, tmp_path):
+    """Two dates of one ground, in folds that do not mind it."""
+    with TileWriter(tmp_path / "dates", BANDS, 32, "uint16", "test") as writer:
+        for scene in ("2000", "2020"):
+            for col in range(4):
+                at = {"crs": "EPSG:32645", "transform": (30, 0, 500_000 + 960 * col, 0, -30, 3_100_000)}
+                writer.add(*made_up(32, 32)[:2], scene=scene, col=32 * col, **at)
+    store = TileStore(tmp_path / "dates")
+    dated = trained_on_tiles(bundle, store, [0, 1, 2], [3, 4, 5], spatial=False)
+    tiles, why = tiles_to_score(dated, store)
+    assert tiles.tolist() == [3, 4, 5]
+    assert why == "the 3 tiles of fold 0; 2 of them lie on ground that was trained on"
+
+
+def test_an_ensemble_has_seen_what_one_of_its_models_has(bundle, on_rows, tmp_path):
+    store = TileStore(tmp_path / "own")
+    other = trained_on_tiles(bundle, store, [8, 9])
+    ensemble = Ensemble((*Ensemble.of(on_rows).members, *Ensemble.of(other).members), on_rows.predict)
+    assert tiles_to_score(ensemble, store)[0].tolist() == [10, 11]  # 12 to 15 are what one was validated on
+    renamed = cut(tmp_path / "renamed", 32, scene="renamed")
+    tiles, why = tiles_to_score(ensemble, renamed)
+    assert tiles.tolist() == list(range(10, 16))
+    assert why == "the 6 tiles of 16 that models were not trained on; 10 of the others lie on ground that was"
+
+
+def test_bundles_that_know_no_ground_know_names_alone(on_rows, tmp_path):
+    def without(**fields):
+        return replace(on_rows, trained_on=on_rows.trained_on.model_copy(update={"ground": "", **fields}))
+
+    renamed, larger = cut(tmp_path / "renamed", 32, scene="renamed"), cut(tmp_path / "larger", 64)
+    assert tiles_to_score(without(), TileStore(tmp_path / "own"))[1] == "the 4 tiles of fold 0"
+    assert tiles_to_score(without(), renamed)[1] == "all 16 tiles"
+    assert tiles_to_score(without(), larger)[1] == "all 4 tiles"  # a larger tile with the same corner is another
+    assert "trained on" in tiles_to_score(without(tile_size=None), larger)[1]
+
+
+def test_ground_is_kept_by_bundles_and_handed_on_with_the_weights(tmp_path):
+    store = cut(tmp_path / "first", 32, n=64)
+    first = finetune(tiny_recipe("train.epochs=1", "data.folds=2", "data.spatial=false"), store, tmp_path / "run")
+    bundle = ModelBundle.load(first / "best.safetensors")
+    assert bundle.trained_on.covers(store.ground()).tolist() == bundle.trained_on.knows(store, "train").tolist()
+    far = cut(tmp_path / "far", 32, n=64, left=600_000.0)
+    second = finetune(
+        tiny_recipe("train.epochs=1"), far, tmp_path / "run2", fold=None, weights=first / "best.safetensors"
+    )
+    tuned = ModelBundle.load(second / "best.safetensors").trained_on
+    assert tuned.covers(far.ground()).all()
+    assert tuned.covers(store.ground()).tolist() == bundle.trained_on.covers(store.ground()).tolist()

@@ -1,14 +1,17 @@
 import shutil
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scenes import normalised, tiny_recipe
+from scenes import BANDS, made_up, normalised, tiny_recipe
 
 from glacier_fastai.core.dihedral import VIEWS, undo_view, view
-from glacier_fastai.errors import DataError, OutputError
-from glacier_fastai.model.bundle import ModelBundle
+from glacier_fastai.data.tiles import TileStore, TileWriter
+from glacier_fastai.errors import DataError, DataNote, OutputError
+from glacier_fastai.model.bundle import ModelBundle, TrainedOn, trained_ground
 from glacier_fastai.model.oof import OutOfFold
 from glacier_fastai.train.run import crossval
 
@@ -76,3 +79,23 @@ def test_a_cross_validation_that_goes_on_repeats_predictions_that_name_no_models
     (tmp_path / "cv" / "oof" / "models.json").unlink()  # as earlier versions left them
     crossval(tiny_recipe("predict.views=true"), data=store.path, out=tmp_path / "cv", resume=True)
     assert OutOfFold(tmp_path / "cv").stale() is None
+
+
+def test_tiles_on_ground_that_their_model_has_seen_are_said(crossvalidated, tmp_path):
+    """Two dates of one ground, dealt out as if they were strangers."""
+    with TileWriter(tmp_path / "store", BANDS, 32, "uint16", "test") as writer:
+        for s in range(6):
+            at = {"crs": "EPSG:32645", "transform": (30, 0, 500_000 + 960 * (s % 3), 0, -30, 3_100_000)}
+            writer.add(*made_up(32, 32, seed=s)[:2], scene=f"s{s}", **at)
+    store, folder = TileStore(tmp_path / "store"), tmp_path / "cv"
+    folder.mkdir()
+    keys, bundle = store.keys(), ModelBundle.load(crossvalidated[0] / "fold0" / "best.safetensors")
+    for name, valid in (("apart", [0, 3]), ("mixed", [0, 1])):
+        train = [i for i in range(6) if i not in valid]
+        ground = trained_ground(store.ground()[train])
+        about = TrainedOn(train=[keys[i] for i in train], valid=[keys[i] for i in valid], tile_size=32, ground=ground)
+        replace(bundle, trained_on=about).save(folder / f"{name}.safetensors")
+    with warnings.catch_warnings(action="error", category=DataNote):
+        OutOfFold.write(folder, {0: "apart.safetensors"}, store)
+    with pytest.warns(DataNote, match=r"cv: 2 of 2 tiles lie on ground that the model .* has seen.*data\.spatial"):
+        OutOfFold.write(folder, {0: "mixed.safetensors"}, store)

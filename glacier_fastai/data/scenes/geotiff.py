@@ -225,8 +225,8 @@ class SceneRaster:
         for names, value, share in likely_fill(self.bands, *self.sample):
             if value == 0 and 0 in self.raster.nodatavals:
                 notes.append(
-                    f"{self.path}: 0 in {', '.join(names)} on {share:.0%} of the pixels is declared as nodata, but taken "
-                    "for data where other bands have some"
+                    f"{self.path}: 0 in {', '.join(names)} on {share:.0%} of the pixels is declared as nodata, but "
+                    "taken for data where other bands have some"
                 )
                 continue
             notes.append(
