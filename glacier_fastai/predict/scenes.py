@@ -43,8 +43,8 @@ def find_scenes(
 ) -> list[Path]:
     """Return the scenes that are meant, each once, in the order given.
 
-    A manifest has a path per line, or is a table with a column `scene`; paths are as seen from the manifest. Folders
-    and maps that `predict_scene` made are none of the scenes that a pattern means.
+    A manifest has a path per line, or is a table with a column `scene`; paths are as seen from the manifest. Of
+    what a pattern matches, folders, maps that `predict_scene` made, .aux.xml and .ovr are no scenes.
 
     Raises:
         DataError: A pattern matches no scene, a manifest cannot be read, or two scenes would have maps of one name.
@@ -58,6 +58,7 @@ def find_scenes(
             found.append(path)
         else:
             matches = [match for match in map(Path, sorted(glob.glob(name, recursive=True))) if match.is_file()]
+            matches = [match for match in matches if not match.name.endswith((SIDECAR, ".ovr"))]
             if not matches:
                 raise DataError(f"{name}: no file matches")
             scenes = [match for match in matches if not _is_map(match)]
@@ -74,10 +75,9 @@ def find_scenes(
 
 def _is_map(path: Path) -> bool:
     """Return whether a file belongs to a map, as the record beside it says."""
-    name = path.name.removesuffix(SIDECAR)
     for end in ENDS:
-        stem = name[: -len(end)]
-        if name.lower().endswith(end) and "scene_sha256" in read_record(path.with_name(f"{stem}_prediction.json")):
+        stem = path.name[: -len(end)]
+        if path.name.lower().endswith(end) and "scene_sha256" in read_record(path.with_name(f"{stem}_prediction.json")):
             return True
     return False
 

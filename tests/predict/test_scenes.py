@@ -65,6 +65,8 @@ def test_a_pattern_leaves_out_maps_made_before(bundle, tmp_path, monkeypatch):
     predict_scenes(bundle, ["a.tif"], ".", all_of_it)
     predict_scenes(bundle, ["b/*.TIF"], "b", all_of_it)
     assert find_scenes(["*.tif"]) == sorted([scene, *mine])
+    Path("a.tif.aux.xml").write_text("")
+    Path("a_classes.tif.aux.xml").write_text("")
     assert find_scenes(["a*"]) == sorted([scene, *mine[1:]])
     assert find_scenes(["b/*.[tT]*"]) == [Path("b/B.TIF"), Path("b/B_label.tif")]
     assert find_scenes(["**/*.tif"]) == sorted([scene, *mine, Path("b/B_label.tif")])
