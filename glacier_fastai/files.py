@@ -1,21 +1,28 @@
-"""Files and folders that are whole or absent, and their hashes."""
+"""Files and folders that are whole or absent, their locks, and their hashes."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from .errors import OutputError
+from .errors import OutputError, note
 
-__all__ = ["digest", "file_hash", "whole_file", "whole_folder", "write_text"]
+__all__ = ["digest", "file_hash", "locked", "whole_file", "whole_folder", "write_text"]
+
+log = logging.getLogger(__name__)
+
+LOCKLESS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)  # what drives without locks answer
+_lockless: set[int] = set()  # those that were named, by device
 
 
 def file_hash(
@@ -58,7 +65,8 @@ def whole_file(
             os.fsync(file.fileno())
         partial.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
+        with suppress(OSError):  # some network drives refuse it for folders
+            os.fsync(folder)
         os.close(folder)
     except BaseException as err:
         partial.unlink(missing_ok=True)
@@ -79,6 +87,72 @@ def write_text(
 
 
 @contextmanager
+def locked(
+    path: str | os.PathLike,  # lock file; its folder is made if need be
+    busy: str,  # what is said if another process holds it
+    wait: bool = False,  # wait until it does no more; else that is an error
+) -> Iterator[None]:
+    """Hold a lock, which goes with the process however that ends.
+
+    Afterwards the lock file is gone, and so are the folders that were made for it and are empty. Some network drives
+    have no locks: there the work goes on without one, which is a note.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     with locked(f"{folder}/maps/.lock", "maps: in use"):
+    ...         print(os.listdir(folder))
+    ...     os.listdir(folder)
+    ['maps']
+    []
+
+    Raises:
+        OutputError: Another process holds it.
+        OSError: Its folder cannot be made or written.
+    """
+    path = Path(path)
+    ours, made = not path.exists(), set[Path]()
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a killed process
+    try:
+        try:
+            _acquire(lock, path, 0, made)
+        except Timeout as err:
+            ours = False
+            if not wait:
+                raise OutputError(busy) from err
+            log.info(busy)
+            _acquire(lock, path, -1, made)
+        except OSError as err:
+            if err.errno not in LOCKLESS:
+                raise
+            ours = True
+            if (device := path.parent.stat().st_dev) not in _lockless:
+                _lockless.add(device)
+                why = f"this drive has no locks ({err.strerror})"
+                note(f"{path.parent.resolve()}: {why}; let no two processes write the same there at a time", [])
+        yield
+    finally:
+        if ours or lock.is_locked:
+            with suppress(OSError):
+                path.unlink()
+        lock.release()
+        for folder in sorted(made, reverse=True):
+            with suppress(OSError):  # what is not empty stays
+                folder.rmdir()
+
+
+def _acquire(lock: FileLock, path: Path, timeout: float, made: set[Path]) -> None:
+    for again in (True, True, False):  # a process that ends may remove the folder in between
+        made.update(folder for folder in path.parents if not folder.exists())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout)
+            return
+        except FileNotFoundError:
+            if not again:
+                raise
+
+
+@contextmanager
 def whole_folder(
     path: str | os.PathLike,  # folder to make
     replace: bool = False,  # one that is there is replaced when the new one is whole; else it is an error
@@ -94,30 +168,29 @@ def whole_folder(
     partial = path.with_name(f".{path.name}.partial")
     if path.exists() and not replace:
         raise OutputError(f"{path}: exists already; choose another name or remove it first")
-    lock = FileLock(path.with_name(f".{path.name}.partial.lock"), timeout=0)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as err:
-        raise OutputError(f"{path}: another process is writing it; wait, or choose another name") from err
-    except OSError as err:
-        where = err.filename or path
-        raise OutputError(f"{where}: cannot be made ({err.strerror}); choose another place") from err
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        yield partial
-        if replace:
-            shutil.rmtree(path, ignore_errors=True)
-        partial.rename(path)
-    except OSError as err:
-        elsewhere = err.filename is not None and not str(err.filename).startswith(str(partial))  # an input, perhaps
-        if elsewhere or isinstance(err, OutputError):
-            raise
-        raise OutputError(
-            f"{path}: cannot be written ({err.strerror or err}); nothing was kept; make room or choose another place"
-        ) from err
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+    busy = f"{path}: another process is writing it; wait, or choose another name"
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(path.with_name(f".{path.name}.partial.lock"), busy))
+        except OSError as err:
+            if isinstance(err, OutputError):
+                raise
+            where = err.filename or path
+            raise OutputError(f"{where}: cannot be made ({err.strerror}); choose another place") from err
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            yield partial
+            if replace:
+                shutil.rmtree(path, ignore_errors=True)
+            partial.rename(path)
+        except OSError as err:
+            elsewhere = err.filename is not None and not str(err.filename).startswith(str(partial))  # an input, perhaps
+            if elsewhere or isinstance(err, OutputError):
+                raise
+            raise OutputError(
+                f"{path}: cannot be written ({err.strerror or err}); nothing was kept; make room or choose another "
+                "place"
+            ) from err
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)

@@ -1,10 +1,17 @@
+import errno
+import fcntl
 import os
+import stat
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
 
-from glacier_fastai.errors import OutputError
-from glacier_fastai.files import whole_file
+from glacier_fastai import files
+from glacier_fastai.errors import DataError, DataNote, OutputError
+from glacier_fastai.files import locked, whole_file, whole_folder
 
 
 def names(folder):
@@ -26,6 +33,18 @@ def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_a_drive_that_cannot_sync_folders_is_written(tmp_path, monkeypatch):
+    def fsync(fd, sync=os.fsync):
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with whole_file(tmp_path / "a.txt") as file:
+        file.write(b"new")
+    assert names(tmp_path) == ["a.txt"]
 
 
 def test_what_fails_within_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -60,3 +79,117 @@ def test_other_errors_of_torch_are_not_taken_for_the_disks(tmp_path):
     says = r"none/a: cannot be written \(No such file or directory\)"
     with pytest.raises(OutputError, match=says), whole_file(tmp_path / "none" / "a"):
         raise AssertionError("never comes here")
+
+
+# locks
+
+
+@pytest.fixture
+def drive(monkeypatch):
+    """A drive on which `flock` fails with an error number."""
+
+    def answers(number):
+        def flock(fd, operation):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        monkeypatch.setattr(files, "_lockless", set())
+
+    return answers
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS])
+def test_a_drive_without_locks_is_a_note_and_the_work_goes_on(tmp_path, drive, number):
+    drive(number)
+    says = rf"{tmp_path}: this drive has no locks \({os.strerror(number)}\)"
+    with pytest.warns(DataNote, match=says) as said, whole_folder(tmp_path / "a") as partial:
+        (partial / "x").write_text("")
+    (tmp_path / ".b.lock").write_text("")  # of a process that was killed
+    with locked(tmp_path / ".b.lock", "busy"), whole_folder(tmp_path / "c"):
+        pass
+    assert len(said) == 1
+    assert names(tmp_path) == ["a", "c"]
+
+
+def test_another_error_of_a_lock_is_one_line_and_leaves_nothing(tmp_path, drive):
+    drive(errno.EIO)
+    says = r"new/a: cannot be made \(Input/output error\); choose another place"
+    with pytest.raises(OutputError, match=says), whole_folder(tmp_path / "new" / "a"):
+        raise AssertionError("never comes here")
+    assert names(tmp_path) == []
+
+
+HOLDS = """
+import sys
+from glacier_fastai.files import locked
+with locked(sys.argv[1], "busy"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds the lock maps/.lock until its standard input is closed."""
+    path = tmp_path / "maps" / ".lock"
+    command = [sys.executable, "-c", HOLDS, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        yield path, process
+
+
+def test_a_lock_of_another_process_is_left_to_it(holder):
+    path, process = holder
+    with pytest.raises(OutputError, match=r"^maps: in use$"), locked(path, "maps: in use"):
+        raise AssertionError("never comes here")
+    assert path.exists()
+    process.stdin.close()
+    process.wait()
+    assert not path.parent.exists()
+
+
+def test_who_waits_gets_the_lock_though_file_and_folder_go(holder, caplog):
+    path, process = holder
+    caplog.set_level("INFO")
+    threading.Timer(0.3, process.stdin.close).start()
+    with locked(path, "maps: waiting", wait=True):
+        assert names(path.parent) == [".lock"]
+        assert process.wait() == 0
+    assert caplog.messages == ["maps: waiting"]
+    assert names(path.parent.parent) == []
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(holder):
+    path, process = holder
+    process.kill()
+    process.wait()
+    assert path.exists()
+    with locked(path, "busy"):
+        pass
+    assert names(path.parent) == []  # which was there before
+
+
+def test_of_the_folders_made_for_a_lock_those_in_use_stay(tmp_path):
+    with pytest.raises(DataError), whole_folder(tmp_path / "a" / "b" / "store"):
+        raise DataError("refused")
+    assert names(tmp_path) == []
+    (tmp_path / "old").mkdir()
+    with pytest.raises(DataError), locked(tmp_path / "old" / "new" / "maps" / ".lock", "busy"):
+        (tmp_path / "old" / "new" / "mine").write_text("")
+        raise DataError("refused")
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["old", "old/new", "old/new/mine"]
+    with pytest.raises(DataError), locked(tmp_path / "old" / ".lock", "busy"):
+        raise DataError("refused")
+    assert (tmp_path / "old").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OutputError, match="cannot be made .*choose another place"),
+        whole_folder(tmp_path / "file" / "a"),
+    ):
+        raise AssertionError("never comes here")
+    with pytest.raises(OSError), locked(tmp_path / "file" / ".lock", "busy"):
+        raise AssertionError("never comes here")
+    assert names(tmp_path) == ["file"]

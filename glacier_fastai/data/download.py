@@ -25,6 +25,7 @@ from posixpath import normpath
 from typing import IO, Any, BinaryIO, cast
 
 from ..errors import DataError, OutputError
+from ..files import locked
 
 __all__ = ["Progress", "RemoteStream", "fetch", "members"]
 
@@ -173,23 +174,17 @@ def fetch(urls: Sequence[str], path: str | os.PathLike, sha256: str, **options: 
         DataError: No mirror delivers the right file.
         OutputError: The disk is full or cannot be written, or another process is downloading it.
     """
-    from filelock import FileLock, Timeout
-
     path = Path(path)
     if path.is_file():
         return path
     partial, lock = (path.with_name(f".{path.name}.{end}") for end in ("partial", "lock"))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock, timeout=0):  # a lock of the system: it goes with the process, however that ends
+        with locked(lock, f"{path}: another process is downloading it; wait until it is done"):
             if not path.is_file():
                 _download(urls, partial, sha256.lower(), options)
                 with open(partial, "rb+") as file:
                     os.fsync(file.fileno())
                 partial.replace(path)
-        lock.unlink(missing_ok=True)  # who waits for it finds the file
-    except Timeout as err:
-        raise OutputError(f"{path}: another process is downloading it; wait until it is done") from err
     except OutputError:
         raise
     except OSError as err:

@@ -10,16 +10,15 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import platformdirs
-from filelock import FileLock, Timeout
 
 from .. import __version__
 from ..errors import DataError, OutputError
-from ..files import digest
+from ..files import digest, locked
 from .sources.registry import find_source
 from .tiles import VERSION, TileStore
 
@@ -44,7 +43,8 @@ def open_tiles(
         return TileStore(path)
     source, root = find_source(path)
     options = source.options(bands)
-    state = [(os.path.relpath(f, root), (s := f.stat()).st_size, s.st_mtime_ns) for f in source.files(root)]
+    files = [p for f in source.files(root) for p in (f, f.with_name(f"{f.name}.aux.xml")) if p == f or p.exists()]
+    state = [(os.path.relpath(f, root), (s := f.stat()).st_size, s.st_mtime_ns) for f in files]
     base = f"{source.name}-{cache_key(options)}"
 
     def build(out: Path) -> None:
@@ -84,29 +84,22 @@ def cached_store(
     for home in homes:
         if store := _whole(home / name):
             return store
-    home, lock = _locked(homes, beside)
-    try:
+    with ExitStack() as held:
+        home = _locked(homes, beside, held)
         if store := _whole(home / name):
             return store
         shutil.rmtree(home / name, ignore_errors=True)
         build(home / name)
-    finally:
-        lock.release()
     return TileStore(home / name)
 
 
-def _locked(homes: Sequence[Path], beside: Path) -> tuple[Path, FileLock]:
-    """Return the first home that can be written, and its lock, held."""
+def _locked(homes: Sequence[Path], beside: Path, held: ExitStack) -> Path:
+    """Return the first home that can be written, and hold its lock."""
     for home in homes:
         with suppress(OSError):
-            home.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(home / ".lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                log.info(f"{home}: waiting for another process that writes there")
-                lock.acquire()
-            return home, lock
+            busy = f"{home}: waiting for another process that writes there"
+            held.enter_context(locked(home / ".lock", busy, wait=True))
+            return home
     raise OutputError(f"{beside}: its tile store can be kept neither in {' nor in '.join(map(str, homes))}")
 
 

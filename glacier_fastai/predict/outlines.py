@@ -12,12 +12,13 @@ import rasterio
 import shapely
 from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 from pyproj import CRS
-from pyproj.exceptions import ProjError
+from pyproj.exceptions import CRSError, ProjError
 from rasterio.features import shapes
 
 from ..bands import CLASSES, ICE, IGNORE
 from ..core.areas import LEAST, area_interval
 from ..core.regions import Regions, RegionSums
+from ..data.scenes.raster import same_crs
 from ..errors import DataError, OutputError, PredictionError
 from .sink import RasterMap, Strip
 
@@ -70,6 +71,14 @@ def _affine(xy: np.ndarray, transform: Any) -> np.ndarray:
     return xy @ np.array([[a, d], [b, e]]) + np.array([c, f])
 
 
+def _in_geopackage(crs: CRS) -> bool:
+    """Return whether a GeoPackage keeps it: pyogrio writes an EPSG code, else the old WKT, which knows less."""
+    try:
+        return crs.to_epsg() is not None or same_crs(crs, CRS(crs.to_wkt("WKT1_GDAL")))
+    except CRSError:
+        return False
+
+
 class Outlines(RasterMap):
     """Keeps a map in a temporary raster and writes its outlines when all of it has come.
 
@@ -100,6 +109,11 @@ class Outlines(RasterMap):
                 f"{self.path.name}: no areas, as the scene's coordinate reference system does not lead to the Earth "
                 f"({' '.join(str(err).split())[:200]}); assign the right one, or leave out the outlines"
             ) from err
+        if not _in_geopackage(CRS(source.crs)):
+            raise DataError(
+                f"{self.path.name}: a GeoPackage cannot hold the scene's coordinate reference system "
+                f"({CRS(source.crs).name}); bring the scene to another one (gdalwarp -t_srs), or leave out the outlines"
+            )
 
     def values(self, strip: Strip) -> np.ndarray:
         """Return ice of any kind as 1, and the classes."""
@@ -160,5 +174,4 @@ class Outlines(RasterMap):
             cause = " ".join(str(err).split())
             raise OutputError(f"{self.path}: cannot be written ({cause}); make room, or choose another folder") from err
         finally:
-            self.raster.close()
-            self.plain.unlink(missing_ok=True)
+            self.discard()

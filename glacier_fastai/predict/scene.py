@@ -17,20 +17,19 @@ from typing import Any, Literal
 import numpy as np
 import rasterio
 import torch
-from filelock import FileLock, Timeout
 
 from .. import __version__
 from ..bands import CLASSES, IGNORE
 from ..data.scenes.units import Given
 from ..errors import DataError, OutputError, note
-from ..files import digest, file_hash, write_text
+from ..files import digest, file_hash, locked, write_text
 from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
 from ..model.fit import check_fit
 from ..model.predictor import Predictor
 from .outlines import Outlines
 from .postprocess import postprocessed
-from .sink import ClassMap, ConfidenceMap, ProbabilityMap, Sink, Strip
+from .sink import SIDECAR, ClassMap, ConfidenceMap, ProbabilityMap, Sink, Strip, check_grid
 from .sliding import sliding_probabilities
 from .source import SceneSource, Source
 
@@ -119,7 +118,8 @@ def predict_scene(
         `files` (paths by kind), `pixels` (by class name), `seconds`, and `done_before`.
 
     Raises:
-        DataError: The scene cannot be read, has no coordinate reference system, unnamed bands or no data at all.
+        DataError: The scene cannot be read, has no coordinate reference system or one that no map can hold, unnamed
+            bands or no data at all.
         BundleError: The scene lacks a band of a model, is in other units, or far from what the models know.
         OutputError: A file exists already, is being written by another process, or cannot be written.
     """
@@ -138,36 +138,41 @@ def predict_scene(
     every = [out / name for name in Wanted("uint8", True, True, True).files(scene.stem).values()]
     partial = out / f".{scene.stem}.partial"
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / f".{scene.stem}.lock")
-        with lock.acquire(timeout=0):
+        busy = f"{out}: another process is mapping {scene.stem}; wait until it ends"
+        with locked(out / f".{scene.stem}.lock", busy):
             try:
-                before = _record(record)
+                before = read_record(record)
                 ours = before.get("hash") == about["hash"]
-                if ours and all(p.is_file() for p in files.values()):
+                made = [*files.values(), *(out / name for name in before.get("sidecars", []))] if ours else []
+                if made and all(p.is_file() for p in made):
                     return {**before, "files": {k: str(p) for k, p in files.items()}, "done_before": True}
                 if not (ours or overwrite) and (there := next((p for p in every if p.exists()), None)):
                     raise OutputError(
-                        f"{there}: exists already, of other models or settings; overwrite it, or choose another folder"
+                        f"{there}: exists already, of another scene, models or settings; overwrite it, or choose "
+                        "another folder"
                     )
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
                 with SceneSource(scene, ensemble.channels, **read) as source, _block_cache(source):
+                    check_grid(source, partial)
                     statistics = source.statistics() if wanted.statistics == "scene" else None
                     predictor = Predictor(ensemble, device, batch_size, statistics)
                     counts = _write(source, predictor, wanted, {k: partial / p.name for k, p in files.items()})
                 pixels = dict(zip(CLASSES, counts[: len(CLASSES)].tolist(), strict=True))
-                about |= {"pixels": pixels, "seconds": round(time.monotonic() - began, 1)}
+                sidecars = sorted(p.name for p in partial.glob(f"*{SIDECAR}"))
+                if sidecars:
+                    keep = f"lies in {sidecars[0]} beside it; keep the two together"
+                    text = f"{files['classes']}: a GeoTIFF cannot hold its coordinate reference system, which {keep}"
+                    note(text, about.setdefault("notes", []))
+                about |= {"pixels": pixels, "seconds": round(time.monotonic() - began, 1), "sidecars": sidecars}
                 for path in every:  # none of another prediction may go by the new record's name
                     path.unlink(missing_ok=True)
+                    path.with_name(path.name + SIDECAR).unlink(missing_ok=True)
                 write_text(record, json.dumps(about, indent=1))
-                for path in files.values():
-                    (partial / path.name).replace(path)
+                for name in (*sidecars, *(p.name for p in files.values())):
+                    (partial / name).replace(out / name)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-                Path(lock.lock_file).unlink(missing_ok=True)
-    except Timeout as err:
-        raise OutputError(f"{out}: another process is mapping {scene.stem}; wait until it ends") from err
     except OSError as err:
         if isinstance(err, OutputError):
             raise
@@ -222,12 +227,13 @@ def _about(ensemble: Ensemble, wanted: Wanted, raster: SceneSource) -> dict[str,
     """Return what a prediction is made of, and a hash of it."""
     content = hashlib.sha256()
     for name in sorted({str(raster.path), *raster.raster.files}):  # also what a VRT is made of
-        if name.endswith((".aux.xml", ".ovr")):  # statistics and overviews, which viewers add
+        if name.endswith((SIDECAR, ".ovr")):  # statistics and overviews, which viewers add
             continue
         try:
             content.update(file_hash(name).encode())
         except OSError as err:
             raise DataError(f"{raster.path}: {name}, which it is made of, cannot be read ({err.strerror})") from err
+    content.update(digest(_seen(raster.raster)).encode())
     models: list[dict[str, Any]] = [
         {"bundle": str(m.path), "weight": m.weight, "sha256": m.fingerprint} for m in ensemble.members
     ]
@@ -248,7 +254,18 @@ def _about(ensemble: Ensemble, wanted: Wanted, raster: SceneSource) -> dict[str,
     return {"hash": digest(same), **about}
 
 
-def _record(path: Path) -> dict[str, Any]:
+def _seen(raster: rasterio.DatasetReader) -> list[Any]:
+    """Return what GDAL says of a raster beside its values, wherever it lies, as in an .aux.xml."""
+    return [
+        raster.crs.to_wkt(),
+        raster.transform[:6],
+        [raster.nodatavals, raster.scales, raster.offsets, raster.units, raster.descriptions],
+        [[kind.name for kind in raster.colorinterp], [[f.name for f in flags] for flags in raster.mask_flag_enums]],
+    ]
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return what a `SCENE_prediction.json` says; nothing if it is not there, or of something else."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

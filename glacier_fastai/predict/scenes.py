@@ -16,11 +16,14 @@ from ..errors import DataError, GlacierError, PredictionError
 from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
 from ..model.processes import all_gather, init_processes, select_gpu, world_size
-from .scene import Wanted, predict_scene
+from .scene import Wanted, predict_scene, read_record
+from .sink import SIDECAR
 
 __all__ = ["find_scenes", "part_of", "predict_scenes", "raise_failed", "split_models", "summary"]
 
 log = logging.getLogger(__name__)
+
+ENDS = (*Wanted("uint8", True, True, True).files("").values(), "_prediction.json")  # of what is made of a scene
 
 
 def split_models(
@@ -40,10 +43,11 @@ def find_scenes(
 ) -> list[Path]:
     """Return the scenes that are meant, each once, in the order given.
 
-    A manifest has a path per line, or is a table with a column `scene`; paths are as seen from the manifest.
+    A manifest has a path per line, or is a table with a column `scene`; paths are as seen from the manifest. Of
+    what a pattern matches, folders, maps that `predict_scene` made, .aux.xml and .ovr are no scenes.
 
     Raises:
-        DataError: A pattern matches nothing, a manifest cannot be read, or two scenes would have maps of one name.
+        DataError: A pattern matches no scene, a manifest cannot be read, or two scenes would have maps of one name.
     """
     found: list[Path] = []
     for name in map(str, names):
@@ -52,16 +56,30 @@ def find_scenes(
             found += _listed(path)
         elif path.exists() or not glob.has_magic(name):
             found.append(path)
-        elif matches := sorted(glob.glob(name, recursive=True)):
-            found += map(Path, matches)
         else:
-            raise DataError(f"{name}: no file matches")
+            matches = [match for match in map(Path, sorted(glob.glob(name, recursive=True))) if match.is_file()]
+            matches = [match for match in matches if not match.name.endswith((SIDECAR, ".ovr"))]
+            if not matches:
+                raise DataError(f"{name}: no file matches")
+            scenes = [match for match in matches if not _is_map(match)]
+            if not scenes:
+                raise DataError(f"{name}: matches nothing but maps made before, such as {matches[0]}; name the scenes")
+            found += scenes
     found = list(dict.fromkeys(found))
     stems: dict[str, Path] = {}
     for path in found:
         if (other := stems.setdefault(path.stem, path)) != path:
             raise DataError(f"{path}: its map would have the name of that of {other}; use an output folder for each")
     return found
+
+
+def _is_map(path: Path) -> bool:
+    """Return whether a file belongs to a map, as the record beside it says."""
+    for end in ENDS:
+        stem = path.name[: -len(end)]
+        if path.name.lower().endswith(end) and "scene_sha256" in read_record(path.with_name(f"{stem}_prediction.json")):
+            return True
+    return False
 
 
 def _listed(path: Path) -> list[Path]:

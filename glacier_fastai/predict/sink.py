@@ -6,19 +6,25 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
+from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
 from matplotlib.colors import to_rgb
+from pyproj.exceptions import CRSError
 from rasterio.errors import RasterioError
 from rasterio.shutil import copy
 from rasterio.windows import Window
 
 from ..bands import CLASS_COLOURS, CLASSES, IGNORE
-from ..errors import OutputError
+from ..data.scenes.raster import same_crs, same_grid
+from ..errors import DataError, OutputError
 
-__all__ = ["ClassMap", "ConfidenceMap", "ProbabilityMap", "Sink", "Strip"]
+__all__ = ["SIDECAR", "ClassMap", "ConfidenceMap", "ProbabilityMap", "Sink", "Strip", "check_grid"]
+
+SIDECAR = ".aux.xml"  # beside a raster: what its format cannot hold, such as some coordinate reference systems
 
 PROBABILITIES = tuple(f"probability of {c}" for c in CLASSES)
 BYTE = 254  # probability 1 in a map of bytes; 255 is no data
@@ -93,9 +99,18 @@ class RasterMap:
                     self.raster.close()
                     options = {"compress": "deflate", "blocksize": 512, "bigtiff": "if_safer"}
                     copy(self.plain, self.path, driver="COG", overview_resampling=self.resampling, **options)
+                    if not lies_on(self.path, self.profile):
+                        wkt = rasterio.CRS.from_user_input(self.profile["crs"]).to_wkt()
+                        xml = f"<PAMDataset>\n  <SRS>{escape(wkt)}</SRS>\n</PAMDataset>\n"  # before the GeoTIFF's own
+                        self.path.with_name(self.path.name + SIDECAR).write_text(xml, encoding="utf-8")
         finally:
-            self.raster.close()
-            self.plain.unlink(missing_ok=True)
+            self.discard()
+
+    def discard(self) -> None:
+        """Remove the rows, which are in the map now, or never will be."""
+        self.raster.close()
+        for path in (self.plain, self.plain.with_name(self.plain.name + SIDECAR)):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -106,6 +121,38 @@ def _writing(path: Path) -> Iterator[None]:
     except (RasterioError, OSError) as err:
         cause = " ".join(str(err.__cause__ or err).split())
         raise OutputError(f"{path}: cannot be written ({cause}); make room, or choose another folder") from err
+
+
+def lies_on(
+    path: Path,  # map
+    profile: dict[str, Any],  # what it was written with
+) -> bool:
+    """Return whether a map, opened again, has the coordinate reference system and the grid it was given."""
+    with rasterio.open(path) as file:
+        try:
+            same = file.crs == profile["crs"] or (file.crs is not None and same_crs(file.crs, profile["crs"]))
+        except CRSError:
+            same = False
+        return same and same_grid(file.transform, profile["transform"], (profile["height"], profile["width"]))
+
+
+def check_grid(
+    source: Any,  # a `Source` with a path
+    folder: Path,  # where a file may be written
+) -> None:
+    """Raise `DataError` if a map of the scene, opened again, would not lie where the scene does."""
+    path = folder / "grid.tif"
+    pixel = SimpleNamespace(height=1, width=1, crs=source.crs, transform=source.transform)
+    with RasterMap(path, pixel, ("grid",)) as made:
+        pass
+    lies = lies_on(path, {**made.profile, "height": source.height, "width": source.width})
+    path.unlink()
+    path.with_name(path.name + SIDECAR).unlink(missing_ok=True)
+    if not lies:
+        raise DataError(
+            f"{source.path}: a GeoTIFF cannot hold where it lies ({source.crs.to_string()[:80]}), so there can be no "
+            "map of it; bring it to another coordinate reference system (gdalwarp -t_srs)"
+        )
 
 
 class ClassMap(RasterMap):

@@ -63,7 +63,6 @@ def run(
     began = time.monotonic()
     if out.exists():
         raise OutputError(f"{out}: exists already; choose another folder, or remove it first")
-    out.mkdir(parents=True)
     recipe = load_recipe("demo", overrides)
     synthetic = partial(synthetic_store, tile_size=recipe.data.tile_size, scene_size=256, bands=recipe.bands)
     log.info("making synthetic landscapes")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from ..core.folds import NEVER
 from ..data.block import GlacierDataLoaders
 from ..data.folds import folds_hash
 from ..errors import CheckpointError, OutputError
-from ..files import digest, write_text
+from ..files import digest, locked, write_text
 from ..model.processes import world_size
 from ..recipe import Recipe, recipe_from
 from .checkpoint import differences, load_checkpoint
@@ -55,7 +55,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path, self.last, self.best = path, path / LAST, path / BEST
         self.figures = path / "figures"
-        self._lock = FileLock(path / ".lock")
+        self._held = ExitStack()
         self._new = False
 
     def check(
@@ -73,17 +73,15 @@ class RunFolder:
     def claim(self) -> None:
         """Make the folder if need be, and lock it; raises `OutputError` if another process has it."""
         self._new = not self.path.exists()
-        self.figures.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as err:
-            raise OutputError(
-                f"{self.path}: in use by another process; wait until it ends, or choose another folder"
-            ) from err
+        busy = f"{self.path}: in use by another process; wait until it ends, or choose another folder"
+        with ExitStack() as held:
+            held.enter_context(locked(self.path / ".lock", busy))
+            self.figures.mkdir(exist_ok=True)
+            self._held = held.pop_all()
 
     def release(self) -> None:
         """Let others have it."""
-        self._lock.release()
+        self._held.close()
 
     def discard(self) -> None:
         """Remove the folder of a run that failed before it saved anything, if it made it."""

@@ -14,7 +14,7 @@ from scenes import write_raster
 from skimage.measure import label
 
 from glacier_fastai.core.regions import RegionSums
-from glacier_fastai.errors import OutputError
+from glacier_fastai.errors import DataError, OutputError
 from glacier_fastai.predict.outlines import Outlines, polygonize
 from glacier_fastai.predict.sink import Strip
 
@@ -167,3 +167,36 @@ def test_nothing_temporary_stays(tmp_path):
         outlines.write(Strip(0, classes, probs))
         raise KeyboardInterrupt
     assert [p.name for p in tmp_path.iterdir()] == ["o.gpkg"]
+
+
+POLE = "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=39.25 +lon_0=18 +to_meter=0.0174532925199433"
+
+
+@pytest.mark.parametrize("geoparquet", [False, True])
+def test_a_crs_that_a_geopackage_cannot_hold_is_refused(tmp_path, geoparquet):
+    crs, transform = rasterio.CRS.from_user_input(POLE), from_origin(-10, 5, 0.01, 0.01)
+    source = SimpleNamespace(height=4, width=4, crs=crs, transform=transform)
+    with pytest.raises(DataError, match=r"^m\.gpkg: a GeoPackage cannot hold .*gdalwarp -t_srs.* leave out the outli"):
+        Outlines(tmp_path / "m.gpkg", source, geoparquet=geoparquet)
+    assert list(tmp_path.iterdir()) == []
+
+
+CRSS = {
+    "compound": "EPSG:32645+5773",
+    "datum unknown": "+proj=utm +zone=45 +ellps=WGS84",
+    "esri": "ESRI:102025",
+    "shifted": "+proj=utm +zone=45 +ellps=krass +towgs84=28,-130,-95",
+    "icosahedron": "+proj=isea",
+    "km": "+proj=utm +zone=45 +datum=WGS84 +units=km",
+}
+
+
+@pytest.mark.parametrize("crs", CRSS.values(), ids=CRSS)
+def test_outlines_lie_where_the_scene_does(tmp_path, crs):
+    crs = rasterio.CRS.from_user_input(crs)
+    source = SimpleNamespace(height=4, width=4, crs=crs, transform=from_origin(500, 3000, 0.03, 0.03))
+    with Outlines(tmp_path / "m.gpkg", source) as outlines:
+        outlines.write(Strip(0, np.ones((4, 4), "u1"), np.full((4, 4, 4), 0.25, "f4")))
+    table = geopandas.read_file(tmp_path / "m.gpkg", layer="glaciers")
+    moved = table.set_crs(crs.to_wkt(), allow_override=True).to_crs("EPSG:4326")
+    np.testing.assert_allclose(table.to_crs("EPSG:4326").total_bounds, moved.total_bounds, rtol=0, atol=1e-9)

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -5,11 +6,13 @@ import pytest
 import rasterio
 import torch
 from rasterio.env import get_gdal_config
+from rasterio.shutil import copy
 from rasterio.transform import Affine
-from scenes import BANDS, made_up, normalised, write_raster, write_scene
+from scenes import BANDS, TINY, made_up, normalised, write_raster, write_scene
 
 from glacier_fastai.errors import BundleError, DataError, OutputError
 from glacier_fastai.model.bundle import ModelBundle
+from glacier_fastai.model.registry import build_model
 from glacier_fastai.predict.scene import Wanted, map_strips, predict_scene
 
 
@@ -135,3 +138,85 @@ def test_what_is_done_is_not_done_again_and_what_is_other_is_kept(bundle, scene,
     write_scene(scene[0], seed=5)
     with pytest.raises(OutputError, match="exists already"):
         predict_scene(bundle, scene[0], tmp_path)
+
+
+# what lies beside a scene
+
+
+RGB = ("red", "green", "blue")
+
+
+def put(band, what):
+    return lambda xml: xml.replace(f'<PAMRasterBand band="{band}">', f'<PAMRasterBand band="{band}">{what}')
+
+
+SIDECARS = {  # what is changed in it, and whether that makes another scene
+    "georeference": (lambda xml: xml.replace("5.0000000000000000e+05", "5.1000000000000000e+05"), True),
+    "crs": (lambda xml: re.sub("(?s)<SRS.*</SRS>", "<SRS>EPSG:32644</SRS>", xml), True),
+    "nodata": (put(1, "<NoDataValue>7</NoDataValue>"), True),
+    "scale": (put(2, "<Scale>0.5</Scale>"), True),
+    "offset": (put(2, "<Offset>3</Offset>"), True),
+    "unit": (put(2, "<UnitType>K</UnitType>"), True),
+    "names": (lambda xml: xml.replace("red", "x").replace("green", "red").replace("x<", "green<"), True),
+    "statistics": (put(1, '<Metadata><MDI key="STATISTICS_MEAN">9</MDI></Metadata>'), False),
+    "histogram": (put(1, "<Histograms></Histograms>"), False),
+    "layout": (lambda xml: xml.replace("  ", "    "), False),
+}
+
+
+@pytest.fixture
+def rgb(tmp_path):
+    """A PNG, whose georeference lies in an .aux.xml, and a model of its bands."""
+    values = (made_up(64, 64, RGB)[0] // 50).astype("uint8")
+    write_raster(tmp_path / "src.tif", values, bands=RGB)
+    copy(tmp_path / "src.tif", tmp_path / "s.png", driver="PNG")
+    weights = build_model("fpn", list(RGB), encoder=TINY).state_dict()
+    bundle = ModelBundle(weights, "fpn", {"encoder": TINY}, RGB, (90.0,) * 3, (40.0,) * 3)
+    return bundle, tmp_path / "s.png", tmp_path / "maps"
+
+
+@pytest.mark.parametrize(("edit", "other"), SIDECARS.values(), ids=SIDECARS)
+def test_what_an_aux_xml_says_is_part_of_a_scene_but_not_what_viewers_add(rgb, edit, other):
+    predict_scene(*rgb)
+    sidecar = Path(f"{rgb[1]}.aux.xml")
+    before = sidecar.read_text()
+    sidecar.write_text(edit(before))
+    assert sidecar.read_text() != before
+    if not other:
+        assert predict_scene(*rgb)["done_before"]
+        return
+    with pytest.raises(OutputError, match=r"s_classes\.tif: exists already, of another scene, .*overwrite it"):
+        predict_scene(*rgb)
+    made = predict_scene(*rgb, overwrite=True)
+    with rasterio.open(made["files"]["classes"]) as map_, rasterio.open(rgb[1]) as scene:
+        assert not made["done_before"] and (map_.crs, map_.transform) == (scene.crs, scene.transform)
+
+
+def test_statistics_and_overviews_of_a_viewer_make_no_other_scene(bundle, scene, tmp_path):
+    predict_scene(bundle, scene[0], tmp_path / "maps")
+    with rasterio.open(scene[0]) as file:
+        file.stats()
+    Path(f"{scene[0]}.aux.xml").write_text("<PAMDataset></PAMDataset>")
+    Path(f"{scene[0]}.ovr").write_bytes(b"")
+    assert predict_scene(bundle, scene[0], tmp_path / "maps")["done_before"]
+
+
+def test_masks_and_world_files_beside_a_scene_are_part_of_it(rgb):
+    predict_scene(*rgb)
+    sidecar = Path(f"{rgb[1]}.aux.xml")
+    sidecar.write_text(re.sub("(?s)<GeoTransform>.*</GeoTransform>", "", sidecar.read_text()))
+    world = rgb[1].with_suffix(".wld")
+    world.write_text("30\n0\n0\n-30\n500015\n3099985\n")  # centre of the first pixel
+    with pytest.raises(OutputError, match="exists already"):  # the same place, but another file says so
+        predict_scene(*rgb)
+    predict_scene(*rgb, overwrite=True)
+    world.write_text("30\n0\n0\n-30\n600015\n3099985\n")
+    made = predict_scene(*rgb, overwrite=True)
+    with rasterio.open(made["files"]["classes"]) as file:
+        assert not made["done_before"] and file.transform.c == 600_000
+    right = np.repeat([[0, 255]], 32, 1).astype("uint8").repeat(64, 0)
+    with rasterio.open(write_raster(Path(f"{rgb[1]}.msk"), right[None]), "r+") as mask:
+        mask.update_tags(INTERNAL_MASK_FLAGS_1="2")
+    made = predict_scene(*rgb, overwrite=True)
+    with rasterio.open(made["files"]["classes"]) as file:
+        assert (file.read(1)[right == 0] == 255).all() and (file.read(1)[right > 0] < 255).any()

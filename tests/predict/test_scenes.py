@@ -13,6 +13,7 @@ import rasterio
 from scenes import BANDS, made_up, write_raster, write_scene
 
 from glacier_fastai.errors import BundleError, DataError, OutputError
+from glacier_fastai.files import locked
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.predict.scene import Wanted, predict_scene
 from glacier_fastai.predict.scenes import find_scenes, part_of, predict_scenes, summary
@@ -47,6 +48,38 @@ def test_files_patterns_and_manifests_name_scenes(tmp_path):
     (tmp_path / "other.csv").write_text("path\na.tif\n")
     with pytest.raises(DataError, match="no column scene; it has path"):
         find_scenes([tmp_path / "other.csv"])
+
+
+def test_a_pattern_leaves_out_maps_made_before(bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    all_of_it = Wanted("uint8", True, True, True)
+    scene = write_scene(Path("a.tif"), 64, 64)[0]
+    Path("b").mkdir()
+    write_scene(Path("b") / "B.TIF", 64, 64)
+    mine = [Path("c_classes.tif"), Path("a_label.tif"), Path("a_confidence_old.tif")]  # no map of ours
+    for path in mine:
+        path.write_bytes(scene.read_bytes())
+    Path("c_prediction.json").write_text('{"by": "somebody else"}')
+    assert find_scenes(["*.tif"]) == sorted([scene, *mine])
+    assert find_scenes(["**/*.[tT][iI][fF]"]) == sorted([scene, *mine, Path("b/B.TIF"), Path("b/B_label.tif")])
+    predict_scenes(bundle, ["a.tif"], ".", all_of_it)
+    predict_scenes(bundle, ["b/*.TIF"], "b", all_of_it)
+    assert find_scenes(["*.tif"]) == sorted([scene, *mine])
+    Path("a.tif.aux.xml").write_text("")
+    Path("a_classes.tif.aux.xml").write_text("")
+    assert find_scenes(["a*"]) == sorted([scene, *mine[1:]])
+    assert find_scenes(["b/*.[tT]*"]) == [Path("b/B.TIF"), Path("b/B_label.tif")]
+    assert find_scenes(["**/*.tif"]) == sorted([scene, *mine, Path("b/B_label.tif")])
+    again = predict_scenes(bundle, ["a.t*", "b/B.*"], ".", all_of_it)
+    assert again["state"].tolist() == ["done before", "done"]
+    assert find_scenes(["a_classes.tif"]) == [Path("a_classes.tif")]  # by name, so it is meant
+    with pytest.raises(DataError, match=r"^b/\*_classes.tif: matches nothing but maps made before, such as b/B_cla"):
+        find_scenes(["b/*_classes.tif"])
+    Path("folder.tif").mkdir()
+    with pytest.raises(DataError, match=r"folder\.\*: no file matches"):
+        find_scenes(["folder.*"])
+    Path("a_prediction.json").unlink()
+    assert Path("a_classes.tif") in find_scenes(["a*"])
 
 
 def test_parts_are_all_scenes_each_once(monkeypatch):
@@ -148,7 +181,7 @@ def test_a_scene_in_degrees_is_mapped_with_true_areas_and_one_without_crs_is_ref
     path = write_raster(tmp_path / "local.tif", values, nodata=0, bands=BANDS, crs=site)
     with pytest.raises(DataError, match="local_outlines.gpkg: no areas.*not lead to the Earth.*leave out the outl"):
         predict_scene(bundle, path, tmp_path / "local", Wanted(outlines=True))
-    assert list((tmp_path / "local").iterdir()) == []
+    assert not (tmp_path / "local").exists()
     assert predict_scene(bundle, path, tmp_path / "local")["pixels"]["background"] > 0
 
 
@@ -171,7 +204,7 @@ def test_a_full_disk_is_one_line_and_nothing_stays(trained, scene, tmp_path):
         line = done.stderr.splitlines()[-1]
         assert "cannot be written" in line and ("make room" in line or "another --out" in line)
         assert "Traceback" not in done.stderr
-        assert list((tmp_path / "maps").iterdir()) == []
+        assert not (tmp_path / "maps").exists()
 
 
 KILLED = """
@@ -209,15 +242,14 @@ def test_ctrl_c_in_mid_scene_ends_at_once_and_leaves_nothing(trained, scene, tmp
     words = [sys.executable, "-c", interrupted, trained[0] / "best.safetensors", scene[0], tmp_path / "maps"]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGINT and done.stderr.splitlines()[-1] == "KeyboardInterrupt"
-    assert list((tmp_path / "maps").iterdir()) == []
+    assert not (tmp_path / "maps").exists()
 
 
 def test_two_processes_do_not_write_the_same_scene(bundle, scene, tmp_path):
-    from filelock import FileLock
-
-    (tmp_path / "maps").mkdir()
-    with FileLock(tmp_path / "maps" / ".scene.lock"), pytest.raises(OutputError, match="another process is mapping"):
-        predict_scene(bundle, scene[0], tmp_path / "maps")
+    maps = tmp_path / "maps"
+    with locked(maps / ".scene.lock", ""), pytest.raises(OutputError, match="another process is mapping scene"):
+        predict_scene(bundle, scene[0], maps)
+    assert not maps.exists()
 
 
 def test_a_launch_shares_the_scenes_out(trained, tmp_path):

@@ -1,4 +1,7 @@
+import errno
+import fcntl
 import json
+import os
 import re
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from torch import nn
 
 from glacier_fastai.bands import CLASSES
 from glacier_fastai.data.folds import folds_hash
-from glacier_fastai.errors import BundleError, DataError, OutputError, RecipeError, TrainingError
+from glacier_fastai.errors import BundleError, DataError, DataNote, OutputError, RecipeError, TrainingError
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.model.ensemble import Ensemble
 from glacier_fastai.model.evaluate import evaluate
@@ -24,7 +27,7 @@ from glacier_fastai.train.run import crossval, finetune, pretrain, train
 
 def test_the_run_folder_holds_what_the_design_says(trained):
     run, store = trained
-    files = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
+    files = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
     events = {f for f in files if f.startswith("tensorboard/events.out.tfevents")}
     assert len(events) == 1
     assert files - events == {
@@ -254,6 +257,28 @@ def test_a_run_that_diverges_ends_as_a_failure(tmp_path):
     with pytest.raises(TrainingError, match=r"the loss is not finite after epoch 1; lower train\.lr"):
         train(recipe, make_store(tmp_path / "s").path, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_a_run_that_fails_before_it_saves_leaves_no_folder(tmp_path):
+    class Fails(Callback):
+        def before_batch(self):
+            raise DataError("refused")
+
+    with pytest.raises(DataError, match="refused"):
+        train(tiny_recipe(), make_store(tmp_path / "s").path, tmp_path / "runs" / "a" / "run", cbs=[Fails()])
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+def test_a_drive_without_locks_is_trained_on(tmp_path, monkeypatch):
+    def flock(fd, operation):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr("glacier_fastai.files._lockless", set())
+    with pytest.warns(DataNote, match="this drive has no locks"):
+        store = make_store(tmp_path / "s")
+    run = train(tiny_recipe("train.epochs=1"), store.path, tmp_path / "run")
+    assert (run / "best.safetensors").exists() and not (run / ".lock").exists()
 
 
 def test_another_architecture_than_the_bundles_is_refused(trained, tmp_path):
