@@ -511,6 +511,7 @@ class TileWriter:
     def _note_constant(self, table: pd.DataFrame) -> None:
         """Say which bands have one value everywhere."""
         if table["n_valid"].sum():
-            for band, m, s in zip(self.bands, *_moments(table, self.bands), strict=True):
+            scale, offset = np.array(self.info["scale"]), np.array(self.info["offset"])
+            for band, m, s in zip(self.bands, *_moments(table, self.bands, scale, offset), strict=True):
                 if _constant(m, s):
                     self.note(f"{self.path}: band {band} is {m:g} everywhere; leave it out, or check its file")
