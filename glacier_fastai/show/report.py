@@ -45,7 +45,7 @@ def write_report(
         raise OutputError(f"{out}: there is no folder {out.parent}; make it first, or choose another file")
     runs, groups = read_runs(paths)
     stores = {} if data is None else {str(data): open_tiles(data, runs[0].get("bands")).base()}
-    notes = [f"{run.name}: {line}." for run in runs for line in run.lacks]
+    notes = [f"{run.name}: {line}." for run in runs for line in (*run.lacks, *run.notes)]
     if odd := not_comparable(runs):
         notes.append(f"{odd}.")
         groups.pop("", None)

@@ -48,6 +48,12 @@ class Run:
         """Its tiles, as its bundle says."""
         return self.bundle.trained_on if self.bundle else None
 
+    @property
+    def notes(self) -> list[str]:
+        """What was odd about its data."""
+        said = [line for event in self.events if isinstance(event.get("notes"), list) for line in event["notes"]]
+        return list(dict.fromkeys(map(str, said)))
+
     def get(self, *keys: str) -> Any:
         """Return a field of the recipe by its path, or None."""
         value: Any = self.recipe
