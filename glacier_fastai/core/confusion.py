@@ -165,8 +165,13 @@ def ice(cm: Matrix) -> Tensor:
     return cm.new_zeros(2, 2).index_put_((of[:, None], of[None]), cm, accumulate=True)
 
 
-def scores(cm: Matrix) -> dict:
+def scores(
+    cm: Matrix,  # of the four classes
+    on_ice: Sequence[int] | Tensor | None = None,  # (4,) pixels by predicted class on ice of unknown kind
+) -> dict:
     """Return every score of a matrix of the four classes, as plain numbers; an undefined one is None (JSON has no NaN).
+
+    Ice of unknown kind counts in the scores of ice alone.
 
     Returns:
         ``mcc``, ``ice_mcc``, ``mean_iou``, ``ice_iou``; ``classes``, by name ``iou``, ``precision``, ``recall``,
@@ -178,12 +183,17 @@ def scores(cm: Matrix) -> dict:
     cm = torch.as_tensor(cm).as_subclass(Tensor).cpu()
     if cm.shape != (len(CLASSES), len(CLASSES)):
         raise DataError(f"confusion matrix {tuple(cm.shape)}: use one row and column for each of {', '.join(CLASSES)}")
+    binary = ice(cm)
+    if on_ice is not None:
+        seen = torch.as_tensor(on_ice)
+        found = int(seen[list(ICE)].sum())
+        binary[1] += torch.tensor([int(seen.sum()) - found, found])
     table = {"iou": iou(cm), "precision": precision(cm), "recall": recall(cm), "f1": f1(cm), "pixels": cm.sum(1)}
     return {
         "mcc": mcc(cm),
-        "ice_mcc": mcc(ice(cm)),
+        "ice_mcc": mcc(binary),
         "mean_iou": _known(mean_iou(cm)),
-        "ice_iou": _known(iou(ice(cm))[1].item()),
+        "ice_iou": _known(iou(binary)[1].item()),
         "classes": {
             name: {key: _known(value[k].item()) for key, value in table.items()} for k, name in enumerate(CLASSES)
         },

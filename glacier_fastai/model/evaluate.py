@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..bands import CLASSES, IGNORE
+from ..bands import CLASSES, ICE_OF_ANY_KIND, IGNORE
 from ..core.calibration import expected_calibration_error, reliability
 from ..core.confusion import confusion_matrix, f1, iou, mcc, precision, recall, scores
 from ..core.moments import scene_statistics
@@ -20,7 +20,7 @@ from ..core.morphology import postprocess
 from ..data.channels import Channel, compute_channels
 from ..data.folds import folds_hash, store_folds
 from ..data.tiles import TileStore
-from ..errors import DataError
+from ..errors import DataError, note
 from .bundle import ModelBundle
 from .ensemble import Ensemble
 from .fit import check_fit
@@ -118,19 +118,27 @@ def evaluate(
         DataError: No tile has a label.
     """
     positions = np.arange(len(store)) if tiles is None else np.asarray(tiles, np.int64)
-    if not store.class_counts()[positions].any():
+    known, ice_alone = store.class_counts()[positions].sum(0), int(store.ice_counts()[positions].sum())
+    if not known.any() and not ice_alone:
         raise DataError(f"{store.path}: no labelled pixel in these tiles, so nothing to score")
-    check_fit(model, store.path, store.base().profile(positions), [], statistics, force)
+    notes: list[str] = []
+    if ice_alone:
+        little = "" if np.count_nonzero(known) > 1 else ", which say nothing here: fewer than two classes have labels"
+        note(f"{store.path}: ice of unknown kind counts in the scores of ice, not in those of classes{little}", notes)
+    check_fit(model, store.path, store.base().profile(positions), notes, statistics, force)
     total, per_image, tables = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64), [], []
+    on_ice = np.zeros(256, np.int64)  # what the map says where the kind of ice is unknown
     for i, classes, probs in predict_tiles(model, store, positions.tolist(), device, statistics):
         truth = store.labels(i)
         matrix = confusion_matrix(torch.from_numpy(classes), torch.from_numpy(truth), len(CLASSES))
         if matrix.sum():
             per_image.append(mcc(matrix))
         total += matrix
+        on_ice += np.bincount(classes[store.masks[i] == ICE_OF_ANY_KIND], minlength=256)
         tables.append(reliability(probs, truth, dim=0))
     ece = expected_calibration_error(reduce(add, tables))
-    return {**scores(total), "mcc_image_mean": float(np.mean(per_image)), "ece": ece}
+    mean = float(np.mean(per_image)) if per_image else 0.0
+    return {**scores(total, on_ice[: len(CLASSES)].tolist()), "mcc_image_mean": mean, "ece": ece}
 
 
 def tiles_to_score(

@@ -18,6 +18,9 @@ NORMAL = (-2.326, -1.645, -0.674, 0.0, 0.674, 1.645, 2.326)
 """What `core.ranges.QUANTILES` are of a standard normal distribution."""
 ODD, HOPELESS = 0.5, 0.9
 """Share of the values beyond the central nine tenths of those trained on (of like data: 0.1) that is said, refused."""
+TIMES = (
+    1.5  # as large or as small that the median is, too, where nothing can come of a band: no season does that to all
+)
 WIDER = 8.0  # times as wide as what was trained on, or as narrow, that a range may be without a word
 LARGER = 1.3  # times as large that a pixel may be
 
@@ -100,7 +103,8 @@ def _check_values(
     for band in bands:
         ours, theirs = known.quantiles[band], found.quantiles[band]
         share, width = outside(ours, theirs), spread(ours, theirs)
-        hopeless += share > HOPELESS
+        middle = sorted((abs(ours[3]), abs(theirs[3])))
+        hopeless += share > HOPELESS and (middle[1] > TIMES * middle[0] or ours[3] * theirs[3] < 0)
         if share > ODD or not 1 / WIDER < width < WIDER:
             low, high, least, most = theirs[1], theirs[-2], ours[1], ours[-2]
             odd.append(f"{band} {low:.4g} to {high:.4g} ({least:.4g} to {most:.4g})")

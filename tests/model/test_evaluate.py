@@ -8,7 +8,7 @@ from scenes import BANDS, made_up, make_store, normalised, tiny_recipe
 from sklearn.metrics import matthews_corrcoef
 
 from glacier_fastai.data.tiles import TileStore, TileWriter
-from glacier_fastai.errors import BundleError, DataError
+from glacier_fastai.errors import BundleError, DataError, DataNote
 from glacier_fastai.model.bundle import ModelBundle, TrainedOn, trained_ground
 from glacier_fastai.model.ensemble import Ensemble
 from glacier_fastai.model.evaluate import evaluate, predict_tiles, tiles_to_score
@@ -120,15 +120,28 @@ def test_the_test_tiles_of_the_source_are_scored_on_demand(bundle, trained, tmp_
         tiles_to_score(bundle, trained[1], "test")
 
 
-def test_ice_of_unknown_kind_counts_in_no_score(bundle, tmp_path):
-    scores = []
+def test_ice_of_unknown_kind_counts_in_the_scores_of_ice_alone(bundle, tmp_path):
+    scores = {}
     for code in (254, 255):
         with TileWriter(tmp_path / str(code), BANDS, 32, "uint16", "test") as writer:
             values, classes, valid = made_up(32, 32)
             classes[:, :16] = code
             writer.add(values, classes, valid=valid, scene="s")
-        scores.append(evaluate(bundle, TileStore(tmp_path / str(code))))
-    assert scores[0] == scores[1]
+        store = TileStore(tmp_path / str(code))
+        if code == 254:
+            with pytest.warns(DataNote, match="ice of unknown kind counts in the scores of ice"):
+                scores[code] = evaluate(bundle, store)
+        else:
+            scores[code] = evaluate(bundle, store)
+    ours, plain = scores[254], scores[255]
+    assert {k: v for k, v in ours.items() if "ice" not in k} == {k: v for k, v in plain.items() if "ice" not in k}
+    store = TileStore(tmp_path / "254")
+    (found,) = predict_tiles(bundle, store)
+    truth = np.where(store.masks[0] == 255, 255, np.isin(store.masks[0], (1, 2)))
+    truth[:, :16] = np.where(valid[:, :16], 1, 255)
+    known = truth != 255
+    want = matthews_corrcoef(truth[known], np.isin(found.classes, (1, 2))[known])
+    assert ours["ice_mcc"] == pytest.approx(want)
 
 
 def test_standardised_values_and_values_as_delivered_are_not_mixed(bundle, trained, tmp_path):

@@ -87,6 +87,12 @@ def test_nothing_can_come_of_values_far_away_unless_forced():
     assert "scale and offset" in line
 
 
+def test_a_narrow_range_that_was_missed_by_little_is_only_said():
+    narrow = profile((0.50, 0.52), (0.10, 0.11), (270, 271))
+    (line,) = said(bundle(known=narrow), profile((0.55, 0.60), (0.12, 0.14), (250, 260)))
+    assert "thermal" in line
+
+
 def test_pixels_sensors_and_constant_bands_are_said():
     notes = said(bundle(), LIKE.model_copy(update={"pixel_size": 10.0, "sensor": "sentinel2"}))
     assert "pixels of 10 m" in notes[0]
