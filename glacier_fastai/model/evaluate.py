@@ -23,7 +23,7 @@ from ..data.tiles import TileStore
 from ..errors import DataError, note
 from .bundle import ModelBundle
 from .ensemble import Ensemble
-from .fit import check_fit
+from .fit import check_fit, check_units
 from .predictor import Predictor
 
 __all__ = ["TilePrediction", "class_table", "evaluate", "predict_tiles", "score_table", "tiles_to_score"]
@@ -53,7 +53,7 @@ def predict_tiles(
     >>> from glacier_fastai.data.sources.synthetic import synthetic_store
     >>> from glacier_fastai.model.registry import build_model
     >>> weights = build_model("fpn", ["green", "ndsi"], encoder="resnet18").state_dict()
-    >>> bundle = ModelBundle(weights, "fpn", {"encoder": "resnet18"}, ("green", "ndsi"), (90.0, 0.3), (40.0, 0.4))
+    >>> bundle = ModelBundle(weights, "fpn", {"encoder": "resnet18"}, ("green", "ndsi"), (2e4, 0.3), (1e4, 0.4))
     >>> with TemporaryDirectory() as folder:
     ...     store = synthetic_store(Path(folder) / "tiles", n_scenes=1, scene_size=64, tile_size=32)
     ...     found = next(predict_tiles(bundle, store))
@@ -63,10 +63,11 @@ def predict_tiles(
 
     Raises:
         BundleError: The store lacks a band of a model (the message names what is missing and what is there), or one of
-            them is standardised and the other is not.
+            them is standardised and the other is not, or they are of other units.
     """
     ensemble, store = Ensemble.of(model), store.base()
     ensemble.check(store.path, store.bands, store.standardised)
+    check_units(ensemble, store.path, store.units, [], statistics)
     predictor = Predictor(ensemble, device)
     positions = list(range(len(store)) if tiles is None else map(int, tiles))
     scenes = store.table["scene"].to_numpy() if statistics == "scene" else np.full(len(store), "")

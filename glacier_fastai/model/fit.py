@@ -12,7 +12,7 @@ from ..errors import BundleError, note
 from .bundle import ModelBundle
 from .ensemble import Ensemble
 
-__all__ = ["check_fit"]
+__all__ = ["check_fit", "check_units", "known_profile"]
 
 NORMAL = (-2.326, -1.645, -0.674, 0.0, 0.674, 1.645, 2.326)
 """What `core.ranges.QUANTILES` are of a standard normal distribution."""
@@ -38,20 +38,16 @@ def check_fit(
     Raises:
         BundleError: The units differ; or values of most bands lie where the model has seen next to none.
     """
+    check_units(model, where, found.units, notes, statistics)
     for member in Ensemble.of(model).members:
         bundle = member.bundle
         known, named = known_profile(bundle), f"{where}: "
-        bands = [b for b in Bands(bundle.bands).made_of(found.units) if b in known.units and b in found.units]
-        computed = any(b in INDICES and b not in found.units for b in bundle.bands)  # no index of other units is equal
-        if other := [b for b in bands if known.units[b] != found.units[b]]:
-            line = f"{named}has {_units(other, found)}, but the model was trained on {_units(other, known)}"
-            if statistics == "bundle" or computed:
-                raise BundleError(f"{line}; {_advice(other[0], known, found, computed)}")
-            note(f"{line}: normalised by the scene's own statistics", notes)
-        both = [b for b in bands if b in known.quantiles and b in found.quantiles and b not in other]
+        bands = _read(bundle, known, found.units)
+        bands = [b for b in bands if b in found.quantiles]
+        both = [b for b in bands if b in known.quantiles and known.units[b] == found.units[b]]
         if statistics == "bundle":
             _check_values(where, both, known, found, notes, force)
-        if constant := [b for b in bands if b in found.quantiles and len({*found.quantiles[b]}) == 1]:
+        if constant := [b for b in bands if len({*found.quantiles[b]}) == 1]:
             note(f"{named}{', '.join(constant)}: one value everywhere; is it the right file?", notes)
         if known.pixel_size and found.pixel_size:
             ratio = known.pixel_size / found.pixel_size
@@ -66,6 +62,29 @@ def check_fit(
             note(f"{named}of {found.sensor}, but the model was trained on {known.sensor}", notes)
 
 
+def check_units(
+    model: ModelBundle | Ensemble,
+    where: str | os.PathLike,  # as in `check_fit`
+    units: dict[str, str],  # unit of each band there
+    notes: list[str],  # as in `check_fit`
+    statistics: Literal["bundle", "scene"] = "bundle",  # as in `check_fit`
+) -> None:
+    """Raise `BundleError` where units are others than those trained on; a scene's own statistics make up for that."""
+    for member in Ensemble.of(model).members:
+        bundle, known = member.bundle, known_profile(member.bundle)
+        computed = any(b in INDICES and b not in units for b in bundle.bands)  # an index of other units is another one
+        if other := [b for b in _read(bundle, known, units) if known.units[b] != units[b]]:
+            line = f"{where}: has {_units(other, units)}, but the model was trained on {_units(other, known.units)}"
+            if statistics == "bundle" or computed:
+                raise BundleError(f"{line}; {_advice(known.units[other[0]], units[other[0]], computed)}")
+            note(f"{line}: normalised by the scene's own statistics", notes)
+
+
+def _read(bundle: ModelBundle, known: Profile, there: dict[str, str]) -> list[str]:
+    """Return the bands that are read for a bundle, and of which it knows something."""
+    return [b for b in Bands(bundle.bands).made_of(there) if b in known.units and b in there]
+
+
 def known_profile(
     bundle: ModelBundle,
 ) -> Profile:
@@ -78,19 +97,19 @@ def known_profile(
     return Profile(units=dict.fromkeys(measured, "dn"), quantiles=quantiles)
 
 
-def _units(bands: list[str], profile: Profile) -> str:
+def _units(bands: list[str], units: dict[str, str]) -> str:
     said: dict[str, list[str]] = {}
     for band in bands:
-        said.setdefault(profile.units[band], []).append(band)
+        said.setdefault(units[band], []).append(band)
     return " and ".join(
         f"{', '.join(of)} in {'unknown units (dn)' if unit == 'dn' else unit}" for unit, of in said.items()
     )
 
 
-def _advice(band: str, known: Profile, found: Profile, computed: bool) -> str:
-    if found.units[band] == "dn":
+def _advice(known: str, found: str, computed: bool) -> str:
+    if found == "dn":
         return "give the scale and offset that turn its numbers into units"
-    if known.units[band] == "dn":
+    if known == "dn":
         other = "" if computed else ", or normalise it by its own statistics"
         return f"train the model on data with units, or give a file with the numbers it knows{other}"
     return "convert it"

@@ -104,7 +104,7 @@ def predict_scene(
     >>> from glacier_fastai.data.sources.synthetic import write_scene
     >>> from glacier_fastai.model.registry import build_model
     >>> weights = build_model("fpn", ["green", "ndsi"], encoder="resnet18").state_dict()
-    >>> bundle = ModelBundle(weights, "fpn", {"encoder": "resnet18"}, ("green", "ndsi"), (90.0, 0.3), (40.0, 0.4))
+    >>> bundle = ModelBundle(weights, "fpn", {"encoder": "resnet18"}, ("green", "ndsi"), (2e4, 0.3), (1e4, 0.4))
     >>> with TemporaryDirectory() as folder:
     ...     scene, label = write_scene(Path(folder) / "scene.tif", size=64)
     ...     made = predict_scene(bundle, scene, Path(folder) / "maps")

@@ -15,7 +15,8 @@ import torch
 from ..bands import COMPETITION_CODES, IGNORE, texture_of
 from ..core.dihedral import VIEWS
 from ..data.raw import open_tiles
-from ..data.sources.competition import find_competition
+from ..data.sources.competition import find_competition, prepare_competition
+from ..data.tiles import TileStore
 from ..errors import BundleError, DataError, OutputError, PredictionError
 from ..files import whole_file, whole_folder, write_text
 from ..model.bundle import described
@@ -147,10 +148,11 @@ def check_submission(
     if (root := find_competition(data)) is None:
         raise DataError(f"{data}: no folder Band1 in it; give the folder that holds Band1 .. Band5")
     wanted = {}
-    store = open_tiles(data, BANDS)
-    for i, classes, _ in predict_tiles(ensemble, store, device=torch.device("cpu")):  # as it runs
-        wanted[store.table["id"][i]] = np.array(COMPETITION_CODES, np.uint8)[np.where(classes == IGNORE, 0, classes)]
     with tempfile.TemporaryDirectory() as work:
+        store = _tiles(ensemble, root, Path(work) / "tiles")
+        for i, classes, _ in predict_tiles(ensemble, store, device=torch.device("cpu")):  # as it runs
+            codes = np.array(COMPETITION_CODES, np.uint8)[np.where(classes == IGNORE, 0, classes)]
+            wanted[store.table["id"][i]] = codes
         out = Path(work) / "maps"
         _run([folder / "solution.py", "--data", root, "--out", out])
         _run(["-c", RETURNED, folder, root, Path(work) / "maps.npz"])
@@ -161,6 +163,14 @@ def check_submission(
         _compare("written", _written(out), wanted)
     megabytes = (folder / "model.pth").stat().st_size / 1e6
     return {"tiles": len(wanted), "megabytes": round(megabytes, 1), "seconds_per_tile": round(seconds, 2)}
+
+
+def _tiles(ensemble: Ensemble, root: Path, out: Path) -> TileStore:
+    """Return the tiles of a competition folder, in the units that the models know."""
+    if not (scaling := ensemble.members[0].bundle.profile.scaling):
+        return open_tiles(root, BANDS)
+    scale, offset = ({band: both[k] for band, both in scaling.items() if band in BANDS} for k in (0, 1))
+    return prepare_competition(root, out, scale=scale, offset=offset)
 
 
 def _run(words: list[Any]) -> None:

@@ -156,7 +156,7 @@ SIDECARS = {  # what is changed in it, and whether that makes another scene
     "nodata": (put(1, "<NoDataValue>7</NoDataValue>"), True),
     "scale": (put(2, "<Scale>0.5</Scale>"), True),
     "offset": (put(2, "<Offset>3</Offset>"), True),
-    "unit": (put(2, "<UnitType>K</UnitType>"), True),
+    "unit": (put(2, "<UnitType>counts</UnitType>"), True),
     "names": (lambda xml: xml.replace("red", "x").replace("green", "red").replace("x<", "green<"), True),
     "statistics": (put(1, '<Metadata><MDI key="STATISTICS_MEAN">9</MDI></Metadata>'), False),
     "histogram": (put(1, "<Histograms></Histograms>"), False),

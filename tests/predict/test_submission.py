@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 from folders import competition_folder
 from scenes import BANDS, made_up, write_raster
 
+from glacier_fastai.data.profile import Profile
 from glacier_fastai.data.raw import open_tiles
 from glacier_fastai.data.tiles import TileStore, TileWriter
 from glacier_fastai.errors import BundleError, DataError, OutputError, PredictionError
@@ -18,6 +20,7 @@ from glacier_fastai.predict.scene import predict_scene
 from glacier_fastai.predict.submission import check_submission, write_submission
 from glacier_fastai.recipe import PostprocessRecipe, PredictRecipe
 
+UNITS = {**dict.fromkeys(BANDS, "reflectance"), "thermal": "kelvin"}
 GLCM = (*BANDS, "glcm_contrast(swir1)")
 
 
@@ -62,6 +65,41 @@ def test_a_tile_is_mapped_as_the_scene_that_it_is(ensemble, tmp_path):
     ((_, tile, _),) = predict_tiles(ensemble, TileStore(tmp_path / "store"))
     with rasterio.open(predict_scene(ensemble, path, tmp_path / "maps")["files"]["classes"]) as file:
         np.testing.assert_array_equal(file.read(1), tile)
+
+
+def test_a_model_of_units_reads_the_numbers_of_the_competition(tmp_path):
+    data = competition_folder(tmp_path / "comp", size=48, labels=False)
+    bundles = []
+    for name, seed, bands in (("plain", 1, BANDS), ("glcm", 0, GLCM)):
+        bundle = ModelBundle.load(saved(tmp_path / f"{name}.safetensors", seed, bands))
+        scale, offset = 2e-5, -0.1
+        texture = bundle.texture and {
+            **bundle.texture,
+            "edges": {"swir1": [e * scale + offset for e in (3e3, 5e3, 7e3)]},
+        }
+        bands_read = [b in BANDS for b in bands]
+        bundle = replace(
+            bundle,
+            mean=tuple(m * scale + offset if plain else m for m, plain in zip(bundle.mean, bands_read, strict=True)),
+            std=tuple(s * scale if plain else s for s, plain in zip(bundle.std, bands_read, strict=True)),
+            texture=texture,
+            profile=Profile(units=UNITS, scaling=dict.fromkeys(BANDS, (scale, offset))),
+        )
+        bundle.save(tmp_path / f"{name}.safetensors")
+        bundles.append(Member.load(tmp_path / f"{name}.safetensors"))
+    ensemble = Ensemble(tuple(bundles), PredictRecipe(views=False))
+    out = write_submission(ensemble, tmp_path / "sub")
+    assert check_submission(out, ensemble, tmp_path / "comp")["tiles"] == len(data.tiles)
+    with pytest.raises(BundleError, match="unknown units.*trained on blue, .* in reflectance"):
+        next(predict_tiles(ensemble, open_tiles(tmp_path / "comp", BANDS)))
+
+
+def test_units_that_the_competition_does_not_have_are_refused(tmp_path):
+    bundle = ModelBundle.load(saved(tmp_path / "m.safetensors", 0))
+    bundle = replace(bundle, profile=Profile(units=dict.fromkeys(BANDS, "reflectance")))
+    with pytest.raises(BundleError, match="trained on blue in reflectance.*fine-tune it on its tiles"):
+        write_submission(Ensemble.of(bundle), tmp_path / "sub")
+    assert not (tmp_path / "sub").exists()
 
 
 def test_a_mask_that_differs_is_named_and_so_is_what_failed(ensemble, tmp_path):

@@ -512,3 +512,33 @@ def test_where_some_tiles_have_no_georeference_the_grid_counts_for_all(tmp_path)
     store = prepare_competition(made.root, tmp_path / "store")
     assert store.table["transform"].tolist() == [""] * 3
     assert touching(np.array([False, True, False]), **store.footprints()).all()
+
+
+def test_0_in_some_bands_is_data_even_where_0_is_declared(tmp_path, made):
+    for b, files in enumerate(made.bands):
+        for tile, path in files.items():
+            values = made.tiles[tile].values[b].copy()
+            if (b, tile) == (3, "02_07"):
+                values[4, 4:8] = 0
+            write_one(path, values, nodata=0)
+    store = prepare_competition(made.root, tmp_path / "s")
+    i = store.table["id"].tolist().index("02_07")
+    valid = made.tiles["02_07"].valid
+    np.testing.assert_array_equal(~np.isnan(store.read(i)[0]), valid)
+    assert (store.read(i)[3, 4, 4:8][valid[4, 4:8]] == 0).all()
+
+
+def test_numbers_become_units_by_the_users_word(tmp_path, made):
+    plain = prepare_competition(made.root, tmp_path / "dn")
+    how = {"scale": [2.75e-5] * 4 + [0.00341802], "offset": [-0.2] * 4 + [149.0]}
+    store = prepare_competition(made.root, tmp_path / "s", **how)
+    assert list(store.units.values()) == ["reflectance"] * 4 + ["kelvin"]
+    assert set(plain.units.values()) == {"dn"}
+    np.testing.assert_array_equal(store.images, plain.images)
+    scale, offset = (np.reshape(v, (5, 1, 1)) for v in how.values())
+    np.testing.assert_allclose(store.read(1), plain.read(1) * scale + offset, rtol=1e-5, atol=1e-6)
+    light = prepare_competition(made.root, tmp_path / "l", scale=1e-4)
+    assert list(light.units.values()) == ["reflectance"] * 4 + ["dn"]
+    with pytest.raises(DataError, match=rf"{made.root}: scale: no band 'nir'"):
+        prepare_competition(made.root, tmp_path / "x", scale={"nir": 1.0})
+    assert not (tmp_path / "x").exists()
