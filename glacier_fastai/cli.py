@@ -166,6 +166,17 @@ def prepare_scene(
         str,
         typer.Option(help="Column of the outlines that holds class names or codes. Default: all of FILE are glacier."),
     ] = "",
+    all_touched: Annotated[
+        bool,
+        typer.Option("--all-touched", help="Burn every pixel that an outline touches, not only centres within it."),
+    ] = False,
+    empty_is_background: Annotated[
+        bool,
+        typer.Option(
+            "--empty-is-background",
+            help="A scene on which no outline lies, though some lie on others, is background. Default: unlabelled.",
+        ),
+    ] = False,
     bands: Bands = "",
     sensor: Sensor = "",
     tile_size: Annotated[int, typer.Option(min=32, help="Side of a tile, pixels.")] = 128,
@@ -188,6 +199,8 @@ def prepare_scene(
             labels=label,
             outlines=parse_outlines(outlines),
             class_field=class_field or None,
+            all_touched=all_touched,
+            empty_is_background=empty_is_background,
             bands=_split(bands),
             sensor=sensor or None,
             tile_size=tile_size,
