@@ -187,6 +187,17 @@ def prepare_scene(
         str,
         typer.Option(help="Column of the outlines that holds class names or codes. Default: all of FILE are glacier."),
     ] = "",
+    all_touched: Annotated[
+        bool,
+        typer.Option("--all-touched", help="Burn every pixel that an outline touches, not only centres within it."),
+    ] = False,
+    empty_is_background: Annotated[
+        bool,
+        typer.Option(
+            "--empty-is-background",
+            help="A scene on which no outline lies, though some lie on others, is background. Default: unlabelled.",
+        ),
+    ] = False,
     bands: Bands = "",
     sensor: Sensor = "",
     scale: Scale = "",
@@ -203,7 +214,8 @@ def prepare_scene(
     Example: `glacier-fastai prepare scene scene.tif --outlines rgi.gpkg --out tiles`
     """
     from .data.scenes.units import parse_scaling
-    from .data.sources.scene import parse_outlines, prepare_scenes
+    from .data.sources.outlines import parse_outlines
+    from .data.sources.scene import prepare_scenes
 
     _describe(
         prepare_scenes(
@@ -213,6 +225,8 @@ def prepare_scene(
             align=align,
             outlines=parse_outlines(outlines),
             class_field=class_field or None,
+            all_touched=all_touched,
+            empty_is_background=empty_is_background,
             bands=_split(bands),
             sensor=sensor or None,
             scale=parse_scaling(scale, "scale"),

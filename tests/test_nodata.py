@@ -26,7 +26,8 @@ from glacier_fastai.data.augment import AugmentTiles
 from glacier_fastai.data.block import GlacierDataLoaders
 from glacier_fastai.data.channels import Texture, with_channels
 from glacier_fastai.data.folds import store_folds
-from glacier_fastai.data.sources.scene import SceneRaster, prepare_scenes
+from glacier_fastai.data.scenes.geotiff import SceneRaster
+from glacier_fastai.data.sources.scene import prepare_scenes
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.model.evaluate import evaluate
 from glacier_fastai.model.unet import glacier_unet

@@ -6,7 +6,7 @@ import os
 from typing import Literal
 
 from ..bands import INDICES, Bands
-from ..core.ranges import outside, spread
+from ..core.ranges import outside, spread, unlike
 from ..data.profile import Profile
 from ..errors import BundleError, note
 from .bundle import ModelBundle
@@ -122,8 +122,7 @@ def _check_values(
     for band in bands:
         ours, theirs = known.quantiles[band], found.quantiles[band]
         share, width = outside(ours, theirs), spread(ours, theirs)
-        middle = sorted((abs(ours[3]), abs(theirs[3])))
-        hopeless += share > HOPELESS and (middle[1] > TIMES * middle[0] or ours[3] * theirs[3] < 0)
+        hopeless += unlike(ours, theirs)
         if share > ODD or not 1 / WIDER < width < WIDER:
             low, high, least, most = theirs[1], theirs[-2], ours[1], ours[-2]
             odd.append(f"{band} {low:.4g} to {high:.4g} ({least:.4g} to {most:.4g})")

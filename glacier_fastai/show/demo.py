@@ -14,7 +14,7 @@ import rasterio
 
 from ..bands import composite
 from ..core.settings import PHASE_A
-from ..data.sources.scene import SceneRaster
+from ..data.scenes.geotiff import SceneRaster
 from ..data.sources.synthetic import synthetic_store, write_scene
 from ..errors import OutputError
 from ..model.bundle import ModelBundle

@@ -4,10 +4,11 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 from scenes import BANDS, CRS, made_up, write_raster, write_scene
-from shapely.geometry import LineString, Polygon, box
+from shapely.geometry import box
 
+from glacier_fastai.data.scenes.geotiff import SceneRaster
 from glacier_fastai.data.scenes.names import SENSORS
-from glacier_fastai.data.sources.scene import SceneRaster, parse_outlines, prepare_scenes, read_outlines
+from glacier_fastai.data.sources.scene import prepare_scenes
 from glacier_fastai.errors import DataError, OutputError
 
 X, Y = 500_000, 3_100_000  # upper left corner of the made-up scenes
@@ -50,30 +51,6 @@ def test_overlap_is_at_least_what_was_asked(scene, tmp_path):
         first = np.unique(store.table[name])
         assert first[-1] + 32 == length
         assert np.diff(first).max() <= 24
-
-
-@pytest.mark.parametrize("suffix", ["gpkg", "geojson", "shp"])
-def test_outlines_of_another_crs_and_format_are_burned(scene, tmp_path, suffix):
-    table = geopandas.GeoDataFrame(geometry=[rectangle(10, 20, 30, 40)], crs=CRS).to_crs("EPSG:4326")
-    table.to_file(tmp_path / f"o.{suffix}")
-    store = prepare_scenes([scene[0]], tmp_path / "store", outlines=[tmp_path / f"o.{suffix}"], tile_size=32)
-    want = np.zeros((96, 80), np.uint8)
-    want[10:40, 20:60] = 1
-    want[~made_up()[2]] = 255
-    np.testing.assert_array_equal(mosaic(store, 96, 80), want)
-
-
-@pytest.mark.parametrize("names", [["Lake", "debris", "GLACIER", "background"], [3, 2, 1, 0], ["3", "2", "1", "0"]])
-def test_a_class_column_names_classes_and_debris_lies_over_glacier_and_lake_over_both(scene, tmp_path, names):
-    shapes = [rectangle(50, 0, 10, 40), rectangle(40, 0, 30, 40), rectangle(0, 0, 96, 40), rectangle(0, 60, 9, 9)]
-    path = outlines(tmp_path / "o.gpkg", shapes, kind=names)
-    store = prepare_scenes([scene[0]], tmp_path / "s", outlines=[path], class_field="kind", tile_size=32)
-    want = np.zeros((96, 80), np.uint8)
-    want[:, :40] = 1
-    want[40:70, :40] = 2
-    want[50:60, :40] = 3
-    want[~made_up()[2]] = 255
-    np.testing.assert_array_equal(mosaic(store, 96, 80), want)
 
 
 def test_several_scenes_with_bands_in_another_order(tmp_path):
@@ -176,29 +153,9 @@ def test_clean_and_debris_shapefiles_of_many_scenes(tmp_path):
     refuse(tmp_path, "'glaciar' is no class; use background, .*; did you mean 'glacier'", [a], **wrong)
 
 
-def test_outlines_as_people_write_them(scene, tmp_path):
-    assert parse_outlines(["rgi.gpkg", "lake=a.shp"]) == ["rgi.gpkg", ("lake", "a.shp")]
-    path = outlines(tmp_path / "year=2000.gpkg", [rectangle(4, 4, 40, 30)])
-    assert parse_outlines([str(path), f"debris={path}"]) == [str(path), ("debris", str(path))]
-    store = prepare_scenes([scene[0]], tmp_path / "store", outlines=parse_outlines([f"debris={path}"]), tile_size=32)
-    assert store.info["made_by"]["outlines"] == [f"debris={path}"]
-    assert set(np.unique(store.masks)) == {0, 2, 255}
-
-
 def test_tiles_without_labels_hold_no_ice(scene, tmp_path):
     label = write_raster(tmp_path / "none.tif", np.full((1, 96, 80), 255, np.uint8), nodata=255)
     refuse(tmp_path, "no tile has 5% ice", [scene[0]], labels=[label], min_ice=0.05)
-
-
-def test_a_scene_without_outlines_is_background_where_another_has_some(scene, tmp_path):
-    far = write_raster(
-        tmp_path / "far.tif", made_up()[0], nodata=0, bands=BANDS, transform=from_origin(X + 90_000, Y, 30, 30)
-    )
-    path = outlines(tmp_path / "o.gpkg", [rectangle(4, 4, 40, 30)])
-    store = prepare_scenes([scene[0], far], tmp_path / "store", outlines=[path], tile_size=32)
-    counts = store.class_counts()
-    assert counts[(store.table["scene"] == "far").to_numpy(), 1:].sum() == 0
-    assert counts[:, 1].sum() > 0
 
 
 def refuse(tmp_path, message, scenes, error=DataError, **kwargs):
@@ -259,49 +216,7 @@ def test_bad_labels(scene, tmp_path):
     refuse(tmp_path, "2 bands; a label raster has one", [scene[0]], labels=[many])
 
 
-def test_bad_outlines(scene, tmp_path):
-    def check(message, path, **kwargs):
-        refuse(tmp_path, message, [scene[0]], outlines=[path], **kwargs)
-
-    check(r"x\.gpkg: no such file", tmp_path / "x.gpkg")
-    (tmp_path / "text.gpkg").write_text("hello")
-    check("not a vector file, or damaged", tmp_path / "text.gpkg")
-    away = outlines(tmp_path / "away.gpkg", [rectangle(1000, 1000, 5, 5)])
-    check(r"away\.gpkg: no polygon lies on", away)
-    bow = Polygon([(X, Y), (X + 90, Y - 90), (X + 90, Y), (X, Y - 90)])
-    check(
-        r"1 invalid polygons, the first in row 1 \(Self-intersection",
-        outlines(tmp_path / "bow.gpkg", [rectangle(0, 0, 5, 5), bow]),
-    )
-    far = outlines(tmp_path / "far.gpkg", [rectangle(1000, 1000, 5, 5), rectangle(0, 0, 5, 5), bow])
-    check(r"1 invalid polygons, the first in row 2 \(", far)  # counted in the file, not among those near the scene
-    check(
-        "holds LineString; outlines must be polygons", outlines(tmp_path / "l.gpkg", [LineString([(X, Y), (X + 9, Y)])])
-    )
-    named = outlines(tmp_path / "named.gpkg", [rectangle(0, 0, 5, 5)], kind=["glaciers"])
-    check("no column 'kinds'; it has kind; did you mean 'kind'", named, class_field="kinds")
-    check("kind holds 'glaciers'; allowed are background .*did you mean 'glacier'", named, class_field="kind")
-    outlines(tmp_path / "nocrs.shp", [rectangle(0, 0, 5, 5)])
-    two = outlines(tmp_path / "two.gpkg", [rectangle(0, 0, 5, 5)])
-    geopandas.read_file(two).to_file(two, layer="more")
-    check(r"has layers two, more; keep one \(ogr2ogr one.gpkg two.gpkg two\)", two)
-    (tmp_path / "nocrs.prj").unlink()
-    check("no coordinate reference system; assign one", tmp_path / "nocrs.shp")
-
-
 def test_an_existing_store_is_not_overwritten(scene, tmp_path):
     (tmp_path / "store").mkdir()
     with pytest.raises(OutputError, match="store: exists already"):
         prepare_scenes([scene[0]], tmp_path / "store", labels=[scene[1]], tile_size=32)
-
-
-def test_everest_by_labels_and_by_outlines_agree_about_ice(everest, tmp_path):
-    a = prepare_scenes([everest / "scene.tif"], tmp_path / "a", labels=[everest / "label.tif"])
-    b = prepare_scenes([everest / "scene.tif"], tmp_path / "b", outlines=[everest / "outlines.gpkg"])
-    assert a.bands == ("blue", "green", "red", "nir")
-    with rasterio.open(everest / "label.tif") as file:
-        truth = file.read(1)
-    np.testing.assert_array_equal(mosaic(a, *truth.shape), truth)
-    ice_a, ice_b = np.isin(a.masks, (1, 2)), np.isin(b.masks, (1, 2))
-    assert (ice_a == ice_b).mean() > 0.98
-    assert len(read_outlines(everest / "outlines.gpkg", "EPSG:4326")) == 67
