@@ -94,6 +94,8 @@ def assign_folds(
     n = len(counts)
     if n_folds < 2:
         raise DataError(f"{n_folds} folds: at least 2 are needed")
+    if n < 2:
+        raise DataError("a single tile makes no folds; cut smaller tiles, or train on all, without validation")
     if n < n_folds:
         raise DataError(f"{n} tiles cannot make {n_folds} folds; set data.folds to at most {n}")
     if not spatial:

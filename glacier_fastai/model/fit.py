@@ -16,11 +16,7 @@ __all__ = ["check_fit", "check_units", "known_profile"]
 
 NORMAL = (-2.326, -1.645, -0.674, 0.0, 0.674, 1.645, 2.326)
 """What `core.ranges.QUANTILES` are of a standard normal distribution."""
-ODD, HOPELESS = 0.5, 0.9
-"""Share of the values beyond the central nine tenths of those trained on (of like data: 0.1) that is said, refused."""
-TIMES = (
-    1.5  # as large or as small that the median is, too, where nothing can come of a band: no season does that to all
-)
+ODD = 0.5  # share of the values beyond the central nine tenths of those trained on (of like data: 0.1) that is said
 WIDER = 8.0  # times as wide as what was trained on, or as narrow, that a range may be without a word
 LARGER = 1.3  # times as large that a pixel may be
 

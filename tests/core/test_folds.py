@@ -198,7 +198,8 @@ def test_a_large_patch_of_two_frames_is_divided_into_runs_on_the_ground():
 
 
 @pytest.mark.parametrize(
-    ("n", "n_folds", "message"), [(3, 5, "3 tiles cannot make 5 folds"), (5, 1, "at least 2 are needed")]
+    ("n", "n_folds", "message"),
+    [(3, 5, "3 tiles cannot make 5 folds"), (5, 1, "at least 2 are needed"), (1, 5, "a single tile makes no folds")],
 )
 def test_impossible_folds_are_refused(n, n_folds, message):
     with pytest.raises(DataError, match=message):

@@ -118,10 +118,10 @@ def unit_of(
     >>> unit_of("red", None, False, np.array([120, 96])), unit_of("red", None, True, np.array([0.2, 0.4]))
     (('dn', ''), ('reflectance', ''))
     """
-    natural = natural_unit(band)
-    if tag and tag.strip().lower() in TAGS:
-        return TAGS[tag.strip().lower()], ""
-    if tag and scaled:  # a radiance, perhaps
+    natural, named = natural_unit(band), TAGS.get((tag or "").strip().lower())
+    if named and (natural == named or (natural, named) == ("kelvin", "celsius")):
+        return named, ""
+    if tag and scaled and not named:  # a radiance, perhaps; GDAL calls any band of a CRS with heights metre
         return "dn", f"band {band} is in {tag!r}, which is not known: its values are compared as they are"
     if natural in ("metre", "degree"):
         return natural, ""

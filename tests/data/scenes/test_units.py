@@ -47,6 +47,9 @@ KELVIN, NUMBERS = np.float32([251.3, 260.7, 281.25]), np.array([300, 9000, 65535
         ("red", None, True, REFLECTANCE, "reflectance"),
         ("red", "Reflectance", False, NUMBERS, "reflectance"),
         ("red", "W/m2/sr/um", True, REFLECTANCE, "dn"),
+        ("red", "metre", False, NUMBERS, "dn"),  # as GDAL says in a CRS with heights
+        ("red", "metre", True, REFLECTANCE, "reflectance"),
+        ("red", "K", False, NUMBERS, "dn"),
         ("thermal", None, False, KELVIN, "kelvin"),
         ("thermal", None, False, CELSIUS, "dn"),
         ("thermal", "degC", False, CELSIUS, "celsius"),

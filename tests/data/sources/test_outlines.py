@@ -264,7 +264,7 @@ def test_a_store_of_outlines_keeps_how_it_was_made_and_what_was_said(scene, tmp_
     assert store.info["made_by"]["outlines"] == [f"debris={path}"]
     assert any("1 of 2 polygons" in n for n in store.info["notes"])
     store = prepare_scenes([scene[0]], tmp_path / "all", outlines=[path], tile_size=32, all_touched=True)
-    assert store.info["notes"] == []
+    assert not any("polygon" in n for n in store.info["notes"])
     assert store.info["made_by"]["all_touched"]
     assert store.masks[0, 1, 1] == 1
 
