@@ -79,6 +79,15 @@ class SceneRaster:
                 "gdalbuildvrt -separate)"
             )
 
+        mask = self.path.with_name(f"{self.path.name}.msk")
+        if mask.is_file():  # GDAL leaves one of another size out without a word
+            with open_raster(mask) as raster:
+                if raster.shape != self.raster.shape:
+                    raise DataError(
+                        f"{mask}: {raster.height} x {raster.width} px, but {self.path.name} has {self.raster.height} x "
+                        f"{self.raster.width}: no mask of it; make it anew, or move it away"
+                    )
+
     def _check_place(self) -> None:
         raster, path, copy = self.raster, self.path, f"{self.path.stem}_placed.tif"
         at_home = raster.transform.is_identity

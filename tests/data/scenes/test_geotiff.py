@@ -190,3 +190,16 @@ def test_a_large_scene_is_looked_at_in_windows_up_to_its_edges(tmp_path):
         np.testing.assert_allclose(
             scene.profile.quantiles["blue"], np.quantile(values[0], (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)), atol=8
         )
+
+
+def test_a_mask_file_of_another_size_is_refused(tmp_path):
+    path = write_raster(tmp_path / "s.tif", VALUES, bands=BANDS)
+    mask = np.full((96, 80), 255, "uint8")
+    mask[:, :9] = 0
+    with rasterio.open(path, "r+") as file:
+        file.write_mask(mask)
+    assert (read(path)[1] == (VALID & (mask > 0))).all()
+    (tmp_path / "s.tif.msk").unlink()
+    write_raster(tmp_path / "m.tif", mask[None, :40]).rename(tmp_path / "s.tif.msk")
+    with pytest.raises(DataError, match=r"s\.tif\.msk: 40 x 80 px, but s\.tif has 96 x 80"):
+        SceneRaster(path)
