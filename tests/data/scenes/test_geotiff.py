@@ -196,7 +196,7 @@ def test_a_mask_file_of_another_size_is_refused(tmp_path):
     path = write_raster(tmp_path / "s.tif", VALUES, bands=BANDS)
     mask = np.full((96, 80), 255, "uint8")
     mask[:, :9] = 0
-    with rasterio.open(path, "r+") as file:
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, "r+") as file:
         file.write_mask(mask)
     assert (read(path)[1] == (VALID & (mask > 0))).all()
     (tmp_path / "s.tif.msk").unlink()
