@@ -181,6 +181,13 @@ def test_a_cross_validation_cut_short_is_reported_as_far_as_it_came(crossvalidat
     assert found.notes() == ["fold0: of its cross-validation fold 1, 2 is not there."]
 
 
+def test_what_was_odd_about_the_data_stands_at_the_top(run, tmp_path):
+    with open(run / "events.jsonl", "a") as file:
+        for _ in range(2):
+            file.write(json.dumps({"event": "start", "time": "2026-11-27T12:00:00Z", "notes": ["t: no lake"]}) + "\n")
+    assert made(tmp_path, run).notes() == ["copy: t: no lake."]
+
+
 def test_the_command_prints_the_path(trained, tmp_path):
     out = CliRunner().invoke(app, ["report", str(trained[0]), "--out", str(tmp_path / "r.html")])
     assert (out.exit_code, out.stdout) == (0, f"{tmp_path / 'r.html'}\n"), out.output
