@@ -54,7 +54,8 @@ def write_noise(path: Path, height: int, width: int) -> Path:
 def bundle() -> ModelBundle:
     torch.manual_seed(0)
     weights = glacier_unet("resnet34", 5).state_dict()
-    return ModelBundle(weights, "resnet34", "scse", BANDS, (15_000.0,) * 5, (3_000.0,) * 5)
+    options = {"encoder": "resnet34", "attention": "scse"}
+    return ModelBundle(weights, "unet", options, BANDS, (15_000.0,) * 5, (3_000.0,) * 5)
 
 
 def peak(reset: bool = False) -> float:
