@@ -13,7 +13,7 @@ import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
-from ...bands import Bands
+from ...bands import Bands, natural_unit
 from ...core.fill import likely_fill
 from ...errors import DataError
 from ..profile import QUANTILES, Profile
@@ -230,7 +230,14 @@ class SceneRaster:
 
     def look(self) -> list[str]:
         """Return what is odd about the scene, a line each: also of its values, by a sample of them."""
-        notes = [*self.notes] if self.scaling else []  # finding units adds to `notes`
+        units = {b: how.unit for b, how in zip(self.bands, self.scaling, strict=True)}
+        notes = [*self.notes]  # finding units adds to them
+        light = [b for b in self.bands if natural_unit(b) == "reflectance"]
+        if plain := [b for b in light if units[b] == "dn" and {units[other] for other in light} != {"dn"}]:
+            notes.append(
+                f"{self.path}: {', '.join(plain)} are of unknown unit, the other bands of reflected light are not; give "
+                "scale and offset of all"
+            )
         for names, value, share in likely_fill(self.bands, *self.sample):
             if value == 0 and 0 in self.raster.nodatavals:
                 notes.append(
@@ -245,7 +252,7 @@ class SceneRaster:
             )
         return list(dict.fromkeys(notes))
 
-    @property
+    @cached_property
     def profile(self) -> Profile:
         """What its values are, by a sample of them."""
         sample, quantiles = self.sample, {}

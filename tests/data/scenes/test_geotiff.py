@@ -84,6 +84,14 @@ def test_a_word_against_the_tags_is_refused(tmp_path):
         SceneRaster(tagged(path, scales=[0.0] * 5))
 
 
+def test_tags_of_some_bands_only_are_said(tmp_path):
+    path = write_raster(tmp_path / "s.tif", VALUES, nodata=0, bands=BANDS)
+    tagged(path, scales=[1e-4, 1e-4, 1.0, 1e-4, 1.0])
+    with SceneRaster(path) as scene:
+        (line,) = scene.look()
+    assert "red are of unknown unit" in line
+
+
 def test_units_that_the_file_names(tmp_path):
     path = write_raster(tmp_path / "s.tif", REFLECTANCE, bands=BANDS)
     tagged(path, units=["reflectance"] * 4 + ["degC"])
