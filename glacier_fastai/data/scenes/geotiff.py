@@ -235,8 +235,8 @@ class SceneRaster:
         light = [b for b in self.bands if natural_unit(b) == "reflectance"]
         if plain := [b for b in light if units[b] == "dn" and {units[other] for other in light} != {"dn"}]:
             notes.append(
-                f"{self.path}: {', '.join(plain)} are of unknown unit, the other bands of reflected light are not; give "
-                "scale and offset of all"
+                f"{self.path}: {', '.join(plain)} are of unknown unit, the other bands of reflected light are not; "
+                "give scale and offset of all"
             )
         for names, value, share in likely_fill(self.bands, *self.sample):
             if value == 0 and 0 in self.raster.nodatavals:
