@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from ..bands import CLASSES, ICE
-from ..errors import DataError, GlacierError, PredictionError
+from ..errors import DataError, GlacierError, PredictionError, note
 from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
 from ..model.processes import all_gather, init_processes, select_gpu, world_size
@@ -44,7 +44,8 @@ def find_scenes(
     """Return the scenes that are meant, each once, in the order given.
 
     A manifest has a path per line, or is a table with a column `scene`; paths are as seen from the manifest. Of
-    what a pattern matches, folders, maps that `predict_scene` made, .aux.xml and .ovr are no scenes.
+    what a pattern matches, folders, maps that `predict_scene` made, .aux.xml and .ovr are no scenes; maps named beside
+    scenes are left out, too, which is noted.
 
     Raises:
         DataError: A pattern matches no scene, a manifest cannot be read, or two scenes would have maps of one name.
@@ -66,6 +67,12 @@ def find_scenes(
                 raise DataError(f"{name}: matches nothing but maps made before, such as {matches[0]}; name the scenes")
             found += scenes
     found = list(dict.fromkeys(found))
+    if (maps := [path for path in found if _is_map(path)]) and len(maps) < len(found):  # as a shell expands *.tif
+        found = [path for path in found if path not in maps]
+        note(
+            f"{maps[0]}{f' and {len(maps) - 1} more' if len(maps) > 1 else ''}: a map made before, no scene; left out",
+            [],
+        )
     stems: dict[str, Path] = {}
     for path in found:
         if (other := stems.setdefault(path.stem, path)) != path:

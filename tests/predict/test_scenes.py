@@ -12,7 +12,7 @@ import pytest
 import rasterio
 from scenes import BANDS, made_up, write_raster, write_scene
 
-from glacier_fastai.errors import BundleError, DataError, OutputError
+from glacier_fastai.errors import BundleError, DataError, DataNote, OutputError
 from glacier_fastai.files import locked
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.predict.scene import Wanted, predict_scene
@@ -72,7 +72,9 @@ def test_a_pattern_leaves_out_maps_made_before(bundle, tmp_path, monkeypatch):
     assert find_scenes(["**/*.tif"]) == sorted([scene, *mine, Path("b/B_label.tif")])
     again = predict_scenes(bundle, ["a.t*", "b/B.*"], ".", all_of_it)
     assert again["state"].tolist() == ["done before", "done"]
-    assert find_scenes(["a_classes.tif"]) == [Path("a_classes.tif")]  # by name, so it is meant
+    assert find_scenes(["a_classes.tif"]) == [Path("a_classes.tif")]  # alone by name, so it is meant
+    with pytest.warns(DataNote, match=r"^a_classes\.tif and 1 more: a map made before, no scene"):
+        assert find_scenes(["a_classes.tif", "a_confidence.tif", "a.tif"]) == [scene]  # as a shell expands
     with pytest.raises(DataError, match=r"^b/\*_classes.tif: matches nothing but maps made before, such as b/B_cla"):
         find_scenes(["b/*_classes.tif"])
     Path("folder.tif").mkdir()
