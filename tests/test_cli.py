@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import rasterio
@@ -204,6 +205,34 @@ def test_the_competitions_own_folder_is_trained_on_and_scored(run, tmp_path):
     done = run("prepare", "competition", tmp_path / "comp", "--out", tmp_path / "store")
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'store'}\n")
     assert "9 tiles of 32 px, bands blue, green, red, swir1, thermal" in done.stderr
+
+
+def test_units_notes_and_force_on_the_command_line(run, trained, tmp_path):
+    bundle = trained[0] / "best.safetensors"
+    scene, label = write_scene(tmp_path / "s.tif")
+    words = ["--scale", "1e-4", "--offset=-0.1", "--tile-size", 32, "--out", tmp_path / "t"]
+    made = run("prepare", "scene", scene, "--label", label, *words)
+    assert made.returncode == 0, made.stderr
+    assert f"note: {scene}: scale 0.0001 is for reflected light, thermal keep their own" in made.stderr
+    info = json.loads((tmp_path / "t" / "dataset.json").read_text())
+    assert info["units"] == ["reflectance"] * 4 + ["dn"]
+    assert any("thermal" in line for line in info["notes"])
+    for words in (["evaluate", bundle, "--data", tmp_path / "t"], ["predict", bundle, scene, "--scale", "1e-4"]):
+        done = run(*words, *(["--out", tmp_path / "m", "--force"] if words[0] == "predict" else ["--force"]))
+        assert done.returncode == 2
+        assert "reflectance, but the model was trained on" in done.stderr
+    assert not (tmp_path / "m").exists()
+    scored = run("evaluate", bundle, "--data", tmp_path / "t", "--stats", "scene", "--json")
+    assert scored.returncode == 0, scored.stderr
+    assert "normalised by the scene's own statistics" in scored.stderr
+    far = make_store(tmp_path / "far", dtype="float32")
+    images = np.load(far.path / "images.npy", mmap_mode="r+")
+    images *= 30
+    images.flush()
+    assert "unless it is forced" in run("evaluate", bundle, "--data", far.path).stderr
+    forced = run("evaluate", bundle, "--data", far.path, "--force")
+    assert forced.returncode == 0, forced.stderr
+    assert "note: " in forced.stderr and "values far" in forced.stderr
 
 
 def test_hkhs_own_folder_is_trained_on(run, tmp_path):
