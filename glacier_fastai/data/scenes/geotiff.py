@@ -121,7 +121,8 @@ class SceneRaster:
                 )
             if n in self._alpha:  # GDAL takes any fourth band of bytes for alpha, which nir is not
                 window = self.raster.read(n, out_shape=(min(self.raster.height, 256), min(self.raster.width, 256)))
-                if len(found := np.unique(window)) <= 2 and found[-1] == np.iinfo(window.dtype).max:
+                opaque = np.iinfo(window.dtype).max if window.dtype.kind in "iu" else 1
+                if len(found := np.unique(window)) <= 2 and found[-1] == opaque:
                     raise DataError(
                         f"{self.path}: band {n}, named {name}, is the alpha band, which says where there is data; name "
                         "it '-'"

@@ -133,6 +133,16 @@ def test_an_alpha_band_masks_in_files_of_any_number_of_bands(tmp_path, count, na
             SceneRaster(path, [*BANDS[:count], "nir"])
 
 
+def test_an_alpha_band_of_floats_is_none_either(tmp_path):
+    opaque = np.ones((1, 96, 80), "float32")
+    opaque[:, :, :20] = 0
+    path = write_raster(tmp_path / "s.tif", np.concatenate([REFLECTANCE[:2], opaque]), bands=[*BANDS[:2], "red"])
+    kinds = [ColorInterp.gray, ColorInterp.undefined, ColorInterp.alpha]
+    with pytest.raises(DataError, match="band 3, named red, is the alpha band"):
+        SceneRaster(tagged(path, colorinterp=kinds))
+    assert (read(path, [*BANDS[:2], "-"])[1] == (opaque[0] > 0)).all()
+
+
 def test_a_colour_table_is_no_brightness(tmp_path):
     path = write_raster(tmp_path / "s.tif", (VALUES[:1] // 40).astype("uint8"))
     with rasterio.open(path, "r+") as file:
