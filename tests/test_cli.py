@@ -144,7 +144,9 @@ def test_the_whole_way_from_a_scene_to_a_map(run, tmp_path):
     assert "epoch 1/1" in done.stderr
     done = run("evaluate", out / "best.safetensors", "--data", store, "--json")
     result = json.loads(done.stdout)
-    assert {"mcc", "ice_mcc", "mean_iou", "ice_iou", "mcc_image_mean", "ece", "classes", "confusion"} == set(result)
+    assert {"mcc", "ice_mcc", "mean_iou", "ice_iou", "mcc_image_mean", "ece", "classes", "confusion", "notes"} == set(
+        result
+    )
     assert set(result["classes"]["lake"]) == {"iou", "precision", "recall", "f1", "pixels"}
     assert "the 3 tiles of fold 0" in done.stderr
     done = run("evaluate", out / "best.safetensors", "--data", store, "--fold", "all")
@@ -224,7 +226,8 @@ def test_units_notes_and_force_on_the_command_line(run, trained, tmp_path):
     assert not (tmp_path / "m").exists()
     scored = run("evaluate", bundle, "--data", tmp_path / "t", "--stats", "scene", "--json")
     assert scored.returncode == 0, scored.stderr
-    assert "normalised by the scene's own statistics" in scored.stderr
+    assert scored.stderr.count("normalised by the scene's own statistics") == 1
+    assert any("own statistics" in line for line in json.loads(scored.stdout)["notes"])
     far = make_store(tmp_path / "far", dtype="float32")
     images = np.load(far.path / "images.npy", mmap_mode="r+")
     images *= 30

@@ -13,7 +13,7 @@ from ..errors import DataError
 if TYPE_CHECKING:  # what prepares tiles needs no torch
     from torch import Tensor
 
-__all__ = ["moments", "scene_statistics", "standardise"]
+__all__ = ["constant", "moments", "scene_statistics", "standardise"]
 
 
 def moments(
@@ -27,6 +27,18 @@ def moments(
     """
     chosen = np.where(valid, values, values.dtype.type(0)).reshape(len(values), -1).astype(np.float64)
     return chosen.sum(1), np.einsum("cp,cp->c", chosen, chosen)
+
+
+def constant(
+    mean: float,  # of a band
+    std: float,  # its standard deviation
+) -> bool:
+    """Return whether a band is constant, but for rounding.
+
+    >>> constant(7.0, 1e-9), constant(0.0, 0.1)
+    (True, False)
+    """
+    return not std > 1e-6 * max(abs(mean), 1e-6)
 
 
 def scene_statistics(
@@ -52,7 +64,7 @@ def scene_statistics(
     mean = sums / n
     std = np.sqrt(np.maximum(squares / n - mean**2, 0))
     for band, m, s in zip(bands, mean, std, strict=True):
-        if not s > 1e-6 * max(abs(m), 1e-6):
+        if constant(m, s):
             raise DataError(f"{where}: band {band} is constant ({m:g}); use the bundle's statistics")
     return mean, std
 

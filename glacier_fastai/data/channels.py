@@ -103,6 +103,8 @@ def compute_channels(
 ) -> np.ndarray:
     """Return the channels, float32 `(len(channels), H, W)`: bands, indices (0 where undefined) and textures.
 
+    Values below 0, as atmospheric correction leaves them in shade, count as 0 in an index, which so is from -1 to 1.
+
     >>> image = np.float32([[[3.0, np.nan]], [[1.0, np.nan]]])
     >>> compute_channels(image, ["green", "swir1"], channels_of(["ndsi", "green"]))
     array([[[0.5, nan]],
@@ -115,7 +117,7 @@ def compute_channels(
 
     def values(band: str) -> np.ndarray:
         if band not in known:
-            a, b = (known[of] for of in INDICES[band])
+            a, b = (np.maximum(known[of], 0) for of in INDICES[band])  # no light is negative, whatever a product says
             known[band] = np.where(a + b == 0, 0, (a - b) / np.where(a + b == 0, 1, a + b))
         return known[band]
 

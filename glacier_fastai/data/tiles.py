@@ -33,7 +33,7 @@ from pyproj.exceptions import CRSError
 
 from ..bands import CLASSES, ICE, ICE_OF_ANY_KIND, IGNORE, UNITS, Bands, texture_of
 from ..core.ground import outlines
-from ..core.moments import moments
+from ..core.moments import constant, moments
 from ..errors import DataError, note
 from ..files import digest, whole_folder
 from .profile import QUANTILES, Profile
@@ -100,7 +100,8 @@ class TileStore:
             self.units = dict(zip(self.bands, self.info.get("units", ["dn"] * n), strict=True))
             self.scale = np.array(self.info.get("scale", [1.0] * n), np.float64)
             self.offset = np.array(self.info.get("offset", [0.0] * n), np.float64)
-            if not (self.scale.shape == self.offset.shape == (n,) and set(self.units.values()) <= {*UNITS}):
+            fits = self.scale.shape == self.offset.shape == (n,) and set(self.units.values()) <= {*UNITS}
+            if not fits or 0 in self.scale or not np.isfinite([self.scale, self.offset]).all():
                 raise ValueError("units, scale or offset do not fit the bands")
         except (AttributeError, KeyError, TypeError, ValueError) as err:
             raise DataError(f"{info_path}: damaged ({err!r}); prepare the store again") from err
@@ -256,7 +257,8 @@ class TileStore:
         chosen = np.arange(len(self)) if tiles is None else np.asarray(tiles)
         some = chosen[np.unique(np.linspace(0, len(chosen) - 1, min(len(chosen), LOOK)).round().astype(int))]
         step = slice(None, None, max(1, self.size // 32))
-        found = np.concatenate([self.read(i, window=(step, step)).reshape(len(self.bands), -1) for i in some], 1)
+        none = np.empty((len(self.bands), 0), np.float32)
+        found = np.concatenate([none, *(self.read(i, window=(step, step)).reshape(len(none), -1) for i in some)], 1)
         found = found[:, ~np.isnan(found[0])].astype(np.float64)
         quantiles = np.quantile(found, QUANTILES, axis=1).T.tolist() if found.size else []
         rows = self.table.iloc[some[:: max(1, len(some) // 8)]][["crs", "transform"]].to_numpy()
@@ -301,17 +303,16 @@ class TileStore:
         Raises:
             DataError: The tiles hold no valid pixel, or a band is constant.
         """
-        self.band_index(bands)
+        index = self.band_index(bands)
         rows = self.table if tiles is None else self.table.iloc[list(tiles)]
         if rows["n_valid"].sum() == 0:
             raise DataError(f"{self.path}: the chosen tiles hold no pixel with data, so no statistics")
-        index = self.band_index(bands)
         mean, std = _moments(rows, bands, self.scale[index], self.offset[index])
         if self.standardised:
             came = [texture_of(b) is None for b in bands]
             mean[came], std[came] = 0, 1
         for band, m, s in zip(bands, mean, std, strict=True):
-            if _constant(m, s):
+            if constant(m, s):
                 raise DataError(f"{self.path}: band {band} is constant ({m:g}); leave it out of `bands`")
         return mean, std
 
@@ -331,10 +332,6 @@ def _moments(
     mean = np.array([rows[f"sum_{b}"].sum() for b in bands]) / n
     square = np.array([rows[f"sumsq_{b}"].sum() for b in bands]) / n
     return scale * mean + offset, np.abs(scale) * np.sqrt(np.maximum(square - mean**2, 0))
-
-
-def _constant(mean: float, std: float) -> bool:
-    return not std > 1e-6 * max(abs(mean), 1e-6)
 
 
 class TileWriter:
@@ -513,5 +510,5 @@ class TileWriter:
         if table["n_valid"].sum():
             scale, offset = np.array(self.info["scale"]), np.array(self.info["offset"])
             for band, m, s in zip(self.bands, *_moments(table, self.bands, scale, offset), strict=True):
-                if _constant(m, s):
+                if constant(m, s):
                     self.note(f"{self.path}: band {band} is {m:g} everywhere; leave it out, or check its file")

@@ -26,7 +26,15 @@ from .ensemble import Ensemble
 from .fit import check_fit, check_units
 from .predictor import Predictor
 
-__all__ = ["TilePrediction", "class_table", "evaluate", "predict_tiles", "score_table", "tiles_to_score"]
+__all__ = [
+    "TilePrediction",
+    "class_table",
+    "evaluate",
+    "predict_tiles",
+    "score_table",
+    "score_tiles",
+    "tiles_to_score",
+]
 
 SHORT = {"background": "BG"}
 
@@ -67,7 +75,7 @@ def predict_tiles(
     """
     ensemble, store = Ensemble.of(model), store.base()
     ensemble.check(store.path, store.bands, store.standardised)
-    check_units(ensemble, store.path, store.units, [], statistics)
+    check_units(ensemble, store.path, store.units, statistics)
     predictor = Predictor(ensemble, device)
     positions = list(range(len(store)) if tiles is None else map(int, tiles))
     scenes = store.table["scene"].to_numpy() if statistics == "scene" else np.full(len(store), "")
@@ -112,21 +120,33 @@ def evaluate(
 
     Returns:
         What `core.confusion.scores` returns; `mcc_image_mean`, the mean of the tiles' own MCC; and `ece`, the expected
-        calibration error of the most probable class.
+        calibration error of the most probable class, both None where no class has a label; and `notes` of what is odd.
 
     Raises:
         BundleError: As `predict_tiles`, other units, or values far from what the models know.
         DataError: No tile has a label.
     """
-    positions = np.arange(len(store)) if tiles is None else np.asarray(tiles, np.int64)
+    positions, notes = np.arange(len(store)) if tiles is None else np.asarray(tiles, np.int64), list[str]()
+    check_fit(model, store.path, store.base().profile(positions), notes, statistics, force)
+    found = score_tiles(model, store, positions, device, statistics)
+    return {**found, "notes": [*notes, *found["notes"]]}
+
+
+def score_tiles(
+    model: ModelBundle | Ensemble,
+    store: TileStore,  # labelled tiles, of the data that the models were trained on
+    tiles: Sequence[int] | np.ndarray,  # positions of the tiles to look at
+    device: torch.device | None = None,  # default `predictor.default_device`
+    statistics: Literal["bundle", "scene"] = "bundle",  # as in `predict_tiles`
+) -> dict[str, Any]:
+    """Return what `evaluate` does, of tiles whose values are not asked whether the models know such."""
+    positions, notes = np.asarray(tiles, np.int64), list[str]()
     known, ice_alone = store.class_counts()[positions].sum(0), int(store.ice_counts()[positions].sum())
     if not known.any() and not ice_alone:
         raise DataError(f"{store.path}: no labelled pixel in these tiles, so nothing to score")
-    notes: list[str] = []
     if ice_alone:
         little = "" if np.count_nonzero(known) > 1 else ", which say nothing here: fewer than two classes have labels"
         note(f"{store.path}: ice of unknown kind counts in the scores of ice, not in those of classes{little}", notes)
-    check_fit(model, store.path, store.base().profile(positions), notes, statistics, force)
     total, per_image, tables = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64), [], []
     on_ice = np.zeros(256, np.int64)  # what the map says where the kind of ice is unknown
     for i, classes, probs in predict_tiles(model, store, positions.tolist(), device, statistics):
@@ -137,9 +157,10 @@ def evaluate(
         total += matrix
         on_ice += np.bincount(classes[store.masks[i] == ICE_OF_ANY_KIND], minlength=256)
         tables.append(reliability(probs, truth, dim=0))
-    ece = expected_calibration_error(reduce(add, tables))
-    mean = float(np.mean(per_image)) if per_image else 0.0
-    return {**scores(total, on_ice[: len(CLASSES)].tolist()), "mcc_image_mean": mean, "ece": ece}
+    found = scores(total, on_ice[: len(CLASSES)].tolist())
+    mean = float(np.mean(per_image)) if per_image else None
+    ece = expected_calibration_error(reduce(add, tables)) if per_image else None
+    return {**found, "mcc_image_mean": mean, "ece": ece, "notes": notes}
 
 
 def tiles_to_score(
@@ -229,5 +250,5 @@ def score_table(
     """Return scores as text: one a line, and the table of the classes."""
     names = {"mcc": "MCC", "ice_mcc": "ice MCC", "mean_iou": "mean IoU", "ice_iou": "ice IoU"}
     names |= {"mcc_image_mean": "MCC, mean of tiles", "ece": "ECE"}
-    lines = [f"{name:<20}{result[key]:.4f}" for key, name in names.items()]
+    lines = [f"{name:<20}{'-' if result[key] is None else format(result[key], '.4f')}" for key, name in names.items()]
     return "\n".join([*lines, class_table(torch.tensor(result["confusion"]))])

@@ -34,12 +34,12 @@ def check_fit(
     Raises:
         BundleError: The units differ; or values of most bands lie where the model has seen next to none.
     """
-    check_units(model, where, found.units, notes, statistics)
+    for line in check_units(model, where, found.units, statistics):
+        note(line, notes)
     for member in Ensemble.of(model).members:
         bundle = member.bundle
         known, named = known_profile(bundle), f"{where}: "
-        bands = _read(bundle, known, found.units)
-        bands = [b for b in bands if b in found.quantiles]
+        bands = [b for b in _read(bundle, known, found.units) if b in found.quantiles]
         both = [b for b in bands if b in known.quantiles and known.units[b] == found.units[b]]
         if statistics == "bundle":
             _check_values(where, both, known, found, notes, force)
@@ -62,10 +62,14 @@ def check_units(
     model: ModelBundle | Ensemble,
     where: str | os.PathLike,  # as in `check_fit`
     units: dict[str, str],  # unit of each band there
-    notes: list[str],  # as in `check_fit`
     statistics: Literal["bundle", "scene"] = "bundle",  # as in `check_fit`
-) -> None:
-    """Raise `BundleError` where units are others than those trained on; a scene's own statistics make up for that."""
+) -> list[str]:
+    """Return where units are others than those trained on, a line each; a scene's own statistics make up for that.
+
+    Raises:
+        BundleError: They are, and nothing makes up for it.
+    """
+    odd = []
     for member in Ensemble.of(model).members:
         bundle, known = member.bundle, known_profile(member.bundle)
         computed = any(b in INDICES and b not in units for b in bundle.bands)  # an index of other units is another one
@@ -73,7 +77,8 @@ def check_units(
             line = f"{where}: has {_units(other, units)}, but the model was trained on {_units(other, known.units)}"
             if statistics == "bundle" or computed:
                 raise BundleError(f"{line}; {_advice(known.units[other[0]], units[other[0]], computed)}")
-            note(f"{line}: normalised by the scene's own statistics", notes)
+            odd.append(f"{line}: normalised by the scene's own statistics")
+    return odd
 
 
 def _read(bundle: ModelBundle, known: Profile, there: dict[str, str]) -> list[str]:

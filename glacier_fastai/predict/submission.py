@@ -17,7 +17,7 @@ from ..core.dihedral import VIEWS
 from ..data.raw import open_tiles
 from ..data.sources.competition import find_competition, prepare_competition
 from ..data.tiles import TileStore
-from ..errors import BundleError, DataError, OutputError, PredictionError
+from ..errors import BundleError, DataError, OutputError, PredictionError, note
 from ..files import whole_file, whole_folder, write_text
 from ..model.bundle import described
 from ..model.ensemble import Ensemble, Member
@@ -74,6 +74,9 @@ def write_submission(
                 f"{member.path or 'bundle'}: was trained on {other[0]} in {units[other[0]]}, and nothing says how the "
                 "competition's numbers become that; fine-tune it on its tiles"
             )
+        if scaling := member.bundle.profile.scaling:
+            said = ", ".join(f"{b} {s:g} n {o:+g}" for b, (s, o) in scaling.items() if b in BANDS)
+            note(f"{member.path or 'bundle'}: the competition's numbers n become values as in training: {said}", [])
         if member.bundle.standardised:
             raise BundleError(f"{member.path or 'bundle'}: trained on standardised values; fine-tune it on its tiles")
     cleaning = ensemble.predict.postprocess or PostprocessRecipe(min_size={}, fill_holes={})

@@ -51,8 +51,8 @@ class Run:
     @property
     def notes(self) -> list[str]:
         """What was odd about its data."""
-        said = [line for event in self.events if isinstance(event.get("notes"), list) for line in event["notes"]]
-        return list(dict.fromkeys(map(str, said)))
+        said = [each["notes"] for each in (*self.events, self.scores) if isinstance(each.get("notes"), list)]
+        return list(dict.fromkeys(str(line) for lines in said for line in lines))
 
     def get(self, *keys: str) -> Any:
         """Return a field of the recipe by its path, or None."""

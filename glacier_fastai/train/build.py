@@ -22,7 +22,7 @@ from ..data.tiles import TileStore
 from ..errors import RecipeError
 from ..files import digest
 from ..model.bundle import ModelBundle, TrainedOn, trained_ground
-from ..model.fit import check_fit
+from ..model.fit import check_units
 from ..model.processes import on_rank_zero, world_size
 from ..model.registry import of_recipe
 from ..recipe import Recipe
@@ -64,7 +64,7 @@ def make_dls(
         if weights is None:
             raise RecipeError("data.statistics=weights: there are no weights; name a bundle, or set it to data")
         stats = weights.statistics(recipe.bands)
-        check_fit(weights, store.path, store.base().profile(), [], force=True)
+        check_units(weights, store.path, store.base().units)
     dls = GlacierDataLoaders.from_store(
         store,
         fold,

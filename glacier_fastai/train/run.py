@@ -40,7 +40,7 @@ from ..errors import DataError, OutputError, RunStopped, TrainingError
 from ..files import whole_file, write_text
 from ..model.bundle import ModelBundle, described
 from ..model.calibrate import calibrate
-from ..model.evaluate import class_table, evaluate
+from ..model.evaluate import class_table, score_tiles
 from ..model.oof import OutOfFold
 from ..model.processes import init_processes, on_rank_zero, world_size
 from ..model.registry import of_recipe
@@ -190,7 +190,7 @@ def _finish(learn: GlacierLearner, folder: RunFolder) -> None:
 
     bundle, valid = ModelBundle.load(folder.best), learn.dls.valid_tiles
     if len(valid):
-        result = evaluate(bundle, learn.dls.store, valid, force=True)
+        result = score_tiles(bundle, learn.dls.store, valid)
         epoch = bundle.metrics["epoch"]
         write_text(folder.path / "metrics.json", json.dumps({"epoch": epoch, **result}, indent=1))
         log.info(

@@ -168,3 +168,10 @@ def test_a_scene_gets_the_texture_that_a_store_of_it_has(run, tmp_path):
             np.testing.assert_array_equal(source.read(row, 32), whole[:, row : row + 32])
     with rasterio.open(predict_scene(bundle, path, tmp_path / "maps", Wanted(window=64))["files"]["classes"]) as file:
         np.testing.assert_array_equal(file.read(1) == 255, ~valid)
+
+
+def test_an_index_of_reflectances_below_0_stays_within_its_bounds():
+    green, swir1 = [0.05, 0.002, -0.01, 0.3, np.nan], [-0.1, -0.0019, -0.02, 0.1, np.nan]
+    image = np.float32([[green], [swir1]])
+    (found,) = compute_channels(image, ["green", "swir1"], channels_of(["ndsi"]))
+    np.testing.assert_allclose(found[0], [1, 1, 0, 0.5, np.nan], rtol=1e-6)

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from glacier_fastai.data.tiles import TileStore, TileWriter
 from glacier_fastai.errors import BundleError, DataError, DataNote
 from glacier_fastai.model.bundle import ModelBundle, TrainedOn, trained_ground
 from glacier_fastai.model.ensemble import Ensemble
-from glacier_fastai.model.evaluate import evaluate, predict_tiles, tiles_to_score
+from glacier_fastai.model.evaluate import evaluate, predict_tiles, score_table, tiles_to_score
 from glacier_fastai.train.run import finetune
 
 
@@ -40,7 +41,9 @@ def test_scores_equal_scikit_learn(bundle, trained):
     assert {k: v["pixels"] for k, v in result["classes"].items()} == {
         n: int((y == k).sum()) for k, n in enumerate(bundle.classes)
     }
-    assert {"mcc", "ice_mcc", "mean_iou", "ice_iou", "mcc_image_mean", "ece", "classes", "confusion"} == set(result)
+    assert {"mcc", "ice_mcc", "mean_iou", "ice_iou", "mcc_image_mean", "ece", "classes", "confusion", "notes"} == set(
+        result
+    )
 
 
 def test_bands_are_found_by_name(bundle, trained, tmp_path):
@@ -134,7 +137,8 @@ def test_ice_of_unknown_kind_counts_in_the_scores_of_ice_alone(bundle, tmp_path)
         else:
             scores[code] = evaluate(bundle, store)
     ours, plain = scores[254], scores[255]
-    assert {k: v for k, v in ours.items() if "ice" not in k} == {k: v for k, v in plain.items() if "ice" not in k}
+    apart = ("ice_mcc", "ice_iou", "notes")
+    assert {k: v for k, v in ours.items() if k not in apart} == {k: v for k, v in plain.items() if k not in apart}
     store = TileStore(tmp_path / "254")
     (found,) = predict_tiles(bundle, store)
     truth = np.where(store.masks[0] == 255, 255, np.isin(store.masks[0], (1, 2)))
@@ -142,6 +146,20 @@ def test_ice_of_unknown_kind_counts_in_the_scores_of_ice_alone(bundle, tmp_path)
     known = truth != 255
     want = matthews_corrcoef(truth[known], np.isin(found.classes, (1, 2))[known])
     assert ours["ice_mcc"] == pytest.approx(want)
+
+
+def test_tiles_of_nothing_but_ice_of_unknown_kind_have_scores_of_ice_alone(bundle, tmp_path):
+    with TileWriter(tmp_path / "s", BANDS, 32, "uint16", "test") as writer:
+        values, _, valid = made_up(32, 32)
+        writer.add(values, np.full((32, 32), 254), valid=valid, scene="s")
+    store = TileStore(tmp_path / "s")
+    result = evaluate(bundle, store)
+    (found,) = predict_tiles(bundle, store)
+    assert result["ice_iou"] == pytest.approx(np.isin(found.classes[valid], (1, 2)).mean())
+    assert (result["ece"], result["mcc_image_mean"], result["mean_iou"]) == (None, None, None)
+    assert "say nothing here" in result["notes"][-1]
+    assert "ECE                 -" in score_table(result)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
 def test_standardised_values_and_values_as_delivered_are_not_mixed(bundle, trained, tmp_path):

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from folders import competition_folder
+from folders import competition_folder, write_one
 from scenes import BANDS, made_up, write_raster
 
 from glacier_fastai.data.profile import Profile
 from glacier_fastai.data.raw import open_tiles
 from glacier_fastai.data.tiles import TileStore, TileWriter
-from glacier_fastai.errors import BundleError, DataError, OutputError, PredictionError
+from glacier_fastai.errors import BundleError, DataError, DataNote, OutputError, PredictionError
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.model.ensemble import Calibration, Ensemble, Member
 from glacier_fastai.model.evaluate import predict_tiles
@@ -57,6 +57,18 @@ def test_both_interfaces_give_the_masks_of_our_own_prediction(ensemble, tmp_path
     assert len(np.unique(shown)) >= 3  # or equality would say little
 
 
+def test_0_in_some_bands_is_data_although_0_is_declared(ensemble, tmp_path):
+    data = competition_folder(tmp_path / "comp", size=48, labels=False)
+    tile = next(iter(data.tiles))
+    for b, files in enumerate(data.bands):
+        values = data.tiles[tile].values[b].copy()
+        if b == 3:
+            values[4:40, 4:40] = 0
+        write_one(files[tile], values, nodata=0)
+    out = write_submission(ensemble, tmp_path / "sub")
+    assert check_submission(out, ensemble, tmp_path / "comp")["tiles"] == 3
+
+
 def test_a_tile_is_mapped_as_the_scene_that_it_is(ensemble, tmp_path):
     values, classes, valid = made_up(80, 80)
     with TileWriter(tmp_path / "store", BANDS, 80, "uint16", "made up") as writer:
@@ -88,7 +100,8 @@ def test_a_model_of_units_reads_the_numbers_of_the_competition(tmp_path):
         bundle.save(tmp_path / f"{name}.safetensors")
         bundles.append(Member.load(tmp_path / f"{name}.safetensors"))
     ensemble = Ensemble(tuple(bundles), PredictRecipe(views=False))
-    out = write_submission(ensemble, tmp_path / "sub")
+    with pytest.warns(DataNote, match=r"plain.*numbers n become values as in training: blue 2e-05 n -0\.1"):
+        out = write_submission(ensemble, tmp_path / "sub")
     assert check_submission(out, ensemble, tmp_path / "comp")["tiles"] == len(data.tiles)
     with pytest.raises(BundleError, match="unknown units.*trained on blue, .* in reflectance"):
         next(predict_tiles(ensemble, open_tiles(tmp_path / "comp", BANDS)))

@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 import torch
-from scenes import TINY, make_store, tiny_recipe
+from scenes import BANDS, TINY, make_store, tiny_recipe
 
 from glacier_fastai.errors import BundleError, RecipeError
 from glacier_fastai.model.bundle import ModelBundle
@@ -37,6 +39,9 @@ def test_statistics_are_those_of_the_data_or_of_the_weights(trained, tmp_path):
     assert [float(v) for v in old.stats[0]] == pytest.approx([bundle.mean[i] for i in at])
     assert [float(v) for v in old.stats[1]] == pytest.approx([bundle.std[i] for i in at])
     assert [float(v) for v in new.stats[0]] != pytest.approx(bundle.mean)
+    other_units = replace(bundle, profile=bundle.profile.model_copy(update={"units": dict.fromkeys(BANDS, "kelvin")}))
+    with pytest.raises(BundleError, match="in unknown units .* trained on .*kelvin"):
+        make_dls(tiny_recipe("data.statistics=weights", "bands=[red, blue]"), other, 0, other_units)
     with pytest.raises(RecipeError, match=r"data\.statistics=weights: there are no weights"):
         make_dls(tiny_recipe("data.statistics=weights"), other, 0)
     bands = make_store(tmp_path / "n", ("red", "nir"))

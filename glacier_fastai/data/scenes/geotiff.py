@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -78,7 +78,6 @@ class SceneRaster:
                 f"{self.path}: holds {what}; make one file of those wanted (gdal_translate '{first}' band.tif, then "
                 "gdalbuildvrt -separate)"
             )
-
         mask = self.path.with_name(f"{self.path.name}.msk")
         if mask.is_file():  # GDAL leaves one of another size out without a word
             with open_raster(mask) as raster:
@@ -153,12 +152,10 @@ class SceneRaster:
 
     def _against_colours(self, names: Sequence[str | None]) -> list[str]:
         shown = [kind.name for kind in self.raster.colorinterp]
-        other = [(n, says, b) for n, (says, b) in enumerate(zip(shown, names, strict=True), 1) if b and says != b]
-        colours = ("red", "green", "blue")
         return [
             f"band {n} is shown as {says}, but taken for {b}, as `bands` says"
-            for n, says, b in other
-            if says in colours
+            for n, (says, b) in enumerate(zip(shown, names, strict=True), 1)
+            if b and says != b and says in ("red", "green", "blue")
         ]
 
     def _scaled(self, scale: Given, offset: Given) -> tuple[list[float], list[float]]:
@@ -177,7 +174,7 @@ class SceneRaster:
                         f"{tag[0]:g}, offset {tag[1]:g}); leave it out, or mend the file (gdal_edit.py -{what} {own:g})"
                     )
             found.append([tag[k] if own is None else own for own, tag in zip(mine, tags, strict=True)])
-            if given is not None and None in mine and not isinstance(given, dict):
+            if given is not None and None in mine and not isinstance(given, Mapping):
                 other = [band for band, own in zip(self.bands, mine, strict=True) if own is None]
                 self.notes.append(
                     f"{self.path}: {what} {given} is for reflected light, {', '.join(other)} keep their own"

@@ -25,6 +25,7 @@ TAGS = {
     **dict.fromkeys(("celsius", "degc", "degree_celsius", "degrees celsius", "°c"), "celsius"),
 }
 """How files write units, in lower case; "celsius" becomes kelvin."""
+NONE = ("", "1", "none", "unitless", "dimensionless", "dn")  # how they say that there is none, or none yet
 
 ZERO_CELSIUS = 273.15  # kelvin
 LIKELY = {"reflectance": (-1.0, 3.0), "kelvin": (150.0, 400.0)}
@@ -118,10 +119,12 @@ def unit_of(
     >>> unit_of("red", None, False, np.array([120, 96])), unit_of("red", None, True, np.array([0.2, 0.4]))
     (('dn', ''), ('reflectance', ''))
     """
-    natural, named = natural_unit(band), TAGS.get((tag or "").strip().lower())
+    text = (tag or "").strip().lower()
+    natural, named = natural_unit(band), TAGS.get(text)
     if named and (natural == named or (natural, named) == ("kelvin", "celsius")):
         return named, ""
-    if tag and scaled and not named:  # a radiance, perhaps; GDAL calls any band of a CRS with heights metre
+    # a radiance, or feet; GDAL calls any band of a CRS with heights metre
+    if text not in NONE and not named and (scaled or natural in ("metre", "degree")):
         return "dn", f"band {band} is in {tag!r}, which is not known: its values are compared as they are"
     if natural in ("metre", "degree"):
         return natural, ""
