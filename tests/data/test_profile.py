@@ -57,8 +57,16 @@ def test_batches_indices_and_texture_see_values(tmp_path, plain):
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-3)
     derived = with_channels(store, ["green", "ndsi"])
     assert derived.units == {"green": "reflectance", "ndsi": "dn"}
-    direct = GlacierDataLoaders.from_store(store, bs=4, bands=["swir1", "green"], num_workers=0)
-    assert direct.one_batch()[0].shape[1] == 2
+
+
+def test_batches_of_compact_numbers_are_those_of_their_values(tmp_path, plain):
+    batches = []
+    for each in (scaled_store(tmp_path / "t"), plain):
+        dls = GlacierDataLoaders.from_store(each, 0, 4, 16, bands=["swir1", "green"], folds=2, spatial=False, seed=3)
+        batches.append([dls.one_batch()[0].cpu(), dls.valid.one_batch()[0].cpu()])
+    for ours, theirs in zip(*batches, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)
+        assert ours.std() > 0.5
 
 
 def test_the_profile_is_that_of_the_tiles_asked(tmp_path):
