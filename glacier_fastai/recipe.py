@@ -78,6 +78,9 @@ class ModelRecipe(Section):
     attention: Literal["scse", "cse"] | None = Field(
         "scse", description="attention in the decoder of unet: scse, cse or null"
     )
+    scale: float = Field(
+        1.0, ge=0.25, le=1, description="the network sees the image at this scale: at 0.5, four times the ground"
+    )
     options: dict[str, Any] = Field({}, description="options of a network of your own, by name")
 
     @model_validator(mode="before")
@@ -97,7 +100,7 @@ class RampRecipe(Section):
 
 
 def _augment_schema(schema: dict[str, Any]) -> None:
-    names = {"enum": list(PRESETS["heavy"])}
+    names = {"enum": list(Augmentation.model_fields)}
     schema["anyOf"] = [
         {"enum": list(PRESETS)},
         {"type": "array", "items": {"anyOf": [names, {"type": "object", "propertyNames": names}]}},

@@ -158,6 +158,8 @@ def test_augment_may_be_a_name_a_list_or_a_mapping(tmp_path):
     assert augment("[rotate: 45, blur, noise]") == {"rotate": 45, "blur": 1.0, "noise": 0.1}
     assert augment("[flip: false, rotate: 10]") == {"rotate": 10}
     assert augment("[]") == {}
+    assert augment("[sun, rotate: 15]") == {"sun": 150, "rotate": 15}
+    assert augment("[sun: 30]") == {"sun": 30}
     assert augment("{rotate: 10}") == {"flip": True, "rotate": 10}
 
 
@@ -188,6 +190,7 @@ def test_single_fields_of_a_named_augmentation_can_be_set():
         ("[rotate: 200]", r"augment\.rotate: input should be less than or equal to 180, not 200"),
         ("[rotate: ]", r"augment\.rotate: input should be a valid number, not null"),
         ("{rotat: 45}", r"augment\.rotat: unknown key; allowed are flip,.*did you mean 'rotate'"),
+        ("{sun: 150}", r"augment: flip turns the light on slopes and sun keeps it: use one of them"),
         ("{dropout: 2}", r"augment\.dropout: input should be less than or equal to 1"),
         ("{gamma: -1}", r"augment\.gamma: input should be greater than or equal to 0"),
         ("{blur: 99}", r"augment\.blur: input should be less than or equal to 10"),

@@ -315,7 +315,7 @@ class ModelBundle:
             BundleError: The model is another network, or one that cannot adapt to other bands or classes.
         """
         name, options = built_as(model)
-        if (name, options) != (self.arch, self.options):
+        if (name, options) != (self.arch, {**architecture(self.arch)[1], **self.options}):
             raise BundleError(
                 f"the bundle is a {described(self.arch, self.options)}, the recipe wants a {described(name, options)}; "
                 f"set {', '.join(f'model.{k}={json.dumps(v)}' for k, v in {'arch': self.arch, **self.options}.items())}"

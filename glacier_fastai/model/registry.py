@@ -132,10 +132,11 @@ def architecture(
 def of_recipe(model: ModelRecipe) -> tuple[Architecture, dict[str, Any]]:
     """Return the network that a recipe asks for, and all its options; raises `RecipeError` like `architecture`.
 
-    `encoder` and `attention` have defaults in every recipe, so only other values are refused by networks without them.
+    `encoder`, `attention` and `scale` have defaults in every recipe, so only other values are refused by networks
+    without them.
     """
     kind, default = architecture(model.arch)[0], ModelRecipe()
-    fields = {name: getattr(model, name) for name in ("encoder", "attention")}
+    fields = {name: getattr(model, name) for name in ("encoder", "attention", "scale")}
     given = {k: v for k, v in fields.items() if k in kind.options or v != getattr(default, k)}
     return architecture(model.arch, {**given, **model.options})
 
