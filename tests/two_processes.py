@@ -16,7 +16,8 @@ from torch import nn
 from glacier_fastai.core.losses import CombinedLoss
 from glacier_fastai.data.block import GlacierDataLoaders
 from glacier_fastai.model.bundle import unwrapped
-from glacier_fastai.model.processes import world_size
+from glacier_fastai.model.processes import all_reduce, init_processes, world_size
+from glacier_fastai.train.distributed import _Total
 from glacier_fastai.train.learner import glacier_learner
 from glacier_fastai.train.steps import FreezeEncoder, GradientGuard
 
@@ -96,6 +97,23 @@ def trained(store, model, loss, epochs, *cbs):
     }
 
 
+def of_unknown_ice(parts):
+    """Return loss and gradients of batches of which one process alone has ice of unknown kind."""
+    init_processes()
+    found = {"losses": [], "gradients": []}
+    for known in (0.0, 0.5, 1.0):
+        g = torch.Generator().manual_seed(3)
+        x, y = torch.randn(BATCH, 5, 16, 16, generator=g), torch.randint(0, 4, (BATCH, 16, 16), generator=g)
+        y[1::2][((y == 1) | (y == 2))[1::2] & (torch.rand(y[1::2].shape, generator=g) >= known)] = 254
+        mine, model, loss = slice(rank_distrib(), None, world_size()), Split(), CombinedLoss(**parts)
+        loss.total = _Total.apply if world_size() > 1 else None
+        value = loss(model(x[mine]), y[mine])
+        value.backward()
+        found["losses"].append(float(value))
+        found["gradients"].append([all_reduce(p.grad) / world_size() for p in model.parameters()])
+    return found
+
+
 def main(store: str, out: Path) -> None:
     torch.set_num_threads(1)
     parts = {"focal": 0.2, "dice": 0.2, "mcc": 0.3, "boundary": 0.1, "bf1": 0.2}
@@ -104,6 +122,7 @@ def main(store: str, out: Path) -> None:
         "learned": trained(store, Split(), CombinedLoss.phase_b(learned=True), 2, GlobalBatches()),
         "spoilt": trained(store, Split(), CombinedLoss(**parts), 2, GlobalBatches(spoil=(1, 4))),
         "frozen": trained(store, Split(), CombinedLoss(**parts), 2, GlobalBatches(), FreezeEncoder(1)),
+        "unknown ice": of_unknown_ice(parts),
         "norms": trained(store, Small(), CombinedLoss.phase_b(), 1),
     }
     torch.save(found, out / f"{rank_distrib()}.pt")

@@ -15,6 +15,13 @@ What an absent class does:
 - Boundary F1: a class without a boundary in the truth is left out of the mean.
 - A batch without a valid pixel: every loss is 0 and its gradient 0.
 
+Ice of unknown kind (label 254, `ICE_OF_ANY_KIND`) is glacier or debris, nobody says which. The loss of such a pixel
+depends on ``p_ice = p_glacier + p_debris`` alone:
+
+- Focal, boundary: ``p_y`` is p_ice, alpha the mean of the two classes. Beside glacier or debris is no edge.
+- Dice, MCC, boundary F1: computed with four classes, of the pixels of a known class, and with three, ice being one, of
+  all. The loss is ``(1 - w) four + w three`` with w the share of unknown kind among the labelled ice.
+
 All is computed in float32 (float64 if the logits are), also inside autocast.
 """
 
@@ -23,7 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -31,14 +38,24 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..bands import ICE, IGNORE
+from ..bands import ICE, ICE_OF_ANY_KIND, IGNORE
 from ..errors import DataError, RecipeError
 from .settings import PARTS, PHASE_A, LossSettings, takes
 
-__all__ = ["CombinedLoss", "bf1_loss", "boundary_loss", "dice_loss", "focal_loss", "mcc_loss", "soft_confusion"]
+__all__ = [
+    "CombinedLoss",
+    "bf1_loss",
+    "boundary_loss",
+    "dice_loss",
+    "focal_loss",
+    "knows_ice",
+    "mcc_loss",
+    "soft_confusion",
+]
 
 _DEFAULT = LossSettings()
 _WINDOWS = (3, 5)  # of the boundary F1: that finds a boundary, and within which boundaries match
+_ICE = slice(ICE[0], ICE[-1] + 1)  # a tuple as index would make the host wait for a GPU
 
 _FLAT = 1e-3  # below this 1 - R_K the power of the MCC loss goes on as a straight line: slope 7.9 at exponent 0.7
 
@@ -91,9 +108,46 @@ class _Batch:
         return self.pool(self.valid.sum((1, 2)))
 
     @cached_property
+    def unknown(self) -> Tensor:
+        """Pixels of ice of unknown kind, ``(B, H, W)`` bool."""
+        return (self.target == ICE_OF_ANY_KIND) & self.valid
+
+    @cached_property
+    def mixed(self) -> bool:
+        """Whether there may be ice of unknown kind; False where all processes are known to have none."""
+        classes, labels = self.classes, self.target * self.valid
+        low, high = labels.aminmax()
+        on_gpu = labels.is_cuda  # the host does not wait for what it holds
+        mixed = classes > ICE[-1] and (on_gpu or self.total is not None or bool(high == ICE_OF_ANY_KIND))
+        if mixed:
+            low, high = labels.masked_fill(self.unknown, 0).aminmax()
+        # a foreign code (85, 170) would count as valid and belong to no class
+        wrong = f"labels other than 0 to {classes - 1} and the ignored one"
+        if on_gpu:
+            torch._assert_async((low >= 0) & (high < classes), wrong)
+        elif high == ICE_OF_ANY_KIND:
+            raise DataError(
+                f"labels hold {ICE_OF_ANY_KIND}, ice of unknown kind, and the logits have {classes} classes: "
+                f"use at least {ICE[-1] + 1}, or label such pixels {ICE[0]}"
+            )
+        elif low < 0 or high >= classes:
+            raise DataError(f"{wrong}: {int(low)} to {int(high)}")
+        return mixed
+
+    @cached_property
+    def label(self) -> Tensor:
+        """Row of the one-hot, ``(B, H, W)`` int16: the class, K for ice of unknown kind; -1 where ignored."""
+        mixed = self.mixed  # before anything is made of labels: it refuses foreign ones
+        label = self.target.to(torch.int16).masked_fill(~self.valid, -1)
+        return label.masked_fill_(self.unknown, self.classes) if mixed else label
+
+    @cached_property
     def onehot(self) -> Tensor:
-        """``[y = k]``, ``(B, K, H, W)``; 0 in every class where ignored."""
-        return _onehot(self.target, self.valid, self.classes, self.logits.dtype)
+        """``[y = k]``, ``(B, K, H, W)``, 0 where ignored; where `mixed`, row K is ice of unknown kind."""
+        label, rows = self.label, self.classes + self.mixed
+        codes = torch.arange(rows, device=label.device, dtype=torch.int16).view(-1, 1, 1)
+        out = torch.empty(len(label), rows, *label.shape[1:], device=label.device, dtype=self.logits.dtype)
+        return torch.eq(label[:, None], codes, out=out)  # a quarter of the time of == and .to(dtype)
 
     @cached_property
     def _statistics(self) -> tuple[Tensor, Tensor]:
@@ -101,13 +155,27 @@ class _Batch:
 
     @property
     def log_py(self) -> Tensor:
-        """Log-probability of the true class, ``(B, H, W)``; 0 where ignored."""
+        """Log-probability of the true class, or of ice, ``(B, H, W)``; 0 where ignored."""
         return self._statistics[0]
 
     @cached_property
     def confusion(self) -> Tensor:
-        """Soft confusion matrix, ``(K, K)`` or ``(B, K, K)``."""
+        """Soft confusion matrix, ``(K, K)`` or ``(B, K, K)``, with a row more where `mixed`."""
         return self.pool(self._statistics[1])
+
+    def at_both_levels(self, known: Tensor, ice: Callable[[], Tensor]) -> Tensor:
+        """Mix a loss of four classes with that of three, by the share of ice whose kind is unknown."""
+        if not self.mixed:
+            return known
+        n = self.confusion.detach().sum(-1)
+        unknown = n[..., self.classes]
+        return known.lerp(ice(), unknown / (unknown + n[..., _ICE].sum(-1)).clamp(min=0.5))
+
+    def ice_as_one(self, x: Tensor, dim: int) -> Tensor:
+        """Sum glacier, debris and, behind the classes, ice of unknown kind along an axis."""
+        sizes = [ICE[0], len(ICE), self.classes - ICE[-1] - 1, x.shape[dim] - self.classes]
+        before, ice, after, unknown = x.split(sizes, dim)
+        return torch.cat([before, torch.cat([ice, unknown], dim).sum(dim, keepdim=True), after], dim)
 
     def mean(self, pixels: Tensor) -> Tensor:
         """Mean over valid pixels of ``(B, H, W)`` values that are 0 where ignored."""
@@ -117,25 +185,36 @@ class _Batch:
 class _Statistics(torch.autograd.Function):
     """Logits and one-hot labels -> ``log p_y`` ``(B, H, W)`` and the soft confusion matrix of each image ``(B, K, K)``.
 
+    The one-hot may have a row K for ice of unknown kind, whose p_y is p_ice; so then has the matrix.
     In plain operations the same takes a third more time and memory (``tests/benchmarks/test_loss.py``).
-    With ``u_l = p_l sum_k [y = k] dS[k, l] + [y = l] d(log p_y)`` the gradient by logit l is ``u_l - p_l sum u``.
+    With ``u_l = p_l sum_k [y = k] dS[k, l] + [y = l] d(log p_y)`` the gradient by logit l is ``u_l - p_l sum u``; in
+    place of ``[y = l]`` such a pixel has ``p_l / p_ice`` for glacier and debris.
     """
 
     @staticmethod
     def forward(ctx, logits: Tensor, onehot: Tensor) -> tuple[Tensor, Tensor]:
         log_p = logits.log_softmax(1).clamp_(min=-1e30)  # -inf for logits near the end of float32; 0 * inf is NaN
-        log_py = (log_p * onehot).sum(1)
+        classes, share = logits.shape[1], None
+        log_py = (log_p * onehot[:, :classes]).sum(1)
+        if onehot.shape[1] > classes:
+            glacier, debris = (log_p[:, k] for k in ICE)
+            log_py.addcmul_(onehot[:, classes], torch.logaddexp(glacier, debris).clamp_(max=0))
+            share = (glacier - debris).sigmoid_()
         p = log_p.exp_()
-        ctx.save_for_backward(p, onehot)
+        ctx.save_for_backward(p, onehot, share)
         return log_py, _confusion(p, onehot)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_log_py: Tensor, d_confusion: Tensor) -> tuple[Tensor, None]:
-        p, onehot = ctx.saved_tensors
+        p, onehot, share = ctx.saved_tensors
         with torch.autocast(p.device.type, enabled=False):  # backward may be called inside autocast
             u = (d_confusion.mT @ onehot.flatten(2)).view_as(p).mul_(p)
-        u.addcmul_(onehot, d_log_py[:, None])
+        u.addcmul_(onehot[:, : p.shape[1]], d_log_py[:, None])
+        if share is not None:
+            d_ice = onehot[:, -1] * d_log_py
+            for k, part in zip(ICE, (share, 1 - share), strict=True):
+                u[:, k].addcmul_(d_ice, part)
         return u.addcmul_(p, u.sum(1, keepdim=True), value=-1), None
 
 
@@ -147,21 +226,8 @@ def _batch(
         yield _Batch(logits, target, ignore_index, reduction, total)
 
 
-def _onehot(target: Tensor, valid: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
-    low, high = (target * valid).aminmax()
-    # a foreign code (85, 170) would count as valid and belong to no class
-    if target.is_cuda:  # the host does not wait for the answer
-        torch._assert_async((low >= 0) & (high < classes), f"labels other than 0 to {classes - 1} and the ignored one")
-    elif low < 0 or high >= classes:
-        raise DataError(f"labels other than 0 to {classes - 1} and the ignored one: {int(low)} to {int(high)}")
-    label = target.to(torch.int16).masked_fill(~valid, -1)
-    codes = torch.arange(classes, device=label.device, dtype=torch.int16).view(-1, 1, 1)
-    out = torch.empty(len(label), classes, *label.shape[1:], device=label.device, dtype=dtype)
-    return torch.eq(label[:, None], codes, out=out)  # a quarter of the time of == and .to(dtype)
-
-
 def _confusion(p: Tensor, onehot: Tensor) -> Tensor:
-    """Soft confusion matrix of each image, ``(B, K, K)``."""
+    """Soft confusion matrix of each image, a row for each of the one-hot."""
     return onehot.flatten(2) @ p.flatten(2).mT
 
 
@@ -172,13 +238,14 @@ def soft_confusion(
 ) -> Tensor:
     """Return ``S`` of shape ``(K, K)``, float32: ``S[k, l]`` sums ``p_l`` over the valid pixels of class k.
 
+    Ice of unknown kind (254) is of no class and left out.
+
     >>> soft_confusion(torch.tensor([[[[0.9, 0.2]], [[0.1, 0.8]]]]), torch.tensor([[[0, 1]]]))
     tensor([[0.9000, 0.1000],
             [0.2000, 0.8000]])
     """
-    with torch.autocast(probs.device.type, enabled=False):
-        probs, target = probs.as_subclass(Tensor).float(), target.as_subclass(Tensor)
-        return _confusion(probs, _onehot(target, target != ignore_index, probs.shape[1], probs.dtype)).sum(0)
+    with _batch(probs.float(), target, ignore_index, "mean") as b:
+        return _confusion(b.logits, b.onehot[:, : b.classes]).sum(0)
 
 
 def _focal(b: _Batch, alpha: Tensor, gamma: float) -> Tensor:
@@ -186,22 +253,30 @@ def _focal(b: _Batch, alpha: Tensor, gamma: float) -> Tensor:
         raise RecipeError(f"alpha has {len(alpha)} values for {b.classes} classes: give one per class")
     # the bound keeps the gradient of a power below 1 finite where p_y is 1
     miss = (1 - b.log_py.exp()).clamp(min=1e-7) ** gamma
-    weight = (alpha.to(b.onehot, non_blocking=True) @ b.onehot.flatten(2)).view_as(miss)
+    alpha = alpha.to(b.onehot, non_blocking=True)
+    if b.mixed:
+        alpha = torch.cat([alpha, alpha[_ICE].mean(0, keepdim=True)])
+    weight = (alpha @ b.onehot.flatten(2)).view_as(miss)
     return -b.mean(weight * miss * b.log_py)
 
 
-def _dice(b: _Batch, smooth: float) -> Tensor:
+def _region(b: _Batch, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return a loss of the soft confusion matrix, ``(..., K, K)``."""
     s = b.confusion
+    known = s[..., : b.classes, :] if b.mixed else s  # a slice would sum gradients in another order
+    return b.at_both_levels(loss(known), lambda: loss(b.ice_as_one(b.ice_as_one(s, -2), -1)))
+
+
+def _dice(s: Tensor, smooth: float) -> Tensor:
     truth, pred, hit = s.sum(-1), s.sum(-2), s.diagonal(dim1=-2, dim2=-1)
     here = truth > 0
     loss = 1 - (2 * hit + smooth) / (truth + pred + smooth)
     return torch.where(here, loss, 0).sum(-1) / here.sum(-1).clamp(min=1)
 
 
-def _mcc(b: _Batch, exponent: float) -> Tensor:
-    total = b.confusion.sum((-2, -1))
-    x = 1 - _soft_mcc(b.confusion)
-    return torch.where(total > 0, x * x.clamp(min=_FLAT) ** (exponent - 1), 0)
+def _mcc(s: Tensor, exponent: float) -> Tensor:
+    x = 1 - _soft_mcc(s)
+    return torch.where(s.sum((-2, -1)) > 0, x * x.clamp(min=_FLAT) ** (exponent - 1), 0)
 
 
 def _soft_mcc(s: Tensor) -> Tensor:
@@ -226,16 +301,21 @@ def _edge_weights(b: _Batch, edge: float, interface: float) -> Tensor:
 
     Of an ignored pixel it is anything.
     """
-    dtype = torch.uint8 if b.classes <= 8 else torch.int64
-    bit = (torch.ones((), dtype=dtype, device=b.target.device) << b.target.to(dtype)) * b.valid
+    dtype = torch.uint8 if b.classes < 8 else torch.int64
+    bit = (torch.ones((), dtype=dtype, device=b.target.device) << b.label.to(dtype)) * b.valid
     seen = bit.clone()  # one bit per class at the pixel and its four neighbours; nodata has no bit
     seen[:, 1:] |= bit[:, :-1]
     seen[:, :-1] |= bit[:, 1:]
     seen[:, :, 1:] |= bit[:, :, :-1]
     seen[:, :, :-1] |= bit[:, :, 1:]
     ice = sum(1 << k for k in ICE)
-    on_edge = seen != bit
-    on_interface = ((seen & ice) == ice) & ((bit & ice) != 0)
+    is_ice = (bit & ice) != 0
+    on_interface = ((seen & ice) == ice) & is_ice
+    own = bit  # what may be the pixel's own class
+    if b.mixed:
+        unknown = 1 << b.classes
+        own = torch.where(is_ice, bit | unknown, torch.where(bit == unknown, unknown | ice, bit))
+    on_edge = (seen | own) != own
     weight = torch.ones_like(b.target, dtype=b.logits.dtype)
     return weight.masked_fill_(on_edge, edge).masked_fill_(on_interface, interface)
 
@@ -245,7 +325,13 @@ def _boundary(b: _Batch, edge: float, interface: float) -> Tensor:
 
 
 def _bf1(b: _Batch, t0: int, t: int) -> Tensor:
-    valid = b.valid[:, None]
+    known = (b.onehot[:, : b.classes], b.p, b.valid & ~b.unknown if b.mixed else b.valid)
+    loss = partial(_boundary_f1, b.pool, t0, t)
+    return b.at_both_levels(loss(*known), lambda: loss(b.ice_as_one(b.onehot, 1), b.ice_as_one(b.p, 1), b.valid))
+
+
+def _boundary_f1(pool: Callable[[Tensor], Tensor], t0: int, t: int, onehot: Tensor, p: Tensor, valid: Tensor) -> Tensor:
+    valid = valid[:, None]
 
     def grow(x: Tensor, width: int) -> Tensor:
         return F.max_pool2d(x, width, 1, width // 2)
@@ -255,13 +341,13 @@ def _bf1(b: _Batch, t0: int, t: int) -> Tensor:
         return (grow(outside, t0) - outside) * valid
 
     def total(x: Tensor) -> Tensor:
-        return b.pool(x.sum((2, 3)))
+        return pool(x.sum((2, 3)))
 
     with torch.no_grad():
-        true_edge = edges(b.onehot)
+        true_edge = edges(onehot)
         near_true = grow(true_edge, t)
         length = total(true_edge)
-    edge = edges(b.p)
+    edge = edges(p)
     precision = total(edge * near_true) / total(edge).clamp(min=1e-6)
     recall = total(true_edge * grow(edge, t)) / length.clamp(min=1)
     loss = 1 - 2 * precision * recall / (precision + recall).clamp(min=1e-6)
@@ -305,7 +391,7 @@ def dice_loss(
     tensor(0.3502)
     """
     with _batch(logits, target, ignore_index, reduction) as b:
-        return _dice(b, smooth)
+        return _region(b, partial(_dice, smooth=smooth))
 
 
 def mcc_loss(
@@ -328,7 +414,7 @@ def mcc_loss(
     (soft counts); Jaffari et al. 2021, doi 10.3390/s21082803 (the exponent).
     """
     with _batch(logits, target, ignore_index, reduction) as b:
-        return _mcc(b, exponent)
+        return _region(b, partial(_mcc, exponent=exponent))
 
 
 def boundary_loss(
@@ -373,6 +459,21 @@ def bf1_loss(
         return _bf1(b, t0, t)
 
 
+for _loss in (focal_loss, dice_loss, mcc_loss, boundary_loss, bf1_loss):
+    vars(_loss)["knows_ice"] = True
+
+
+def knows_ice(
+    loss: Callable[..., Any],  # (logits, labels) -> number
+) -> bool:
+    """Return whether a loss says, by an attribute `knows_ice`, that it can do with ice of unknown kind (label 254).
+
+    >>> knows_ice(CombinedLoss.phase_b()), knows_ice(partial(focal_loss, gamma=1)), knows_ice(F.cross_entropy)
+    (True, True, False)
+    """
+    return bool(getattr(loss.func if isinstance(loss, partial) else loss, "knows_ice", False))
+
+
 @takes(LossSettings)
 class CombinedLoss(nn.Module):
     """Weighted sum of focal, Dice, MCC, boundary and boundary-F1 losses over one softmax, and of parts of your own.
@@ -382,9 +483,9 @@ class CombinedLoss(nn.Module):
 
     A part of your own is any function or module that takes logits, float32 ``(B, K, H, W)``, and labels, int64
     ``(B, H, W)``, and returns a tensor of shape ``()``. Leaving out pixels labelled `ignore_index` is its business;
-    where there are no others it counts as 0. It has a weight, a ramp and a place in `parts` as the others have. Where
-    `reduction` is "none" it is called for each image alone. Over processes it is the mean of what each of them finds
-    for its own batch.
+    where there are no others it counts as 0. Ice of unknown kind (254) comes to it as glacier, unless its attribute
+    `knows_ice` is true. It has a weight, a ramp and a place in `parts` as the others have. Where `reduction` is "none"
+    it is called for each image alone. Over processes it is the mean of what each of them finds for its own batch.
 
     With `learned`, a part adds ``ramp * (exp(-s) part / 2 + s / 2)`` with a trained s in `log_variance`, which starts
     where ``exp(-s) / 2`` is the given weight (Kendall et al. 2018, arXiv 1705.07115). The optimizer must be given these
@@ -413,6 +514,7 @@ class CombinedLoss(nn.Module):
     """
 
     alpha: Tensor
+    knows_ice = True
     y_int = True  # its values by image can be mixed, as fastai's MixUp asks
 
     def __init__(
@@ -488,8 +590,8 @@ class CombinedLoss(nn.Module):
             s = self.settings
             functions: dict[str, Callable[[], Tensor]] = {
                 "focal": lambda: _focal(b, self.alpha, s.gamma),
-                "dice": lambda: _dice(b, s.smooth),
-                "mcc": lambda: _mcc(b, s.mcc_exponent),
+                "dice": lambda: _region(b, partial(_dice, smooth=s.smooth)),
+                "mcc": lambda: _region(b, partial(_mcc, exponent=s.mcc_exponent)),
                 "boundary": lambda: _boundary(b, s.edge_weight, s.interface_weight),
                 "bf1": lambda: _bf1(b, *_WINDOWS),
             }
@@ -508,10 +610,12 @@ class CombinedLoss(nn.Module):
         if not names:
             return {}
         target = b.target.long()
+        glacier = target.masked_fill(b.unknown, ICE[0])
+        labels = {name: target if knows_ice(self.extra[name]) else glacier for name in names}
         if b.reduction == "none":
-            images = [*zip(b.logits.split(1), target.split(1), strict=True)]
-            return {name: torch.stack([self._value(name, *image) for image in images]) for name in names}
-        values = torch.stack([self._value(name, b.logits, target) for name in names])
+            images = {name: zip(b.logits.split(1), labels[name].split(1), strict=True) for name in names}
+            return {name: torch.stack([self._value(name, *image) for image in images[name]]) for name in names}
+        values = torch.stack([self._value(name, b.logits, labels[name]) for name in names])
         if b.total is not None:
             *sums, processes = b.total(torch.cat([values, values.new_ones(1)]))
             values = torch.stack(sums) / processes

@@ -19,15 +19,15 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 from torch import nn
 
-from ..bands import CLASSES, IGNORE
+from ..bands import CLASSES, ICE_OF_ANY_KIND, IGNORE
 from ..core.dihedral import VIEWS, one_pass
-from ..core.losses import CombinedLoss
+from ..core.losses import CombinedLoss, knows_ice
 from ..data.block import GlacierDataLoaders
-from ..errors import TrainingError
+from ..errors import TrainingError, note
 from ..model.registry import build_model, groups
 from .callbacks import CombinedLossCallback, CompositionCallback, ConfusionMatrixCallback, PlateauCallback
 from .distributed import GlacierTrainer
-from .losses import LabelledPixels, adapted
+from .losses import IceAsGlacier, LabelledPixels, adapted
 from .metrics import glacier_metrics
 from .steps import GradientReset
 
@@ -156,8 +156,21 @@ class GlacierLearner(Learner):
 
 
 def _name(func: Any) -> str:
-    func = func.loss if isinstance(func, LabelledPixels) else func.func if isinstance(func, partial) else func
+    while isinstance(func, (IceAsGlacier, LabelledPixels)):
+        func = func.loss
+    func = func.func if isinstance(func, partial) else func
     return getattr(func, "__name__", type(func).__name__)
+
+
+def _with_ice(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a loss fit for ice of unknown kind."""
+    extra = loss.extra.items() if isinstance(loss, CombinedLoss) else ()
+    strange = [f"loss part {name}" for name, part in extra if not knows_ice(part)]
+    if not knows_ice(loss):
+        strange, loss = [f"loss_func {_name(loss)}"], IceAsGlacier(loss)
+    for name in strange:
+        note(f"{name} knows no ice of unknown kind (label {ICE_OF_ANY_KIND}): such pixels are glacier to it", [])
+    return loss
 
 
 def glacier_learner(
@@ -178,7 +191,8 @@ def glacier_learner(
 ) -> GlacierLearner:
     """Return a learner that records loss parts and metrics for training and validation.
 
-    Without validation tiles only what is known of training is recorded.
+    Without validation tiles only what is known of training is recorded. Where the tiles hold ice of unknown kind (254),
+    a loss that does not know it (`core.losses.knows_ice`) takes it for glacier, which is said.
 
     >>> from tempfile import mkdtemp
     >>> from glacier_fastai.data.sources.synthetic import synthetic_store
@@ -202,6 +216,8 @@ def glacier_learner(
     if hasattr(loss_func, "to"):
         loss_func.to(dls.device)  # in place; fastai's return nothing
     learned = list(loss_func.parameters()) if isinstance(loss_func, nn.Module) else []
+    if dls.store.ice_counts().any():
+        loss_func = _with_ice(loss_func)
 
     def split(model: nn.Module) -> list:
         """Add weights that the loss learns to the last group, which is never frozen."""

@@ -1,4 +1,7 @@
-"""Losses of others, made fit for masks: pixels without a label count for nothing, logits become classes."""
+"""Losses of others, made fit for masks: pixels without a label count for nothing, logits become classes.
+
+Ice of unknown kind (254), which they do not know, is glacier to them.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ from fastai.losses import BaseLoss, DiceLoss
 from fastcore.basics import GetAttr
 from torch import Tensor, nn
 
-from ..bands import IGNORE
+from ..bands import ICE, ICE_OF_ANY_KIND, IGNORE
 from ..errors import TrainingError
 
-__all__ = ["LabelledPixels", "adapted"]
+__all__ = ["IceAsGlacier", "LabelledPixels", "adapted"]
 
 
 class LabelledPixels(GetAttr):
@@ -54,6 +57,49 @@ class LabelledPixels(GetAttr):
     def decodes(self, logits: Tensor) -> Tensor:
         """Return class codes `(B, H, W)`."""
         return logits.argmax(1)
+
+
+class IceAsGlacier(nn.Module):
+    """A loss to which ice of unknown kind is glacier; all else is the loss's own.
+
+    >>> loss = IceAsGlacier(adapted(nn.CrossEntropyLoss(ignore_index=255)))
+    >>> loss(torch.tensor([[0.0, 9, 0, 0]]), torch.tensor([254])), loss.ignore_index
+    (tensor(0.0004), 255)
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],  # (logits, labels) -> number
+    ):
+        super().__init__()
+        self.loss: Any = loss
+
+    @property
+    def reduction(self) -> str:
+        """That of the loss, which fastai sets."""
+        return self.loss.reduction
+
+    @reduction.setter
+    def reduction(self, value: str) -> None:
+        self.loss.reduction = value
+
+    def forward(
+        self,
+        pred: Tensor,  # (B, K, H, W), logits
+        targ: Tensor,  # (B, H, W), class codes
+        **kwargs: Any,  # such as `reduction`, which fastai hands to a loss that has none to set
+    ) -> Any:
+        """Return what the loss does."""
+        return self.loss(pred, targ.masked_fill(targ == ICE_OF_ANY_KIND, ICE[0]), **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the loss has."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "loss":
+                raise
+            return getattr(self.loss, name)
 
 
 def adapted(

@@ -4,12 +4,12 @@ import inspect
 import math
 import pickle
 import warnings
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import pytest
 import torch
-from contract.losses import IGNORE, NASTY, K, LossContract, certain, scene, value_and_gradient
+from contract.losses import IGNORE, NASTY, UNKNOWN, K, LossContract, certain, scene, value_and_gradient
 from fastai.losses import CrossEntropyLossFlat
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,8 +47,31 @@ def valid_pixels(target: Tensor) -> list[tuple[int, int, int]]:
     return [tuple(i) for i in (target != IGNORE).nonzero().tolist()]
 
 
+def two_levels(slow):
+    """The mean of a loss of the pixels of known class, and of that of classes in which ice is one."""
+
+    def mixed(logits: Tensor, target: Tensor, **options) -> float:
+        unknown, known_ice = int((target == UNKNOWN).sum()), int(((target == 1) | (target == 2)).sum())
+        if not unknown:
+            return slow(logits, target, **options)
+        p = torch.from_numpy(probabilities(logits))
+        three = torch.stack([p[:, 0], p[:, 1] + p[:, 2], p[:, 3]], 1).log()
+        codes = {0: 0, 1: 1, 2: 1, 3: 2, UNKNOWN: 1, IGNORE: IGNORE}
+        coarse = slow(three, torch.from_numpy(np.vectorize(codes.get)(target.numpy())), **options)
+        if not known_ice:
+            return coarse
+        known = slow(logits, target.where(target != UNKNOWN, IGNORE), **options)
+        return (known_ice * known + unknown * coarse) / (known_ice + unknown)
+
+    return mixed
+
+
+def slow_py(p: np.ndarray, y: int) -> float:
+    return p[1] + p[2] if y == UNKNOWN else p[y]
+
+
 def slow_confusion(logits: Tensor, target: Tensor) -> np.ndarray:
-    p, s = probabilities(logits), np.zeros((K, K))
+    p, s = probabilities(logits), np.zeros((logits.shape[1], logits.shape[1]))
     for b, i, j in valid_pixels(target):
         s[target[b, i, j]] += p[b, :, i, j]
     return s
@@ -59,19 +82,21 @@ def slow_focal(logits: Tensor, target: Tensor, alpha=(1, 2, 3, 4), gamma=2.0) ->
     pixels = valid_pixels(target)
     for b, i, j in pixels:
         y = int(target[b, i, j])
-        py = p[b, y, i, j]
-        total -= alpha[y] * (1 - py) ** gamma * math.log(py)
+        py = slow_py(p[b, :, i, j], y)
+        total -= (sum(alpha[1:3]) / 2 if y == UNKNOWN else alpha[y]) * (1 - py) ** gamma * math.log(py)
     return total / max(len(pixels), 1)
 
 
+@two_levels
 def slow_dice(logits: Tensor, target: Tensor, smooth=1.0) -> float:
     s = slow_confusion(logits, target)
     per_class = [
-        1 - (2 * s[k, k] + smooth) / (s[k].sum() + s[:, k].sum() + smooth) for k in range(K) if (target == k).any()
+        1 - (2 * s[k, k] + smooth) / (s[k].sum() + s[:, k].sum() + smooth) for k in range(len(s)) if (target == k).any()
     ]
     return sum(per_class) / max(len(per_class), 1)
 
 
+@two_levels
 def slow_mcc(logits: Tensor, target: Tensor, exponent=0.7) -> float:
     c = slow_confusion(logits, target)
     t, p, s = c.sum(1), c.sum(0), c.sum()
@@ -87,12 +112,13 @@ def slow_boundary(logits: Tensor, target: Tensor, edge=3.0, interface=5.0) -> fl
         y = int(target[b, i, j])
         around = [(i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)]
         seen = {int(target[b, r, c]) for r, c in around if 0 <= r < target.shape[1] and 0 <= c < target.shape[2]}
-        seen -= {y, IGNORE}
+        seen -= {y, IGNORE} | ({1, 2} if y == UNKNOWN else {UNKNOWN} if y in (1, 2) else set())
         weight = interface if {y} | seen >= {1, 2} and y in (1, 2) else edge if seen else 1.0
-        total -= weight * math.log(p[b, y, i, j])
+        total -= weight * math.log(slow_py(p[b, :, i, j], y))
     return total / max(len(pixels), 1)
 
 
+@two_levels
 def slow_bf1(logits: Tensor, target: Tensor, t0=3, t=5) -> float:
     p = probabilities(logits)
     n, h, w = target.shape
@@ -105,7 +131,7 @@ def slow_bf1(logits: Tensor, target: Tensor, t0=3, t=5) -> float:
         return np.array([[window(field, i, j, width) for j in range(w)] for i in range(h)])
 
     per_class = []
-    for k in range(K):
+    for k in range(p.shape[1]):
         sums = np.zeros(4)
         for b in range(n):
             valid = (target[b] != IGNORE).numpy()
@@ -132,7 +158,8 @@ FAST = {"focal": focal_loss, "dice": dice_loss, "mcc": mcc_loss, "boundary": bou
 def plain_statistics(logits: Tensor, onehot: Tensor) -> tuple[Tensor, Tensor]:
     """What `_Statistics` computes, in operations that torch differentiates."""
     log_p = logits.log_softmax(1)
-    return (log_p * onehot).sum(1), torch.einsum("bkhw,blhw->bkl", onehot, log_p.exp())
+    rows = torch.cat([log_p, log_p[:, 1:3].logsumexp(1, keepdim=True)], 1)[:, : onehot.shape[1]]
+    return (rows * onehot).sum(1), torch.einsum("bkhw,blhw->bkl", onehot, log_p.exp())
 
 
 # The contract
@@ -237,9 +264,10 @@ class TestLearned(CombinedContract):
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("unknown", [False, True])
 @pytest.mark.parametrize("name", FAST)
-def test_equals_the_slow_reference(name, seed):
-    logits, target = scene(seed, (2, 9, 11))
+def test_equals_the_slow_reference(name, unknown, seed):
+    logits, target = scene(seed, (2, 9, 11), unknown=unknown)
     logits *= 3
     assert FAST[name](logits.double(), target).item() == pytest.approx(SLOW[name](logits, target), rel=1e-9)
     assert FAST[name](logits, target).item() == pytest.approx(SLOW[name](logits, target), rel=2e-5)
@@ -258,7 +286,7 @@ def test_equals_the_slow_reference(name, seed):
     ],
 )
 def test_options_equal_the_slow_reference(name, options):
-    logits, target = scene(5, (2, 9, 11))
+    logits, target = scene(5, (2, 9, 11), unknown=True)
     fast = FAST[name](logits.double(), target, **options).item()
     assert fast == pytest.approx(SLOW[name](logits, target, **options), rel=1e-9)
 
@@ -279,6 +307,9 @@ def test_soft_confusion():
     np.testing.assert_allclose(s.sum(1), [(target == k).sum() for k in range(K)], rtol=1e-6)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(soft_confusion(logits.softmax(1), target), s)
+    unknown = scene(unknown=True)[1]
+    known = unknown.where(unknown != UNKNOWN, IGNORE)
+    torch.testing.assert_close(soft_confusion(logits.softmax(1), unknown), soft_confusion(logits.softmax(1), known))
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 120), st.sampled_from([1.0, 0.5, 0.02]))
@@ -309,18 +340,21 @@ def test_every_region_part_is_a_function_of_the_soft_confusion_matrix():
     assert not torch.isclose(focal_loss(other.log(), target), focal_loss(logits, target))
 
 
+@pytest.mark.parametrize("unknown", [False, True])
 @pytest.mark.parametrize("name", FAST)
-def test_gradient_is_right(name):
-    logits, target = scene(1, (2, 5, 8))
+def test_gradient_is_right(name, unknown):
+    logits, target = scene(1, (2, 5, 8), unknown=unknown)
     logits = logits.double().requires_grad_()
     assert torch.autograd.gradcheck(lambda z: FAST[name](z, target), logits)
     assert torch.autograd.gradcheck(lambda z: FAST[name](z, target, reduction="none"), logits)
 
 
-def test_gradient_of_the_statistics_equals_the_plain_one():
-    logits, target = scene(2)
+@pytest.mark.parametrize("unknown", [False, True])
+def test_gradient_of_the_statistics_equals_the_plain_one(unknown):
+    logits, target = scene(2, unknown=unknown)
     logits = logits.double().requires_grad_()
-    onehot = losses._onehot(target, target != IGNORE, K, torch.float64)
+    onehot = losses._Batch(logits, target, IGNORE, "mean").onehot
+    assert onehot.shape[1] == K + unknown
     assert torch.autograd.gradcheck(losses._Statistics.apply, (logits, onehot))
     ours, plain = losses._Statistics.apply(logits, onehot), plain_statistics(logits, onehot)
     weights = [torch.randn_like(x) for x in plain]
@@ -334,7 +368,8 @@ def test_combined_loss_equals_plain_operations(name, monkeypatch):
     logits, target = NASTY[name]
     ours = value_and_gradient(CombinedLoss(**ALL), logits, target)
     monkeypatch.setattr(losses._Statistics, "apply", plain_statistics)
-    torch.testing.assert_close(ours, value_and_gradient(CombinedLoss(**ALL), logits, target), rtol=1e-4, atol=1e-7)
+    plain = (x.float() for x in value_and_gradient(CombinedLoss(**ALL), logits.double(), target))
+    torch.testing.assert_close(ours, tuple(plain), rtol=1e-4, atol=1e-7)
 
 
 def smp():
@@ -436,6 +471,13 @@ def test_edge_weights_by_hand():
     assert weight[0].where(target[0] != IGNORE, 0).tolist() == [[1, 3, 5, 5], [1, 0, 3, 5], [1, 1, 3, 3]]
 
 
+def test_edge_weights_of_ice_of_unknown_kind_by_hand():
+    target = torch.tensor([[[0, 254, 1, 254], [3, 254, 254, 254], [255, 254, 2, 1]]])
+    batch = losses._Batch(torch.zeros(1, K, 3, 4), target, IGNORE, "mean")
+    weight = losses._edge_weights(batch, 3.0, 5.0)
+    assert weight[0].where(target[0] != IGNORE, 0).tolist() == [[3, 3, 1, 1], [3, 3, 1, 1], [0, 1, 5, 5]]
+
+
 def test_many_classes():
     g = torch.Generator().manual_seed(0)
     logits, target = torch.randn(2, 12, 6, 6, generator=g), torch.randint(0, 12, (2, 6, 6), generator=g)
@@ -444,7 +486,7 @@ def test_many_classes():
     assert value.isfinite()
     assert gradient.isfinite().all()
     # the number of a class does not matter to its edges
-    few = scene()[1]
+    few = scene(unknown=True)[1]
     many = few.masked_fill(few == 3, 11)
     weights = [
         losses._edge_weights(losses._Batch(x, y, IGNORE, "mean"), 3.0, 5.0)
@@ -462,11 +504,96 @@ def test_another_ignore_label():
         assert torch.equal(CombinedLoss(**ALL, ignore_index=ignore)(logits, other), CombinedLoss(**ALL)(logits, target))
 
 
+# Ice of unknown kind
+
+
+def test_where_no_ice_is_of_unknown_kind_looking_for_it_changes_nothing():
+    for name, (logits, target) in NASTY.items():
+        if not (target == UNKNOWN).any():
+            looks = CombinedLoss(**ALL)
+            looks.total = torch.clone  # as one of several processes, which may have some
+            ours, plain = (value_and_gradient(f, logits, target) for f in (looks, CombinedLoss(**ALL)))
+            torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-8, msg=name)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_ice_of_no_known_kind_is_a_loss_of_three_classes(name):
+    logits, target = NASTY["ice of no known kind"]
+    three = torch.stack([logits[:, 0], logits[:, 1:3].logsumexp(1), logits[:, 3]], 1)
+    codes = target.where(target != 3, 2).where(target != UNKNOWN, 1)
+    options = {"focal": {"alpha": (1, 2.5, 4)}, "boundary": {"interface": 3.0}}.get(name, {})
+    if name == "boundary":  # glacier and lake would meet as glacier and debris do
+        options["edge"] = 3.0
+    torch.testing.assert_close(FAST[name](logits, target), FAST[name](three, codes, **options))
+
+
+def test_ice_of_unknown_kind_pulls_ice_up_and_keeps_its_composition():
+    logits = torch.tensor([2.0, 0.5, -0.5, 0.0]).view(1, K, 1, 1).double()
+    _, gradient = value_and_gradient(partial(focal_loss, gamma=0), logits, torch.tensor([[[UNKNOWN]]]))
+    p, g = logits.softmax(1).flatten(), -gradient.flatten()
+    assert (g > 0).tolist() == [False, True, True, False]
+    torch.testing.assert_close(g[1] / g[2], p[1] / p[2])
+
+
+@pytest.mark.parametrize("unknown", [lambda y: y, lambda y: y[:1], lambda y: y[2:]], ids=["uneven", "first", "last"])
+def test_over_processes_it_is_the_loss_of_the_whole_batch(unknown):
+    logits, target = scene(nodata=True)
+    logits = logits.double()
+    ice = unknown(target)
+    ice[(ice == 1) | ((ice == 2) & (torch.arange(10) > 4))] = UNKNOWN
+    whole = value_and_gradient(CombinedLoss(**ALL), logits, target)
+    shares, given = (slice(0, 2), slice(2, 3)), ([], [])
+    logits.requires_grad_()
+
+    def process(rank: int, total) -> Tensor:
+        loss = CombinedLoss(**ALL)
+        loss.total = total
+        return loss(logits[shares[rank]], target[shares[rank]])
+
+    for rank in (0, 1):  # what each process hands in does not depend on what it gets
+        process(rank, lambda x, rank=rank: given[rank].append(x) or x)
+    sums = [sum(both) for both in zip(*given, strict=True)]
+    values = [process(rank, lambda x, rest=[*sums]: rest.pop(0)) for rank in (0, 1)]
+    for value in values:
+        (gradient,) = torch.autograd.grad(value, logits, retain_graph=True)
+        torch.testing.assert_close((value.detach(), gradient), whole)
+
+
+@pytest.mark.parametrize("loss", [*FAST.values(), CombinedLoss(dice=1)])
+def test_ice_of_unknown_kind_needs_both_kinds(loss):
+    options = {"alpha": (1, 2)} if loss is focal_loss else {}
+    with pytest.raises(DataError, match=r"labels hold 254, ice of unknown kind.*logits have 2 classes: use") as e:
+        loss(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, UNKNOWN]]]), **options)
+    assert "\n" not in str(e.value)
+
+
+def test_a_part_of_ones_own_gets_glacier_unless_it_knows_ice():
+    seen = []
+
+    def look(logits, target):
+        seen.append(target)
+        return logits.mean()
+
+    logits, target = scene(unknown=True)
+    glacier = target.where(target != UNKNOWN, 1)
+    combined = CombinedLoss(extra={"look": (1, look), "dice_too": (1, partial(dice_loss, smooth=2))}, dice=1)
+    combined(logits, target)
+    assert torch.equal(seen.pop(), glacier)
+    assert combined.parts["dice_too"] == dice_loss(logits, target, smooth=2)
+    combined.reduction = "none"
+    combined(logits, target)
+    assert torch.equal(torch.cat(seen), glacier)
+    look.knows_ice = True
+    CombinedLoss(extra={"look": (1, look)})(logits, target)
+    assert torch.equal(seen.pop(), target)
+
+
 # CombinedLoss
 
 
-def test_combined_loss_is_the_weighted_sum():
-    logits, target = scene()
+@pytest.mark.parametrize("unknown", [False, True])
+def test_combined_loss_is_the_weighted_sum(unknown):
+    logits, target = scene(unknown=unknown)
     combined = CombinedLoss(**ALL)
     expected = {name: loss(logits, target) for name, loss in FAST.items()}
     value = combined(logits, target)
@@ -624,11 +751,14 @@ class Scaled(nn.Module):
 
 
 class TestWithAPartOfOnesOwn(CombinedContract):
+    knows_ice = False
+
     def make(self):
         return CombinedLoss.phase_b(extra={"entropy": (0.3, entropy)})
 
 
 class TestAPartOfOnesOwnLearned(CombinedContract):
+    knows_ice = False
     spatial = False
     perfect = 4.0  # the log-variances stay
 

@@ -54,6 +54,14 @@ def relative(a, b):
     return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True)) / max(largest, 1e-30)
 
 
+def test_ice_of_unknown_kind_in_one_process_counts_as_in_one_batch(compared):
+    one, *two = (found["unknown ice"] for found in compared)
+    for other in two:
+        assert other["losses"] == pytest.approx(one["losses"], rel=1e-5)
+        assert max(map(relative, one["gradients"], other["gradients"])) < 1e-5
+    assert len({round(x, 4) for x in one["losses"]}) == 3
+
+
 @pytest.mark.parametrize("case", ["combined", "learned", "spoilt", "frozen"])
 def test_two_processes_train_as_one_on_the_same_global_batches(compared, case):
     one, *two = (found[case] for found in compared)

@@ -1,4 +1,6 @@
+import pickle
 import shutil
+import warnings
 from functools import partial
 
 import matplotlib.pyplot as plt
@@ -20,10 +22,10 @@ from learners import Small
 from scenes import TINY, make_store
 
 from glacier_fastai.core.dihedral import VIEWS, undo_view, view
-from glacier_fastai.core.losses import CombinedLoss
+from glacier_fastai.core.losses import CombinedLoss, dice_loss
 from glacier_fastai.data.block import GlacierDataLoaders
 from glacier_fastai.data.types import TensorGlacierMask, TensorMultispectral
-from glacier_fastai.errors import BundleError, DataError, TrainingError
+from glacier_fastai.errors import BundleError, DataError, DataNote, TrainingError
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.plots.panels import class_rgba, error_rgba
 from glacier_fastai.train.callbacks import ProgressiveRampCallback
@@ -264,6 +266,46 @@ def test_losses_of_others_train_and_predict(dls, name):
     mask, codes, probs = learn.predict(int(dls.valid_tiles[0]))
     torch.testing.assert_close(probs.sum(0), torch.ones(32, 32))
     assert torch.equal(probs.argmax(0), codes) and mask.shape == (32, 32)
+
+
+@pytest.fixture
+def unknown_ice(dls):
+    """Loaders of tiles that are said to hold ice of unknown kind."""
+    dls.store.table["n_ice"] = 1
+    return dls
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_ice_of_unknown_kind_is_glacier_to_losses_of_others(unknown_ice, name):
+    loss = LOSSES[name]()
+    said = r"^loss_func \w+ knows no ice of unknown kind \(label 254\): such pixels are glacier to it$"
+    with pytest.warns(DataNote, match=said) as notes:
+        learn = quiet(glacier_learner(unknown_ice, Small(), loss_func=loss, lr=1e-2))
+    assert len(notes) == 1
+    pred = torch.randn(2, 4, 4, 4)
+    unknown, glacier = torch.randint(0, 3, (2, 2, 4, 4)).unbind()
+    unknown[0, 0], glacier = 254, unknown.clone()
+    glacier[0, 0] = 1
+    torch.testing.assert_close(learn.loss_func(pred, unknown), learn.loss_func(pred, glacier))
+    learn.fit(1)
+    if name != "function":  # which has no reduction
+        assert len(learn.get_preds(with_loss=True)[2]) == len(unknown_ice.valid_tiles)
+    assert pickle.loads(pickle.dumps(learn.loss_func))(pred, unknown) == learn.loss_func(pred, unknown)
+    if name.startswith("fastai"):
+        before = loss.reduction
+        learn.fit(1, cbs=MixUp())
+        assert loss.reduction == learn.loss_func.reduction == before
+
+
+def test_the_combined_loss_knows_ice_of_unknown_kind(unknown_ice):
+    loss = CombinedLoss.phase_b(extra={"mine": (0.1, own_loss)})
+    with pytest.warns(DataNote, match=r"^loss part mine knows no ice of unknown kind"):
+        learn = quiet(glacier_learner(unknown_ice, Small(), loss_func=loss))
+    assert learn.loss_func is loss
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        glacier_learner(unknown_ice, Small(), loss_func=partial(dice_loss, smooth=2))
+        glacier_learner(unknown_ice, Small())
 
 
 def test_the_former_name_of_the_loss_and_an_encoder_for_a_model_are_understood(dls):
