@@ -19,14 +19,14 @@ from ..data.augment import AugmentTiles
 from ..data.block import GlacierDataLoaders
 from ..data.folds import folds_hash
 from ..data.tiles import TileStore
-from ..errors import RecipeError
+from ..errors import RecipeError, note
 from ..files import digest
 from ..model.bundle import ModelBundle, TrainedOn, trained_ground
 from ..model.fit import check_units
 from ..model.processes import on_rank_zero, world_size
 from ..model.registry import of_recipe
 from ..recipe import Recipe
-from .callbacks import AverageWeightsCallback, ProgressiveRampCallback, plateau
+from .callbacks import AverageWeightsCallback, ProgressiveRampCallback, WarmupDecayCallback, plateau
 from .checkpoint import CheckpointCallback
 from .console import ConsoleCallback
 from .folder import RunFolder
@@ -38,6 +38,8 @@ from .stop import StopCallback
 __all__ = ["make_callbacks", "make_dls", "make_learner"]
 
 log = logging.getLogger(__name__)
+
+FEW = 5  # optimiser steps of an epoch; of fewer it is said
 
 
 def make_dls(
@@ -53,7 +55,8 @@ def make_dls(
             channel; or statistics of weights are asked for, and there are none.
         BundleError: The weights know nothing of a band.
     """
-    size, n = recipe.train.batch_size, world_size()
+    t = recipe.train
+    size, n = t.batch_size, world_size()
     if size % n:
         near = size // n * n
         raise RecipeError(
@@ -75,6 +78,7 @@ def make_dls(
         spatial=recipe.data.spatial,
         min_valid=recipe.data.min_valid,
         crops_per_tile=recipe.data.crops_per_tile,
+        epoch_crops=t.epoch_steps and t.epoch_steps * t.accumulate * size,
         balance=recipe.balance,
         augment=AugmentTiles(**recipe.augment.model_dump()),
         stats=stats,
@@ -86,6 +90,10 @@ def make_dls(
     )
     if dls.train.bs == 1 and recipe.data.crop <= 32:
         raise RecipeError("train.batch_size: a single crop of 32 px cannot be normalised; use larger batches or crops")
+    made = -(-len(dls.train) // t.accumulate)
+    if t.steps is None and made < FEW:
+        steps = f"{made} optimiser step{'s' * (made > 1)}, {t.n_epoch * made} in all"
+        note(f"{store.path}: an epoch makes {steps}; train.steps in place of train.epochs says how many", dls.notes)
     return dls
 
 
@@ -189,6 +197,8 @@ def make_callbacks(
         cbs.append(AverageWeightsCallback(t.ema))
     if t.accumulate > 1:
         cbs.append(AccumulateBatches(t.accumulate))
+    if t.warmup or t.decay:
+        cbs.append(WarmupDecayCallback(t.warmup, t.decay))
     if t.freeze_epochs:
         cbs.append(FreezeEncoder(t.freeze_epochs))
     if validates:
