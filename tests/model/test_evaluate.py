@@ -107,7 +107,8 @@ def test_tiles_that_were_trained_on_are_never_scored_without_a_word(bundle, trai
     with pytest.warns(DataNote, match="8 of 12 tiles, or the ground they lie on, were trained on"):
         result = evaluate(bundle, trained[1])
     assert any("8 of 12 tiles" in line for line in result["notes"])
-    assert evaluate(bundle, trained[1], tiles_to_score(bundle, trained[1])[0])["notes"] == []
+    own = evaluate(bundle, trained[1], tiles_to_score(bundle, trained[1])[0])
+    assert not any("trained on, so" in line for line in own["notes"])
 
 
 def test_other_folds_than_those_of_the_training_are_refused(bundle, trained):
