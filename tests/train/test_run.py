@@ -131,15 +131,15 @@ def test_the_same_recipe_gives_the_same_run(tmp_path):
 
 
 def test_a_run_makes_the_steps_that_are_asked_for_whatever_the_number_of_tiles(tmp_path, capsys):
-    class Steps(Callback):
+    class Count(Callback):
         made = 0
 
         def after_step(self):
             self.made += 1
 
     more = ["train.epochs=null", "train.steps=53", "train.accumulate=2", "train.warmup=0.1", "train.decay=0.5"]
-    run = train(tiny_recipe(*more), make_store(tmp_path / "s"), tmp_path / "run", cbs=[steps := Steps()])
-    assert steps.made == 54
+    run = train(tiny_recipe(*more), make_store(tmp_path / "s"), tmp_path / "run", cbs=[count := Count()])
+    assert count.made == 54
     said = capsys.readouterr().err
     assert "batches  54 per epoch of 4 crops" in said
     assert "steps    54 in 2 epochs of 27, 53 rounded up" in said
