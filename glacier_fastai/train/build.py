@@ -19,7 +19,7 @@ from ..data.augment import AugmentTiles
 from ..data.block import GlacierDataLoaders
 from ..data.folds import folds_hash
 from ..data.tiles import TileStore
-from ..errors import RecipeError, note
+from ..errors import RecipeError
 from ..files import digest
 from ..model.bundle import ModelBundle, TrainedOn, trained_ground
 from ..model.fit import check_units
@@ -38,8 +38,6 @@ from .stop import StopCallback
 __all__ = ["make_callbacks", "make_dls", "make_learner"]
 
 log = logging.getLogger(__name__)
-
-FEW = 5  # optimiser steps of an epoch; of fewer it is said
 
 
 def make_dls(
@@ -90,10 +88,6 @@ def make_dls(
     )
     if dls.train.bs == 1 and recipe.data.crop <= 32:
         raise RecipeError("train.batch_size: a single crop of 32 px cannot be normalised; use larger batches or crops")
-    made = -(-len(dls.train) // t.accumulate)
-    if t.steps is None and made < FEW:
-        steps = f"{made} optimiser step{'s' * (made > 1)}, {t.n_epoch * made} in all"
-        note(f"{store.path}: an epoch makes {steps}; train.steps in place of train.epochs says how many", dls.notes)
     return dls
 
 

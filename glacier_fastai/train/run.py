@@ -33,10 +33,11 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.torch_core import default_device, rank_distrib, set_seed
 
+from ..data.block import GlacierDataLoaders
 from ..data.folds import store_folds
 from ..data.raw import open_tiles
 from ..data.tiles import TileStore
-from ..errors import DataError, OutputError, RunStopped, TrainingError
+from ..errors import DataError, OutputError, RunStopped, TrainingError, note
 from ..files import whole_file, write_text
 from ..model.bundle import ModelBundle, described
 from ..model.calibrate import calibrate
@@ -56,6 +57,8 @@ from .stop import StopCallback
 __all__ = ["crossval", "finetune", "pretrain", "train"]
 
 log = logging.getLogger(__name__)
+
+FEW = 5  # optimiser steps of an epoch; of fewer it is said
 
 
 def train(
@@ -102,6 +105,7 @@ def train(
         if checkpoint is not None and (checkpoint["ended"] or checkpoint["at"][0] == recipe.train.n_epoch):
             log.info("%s: its training has ended already", path)
         else:
+            _count_steps(recipe, dls)
             on_rank_zero(lambda: folder.record(recipe, dls, checkpoint))
             _greet(recipe, learn, store, weights, adapted, checkpoint)
             built = make_callbacks(recipe, learn, folder, identity, checkpoint, started, store, fold, bundle)
@@ -122,6 +126,15 @@ def _store(recipe: Recipe, data: str | os.PathLike | TileStore | None) -> TileSt
     if (path := data or recipe.data.path) is None:
         raise DataError("no data: name a tile store or a raw folder, or set data.path in the recipe")
     return open_tiles(path, recipe.bands)
+
+
+def _count_steps(recipe: Recipe, dls: GlacierDataLoaders) -> None:
+    """Say where epochs are of few optimiser steps."""
+    t, made = recipe.train, -(-len(dls.train) // recipe.train.accumulate)
+    if t.steps is None and made < FEW:
+        steps = f"{made} optimiser step{'s' * (made > 1)}, {t.n_epoch * made} in all"
+        text = f"an epoch makes {steps}; train.steps in place of train.epochs says how many"
+        note(f"{dls.store.base().path}: {text}", dls.notes)
 
 
 def _greet(recipe: Recipe, learn: GlacierLearner, store: TileStore, weights, adapted: list[str], checkpoint) -> None:
