@@ -128,6 +128,9 @@ def evaluate(
     """
     positions, notes = np.arange(len(store)) if tiles is None else np.asarray(tiles, np.int64), list[str]()
     check_fit(model, store.path, store.base().profile(positions), notes, statistics, force)
+    if n := np.logical_or(*_seen(model, store))[positions].sum():
+        seen = f"{n} of {len(positions)} tiles, or the ground they lie on, were trained on"
+        note(f"{store.path}: {seen}, so these scores say little of other ground", notes)
     found = score_tiles(model, store, positions, device, statistics)
     return {**found, "notes": [*notes, *found["notes"]]}
 
@@ -177,10 +180,9 @@ def tiles_to_score(
         DataError: The fold is out of range or of an ensemble, there are no test tiles, or the folds have changed.
     """
     bundles = [m.bundle for m in Ensemble.of(model).members]
-    n_tiles, alone, ground = len(store), len(bundles) == 1, store.ground()
+    n_tiles, alone = len(store), len(bundles) == 1
     valid = bundles[0].trained_on.knows(store, "valid") if alone else np.zeros(n_tiles, bool)
-    known = np.any([b.trained_on.knows(store, "train", *(() if alone else ("valid",))) for b in bundles], 0)
-    covered = np.any([b.trained_on.covers(ground) for b in bundles], 0)
+    known, covered = _seen(model, store)
     seen, what = known | covered, "the bundle was" if alone else "models were"
     if fold is None and valid.any():
         note = f"; {n} of them lie on ground that was trained on" if (n := (covered & valid).sum()) else ""
@@ -201,6 +203,13 @@ def tiles_to_score(
         chosen, name = np.flatnonzero(_fold_tiles(bundles[0], store, fold)), f"tiles of fold {fold}"
     note = f"; {what} trained on {seen[chosen].sum()} of them" if seen[chosen].any() else ""
     return chosen, f"the {len(chosen)} {name}{note}"
+
+
+def _seen(model: ModelBundle | Ensemble, store: TileStore) -> tuple[np.ndarray, np.ndarray]:
+    """Return which tiles were trained on (of an ensemble: or validated on), which lie on such ground; bool `(N,)`."""
+    about, ground = [m.bundle.trained_on for m in Ensemble.of(model).members], store.ground()
+    parts = ("train",) if len(about) == 1 else ("train", "valid")
+    return np.any([a.knows(store, *parts) for a in about], 0), np.any([a.covers(ground) for a in about], 0)
 
 
 def _fold_tiles(bundle: ModelBundle, store: TileStore, fold: int | str | None) -> np.ndarray:

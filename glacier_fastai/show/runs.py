@@ -153,7 +153,9 @@ def _read(path: Path, name: str) -> Run:
         lacks=lacks,
     )
     if not (path / "figures" / "batch.png").exists():  # the last that every run writes
-        lacks.insert(0, f"cut short, or not yet done: {len(run.history)} of {run.get('train', 'epochs')} epochs")
+        epochs, steps = (run.get("train", k) for k in ("epochs", "steps"))
+        wanted = f"epochs, {steps} steps wanted" if steps else f"of {epochs} epochs"
+        lacks.insert(0, f"cut short, or not yet done: {len(run.history)} {wanted}")
     return run
 
 

@@ -154,7 +154,7 @@ def _recipe(r: Run) -> dict[str, Any]:
         "model": described(r.bundle.arch, r.bundle.options) if r.bundle else r.get("model"),
         "loss": ", ".join(f"{weight} {part}" for part, weight in loss.items() if weight),
         "ramp": f"{start} of its weight, over {r.get('ramp', 'epochs')} epochs" if start else "none",
-        "epochs": r.get("train", "epochs"),
+        **{k: n for k in ("epochs", "steps") if (n := r.get("train", k))},
         "batch size": r.get("train", "batch_size"),
         "learning rate": r.get("train", "lr"),
         "seed": r.get("seed"),

@@ -26,7 +26,7 @@ from ..model.fit import check_units
 from ..model.processes import on_rank_zero, world_size
 from ..model.registry import of_recipe
 from ..recipe import Recipe
-from .callbacks import AverageWeightsCallback, ProgressiveRampCallback, plateau
+from .callbacks import AverageWeightsCallback, ProgressiveRampCallback, WarmupDecayCallback, plateau
 from .checkpoint import CheckpointCallback
 from .console import ConsoleCallback
 from .folder import RunFolder
@@ -53,7 +53,8 @@ def make_dls(
             channel; or statistics of weights are asked for, and there are none.
         BundleError: The weights know nothing of a band.
     """
-    size, n = recipe.train.batch_size, world_size()
+    t = recipe.train
+    size, n = t.batch_size, world_size()
     if size % n:
         near = size // n * n
         raise RecipeError(
@@ -75,6 +76,7 @@ def make_dls(
         spatial=recipe.data.spatial,
         min_valid=recipe.data.min_valid,
         crops_per_tile=recipe.data.crops_per_tile,
+        epoch_crops=t.epoch_steps and t.epoch_steps * t.accumulate * size,
         balance=recipe.balance,
         augment=AugmentTiles(**recipe.augment.model_dump()),
         stats=stats,
@@ -189,6 +191,8 @@ def make_callbacks(
         cbs.append(AverageWeightsCallback(t.ema))
     if t.accumulate > 1:
         cbs.append(AccumulateBatches(t.accumulate))
+    if t.warmup or t.decay:
+        cbs.append(WarmupDecayCallback(t.warmup, t.decay))
     if t.freeze_epochs:
         cbs.append(FreezeEncoder(t.freeze_epochs))
     if validates:

@@ -123,4 +123,4 @@ class RunFolder:
         part[dls.train_tiles], part[dls.valid_tiles] = "train", "valid"
         table = pd.DataFrame({"id": dls.store.table["id"], "fold": dls.fold_of, "part": part})
         write_text(self.path / "folds.csv", table.to_csv(index=False))
-        self.log("start", environment=about, notes=dls.store.base().info.get("notes", []))
+        self.log("start", environment=about, notes=[*dls.store.base().info.get("notes", []), *dls.notes])

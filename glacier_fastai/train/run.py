@@ -33,10 +33,11 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.torch_core import default_device, rank_distrib, set_seed
 
+from ..data.block import GlacierDataLoaders
 from ..data.folds import store_folds
 from ..data.raw import open_tiles
 from ..data.tiles import TileStore
-from ..errors import DataError, OutputError, RunStopped, TrainingError
+from ..errors import DataError, OutputError, RunStopped, TrainingError, note
 from ..files import whole_file, write_text
 from ..model.bundle import ModelBundle, described
 from ..model.calibrate import calibrate
@@ -56,6 +57,8 @@ from .stop import StopCallback
 __all__ = ["crossval", "finetune", "pretrain", "train"]
 
 log = logging.getLogger(__name__)
+
+FEW = 5  # optimiser steps of an epoch; of fewer it is said
 
 
 def train(
@@ -99,9 +102,10 @@ def train(
     try:
         identity = run_identity(recipe, dls, fold, None if weights is None else Path(weights))
         checkpoint = on_rank_zero(lambda: folder.checkpoint(identity))
-        if checkpoint is not None and (checkpoint["ended"] or checkpoint["at"][0] == recipe.train.epochs):
+        if checkpoint is not None and (checkpoint["ended"] or checkpoint["at"][0] == recipe.train.n_epoch):
             log.info("%s: its training has ended already", path)
         else:
+            _count_steps(recipe, dls)
             on_rank_zero(lambda: folder.record(recipe, dls, checkpoint))
             _greet(recipe, learn, store, weights, adapted, checkpoint)
             built = make_callbacks(recipe, learn, folder, identity, checkpoint, started, store, fold, bundle)
@@ -124,12 +128,22 @@ def _store(recipe: Recipe, data: str | os.PathLike | TileStore | None) -> TileSt
     return open_tiles(path, recipe.bands)
 
 
+def _count_steps(recipe: Recipe, dls: GlacierDataLoaders) -> None:
+    """Say where epochs are of few optimiser steps."""
+    t, made = recipe.train, -(-len(dls.train) // recipe.train.accumulate)
+    if t.steps is None and made < FEW:
+        steps = f"{made} optimiser step{'s' * (made > 1)}, {t.n_epoch * made} in all"
+        text = f"an epoch makes {steps}; train.steps in place of train.epochs says how many"
+        note(f"{dls.store.base().path}: {text}", dls.notes)
+
+
 def _greet(recipe: Recipe, learn: GlacierLearner, store: TileStore, weights, adapted: list[str], checkpoint) -> None:
     dls, n = learn.dls, world_size()
     parameters = sum(p.numel() for p in learn.model.parameters())
     precision = effective_precision(recipe) + (" (auto)" if recipe.train.precision == "auto" else "")
     together = f", {n} processes" if n > 1 else ""
     kind, options = of_recipe(recipe.model)
+    t = recipe.train
     lines = [
         f"recipe   {recipe.about or '-'}",
         f"data     {store.path}: {len(dls.train_tiles)} tiles to train on, {len(dls.valid_tiles)} to validate on",
@@ -139,6 +153,9 @@ def _greet(recipe: Recipe, learn: GlacierLearner, store: TileStore, weights, ada
         f"model    {described(kind.name, options)}, {parameters:,} parameters",
         f"batches  {len(dls.train)} per epoch of {dls.train.bs * n} crops of {recipe.data.crop} px",
     ]
+    if t.epoch_steps is not None:
+        made = f"{t.n_epoch * t.epoch_steps} in {t.n_epoch} epochs of {t.epoch_steps}"
+        lines.append(f"steps    {made}{f', {t.steps} rounded up' if t.steps != t.n_epoch * t.epoch_steps else ''}")
     if dls.train.crops is not None:
         lines += [f"balance  {line}" for line in balance_lines(dls.train.crops.sampling)]
     if checkpoint is None:
@@ -163,7 +180,8 @@ def _fit(recipe: Recipe, learn: GlacierLearner, folder: RunFolder, cbs: list[Cal
     quiet = open(os.devnull, "w") if rank_distrib() else sys.stderr  # noqa: SIM115  stays open with the process
     try:
         with redirect_stdout(quiet):  # fastai's trackers print what they do, and stdout is for results
-            learn.fit(t.epochs, slice(t.lr * t.encoder_lr_factor, t.lr) if t.encoder_lr_factor != 1 else t.lr, cbs=cbs)
+            lr = slice(t.lr * t.encoder_lr_factor, t.lr) if t.encoder_lr_factor != 1 else t.lr
+            learn.fit(t.n_epoch, lr, cbs=cbs)
     except (MemoryError, RuntimeError) as err:
         if isinstance(err, torch.distributed.DistBackendError) or "/gloo/" in str(err):
             raise TrainingError("another process of the launch has ended, so this one cannot go on") from err
