@@ -18,11 +18,13 @@ __all__ = [
     "COMPETITION_CODES",
     "COMPOSITES",
     "ICE",
+    "ICE_COLOUR",
     "ICE_OF_ANY_KIND",
     "IGNORE",
     "INDICES",
     "TEXTURES",
     "UNITS",
+    "UNKNOWN_ICE",
     "Bands",
     "canonical_band",
     "composite",
@@ -83,6 +85,9 @@ COMPETITION_CODES: tuple[int, ...] = (0, 85, 170, 255)
 
 CLASS_COLOURS: tuple[str, ...] = ("#c9c5b9", "#56b4e9", "#d55e00", "#0b3c8c")
 """Hex colours by class; distinguishable with the common colour-vision deficiencies (Okabe and Ito's hues)."""
+
+UNKNOWN_ICE, ICE_COLOUR = "ice, kind unknown", "#cc79a7"
+"""What `ICE_OF_ANY_KIND` is called in pictures and tables, and its hex colour."""
 
 COMPOSITES: dict[str, tuple[str, str, str]] = {
     "snow and ice": ("swir1", "nir", "red"),

@@ -179,13 +179,16 @@ def prepare_scene(
     outlines: Annotated[
         list[str],
         typer.Option(
-            help="Polygons in any vector format instead, for all scenes; outside of them is background. FILE, or "
-            "CLASS=FILE, for instance glacier=clean.shp and debris=debris.shp. May be repeated."
+            help="Polygons in any vector format instead, for all scenes; outside of them is background. FILE, of ice "
+            "of unknown kind as in inventories, or CLASS=FILE, for instance glacier=clean.shp and debris=debris.shp. "
+            "May be repeated."
         ),
     ] = [],  # noqa: B006
     class_field: Annotated[
         str,
-        typer.Option(help="Column of the outlines that holds class names or codes. Default: all of FILE are glacier."),
+        typer.Option(
+            help="Column of the outlines that holds class names or codes. Default: all of FILE are ice of unknown kind."
+        ),
     ] = "",
     all_touched: Annotated[
         bool,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..bands import CLASSES
+from ..bands import CLASSES, ICE_OF_ANY_KIND
 from ..errors import DataError
 from .settings import LEVELS, TARGET, PixelBalance
 
@@ -79,12 +79,14 @@ def cell_edges(
 
 
 def crop_counts(
-    mask: np.ndarray,  # (S, S) class codes, 255 = ignore
+    mask: np.ndarray,  # (S, S) class codes, 254 = ice of unknown kind, 255 = ignore
     crop: int,  # side of a crop, pixels
     edges: np.ndarray,  # (G + 1,), see `cell_edges`
     classes: int = len(CLASSES),  # number of classes K
 ) -> np.ndarray:
     """Return the mean labelled pixels per class over all windows that begin in each cell, float64 `(G, G, K)`.
+
+    Ice of unknown kind counts as glacier, the commoner kind.
 
     Windows of a cell cover a row with a share that rises, stays and falls; so the mean is the mask between two such
     weights, which is what integral images, summed over the places of a cell, come to.
@@ -92,6 +94,7 @@ def crop_counts(
     >>> crop_counts(np.array([[0, 1], [1, 255]]), 2, cell_edges(2, 2)).tolist()
     [[[1.0, 2.0, 0.0, 0.0]]]
     """
+    mask = np.where(mask == ICE_OF_ANY_KIND, CLASSES.index("glacier"), mask)
     rows = np.arange(len(mask))
     first, last = edges[:-1, None], edges[1:, None] - 1
     begins = np.minimum(rows, last) - np.maximum(rows - crop + 1, first) + 1  # windows of the cell that hold the row

@@ -3,7 +3,8 @@
 All of it is fitted on predictions of pixels that the model never saw (out of fold), in this order: `fit_temperature`;
 on what `calibrated` returns, `fit_offsets`, and `fit_area_interval` of `areas`. It is then applied to whole scenes a
 strip at a time. Probabilities are floats that sum to 1 over the K classes, on axis `dim`. Labels are class codes;
-pixels of label 255 (`bands.IGNORE`) count for nothing, and their probabilities may be anything.
+pixels of label 255 (`bands.IGNORE`) count for nothing, and their probabilities may be anything. Of ice of unknown kind
+(254, `bands.ICE_OF_ANY_KIND`) the probability is that of glacier and debris together.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from ..bands import IGNORE
+from ..bands import CLASSES, ICE, ICE_OF_ANY_KIND, IGNORE
 from ..errors import DataError
-from .confusion import confusion_matrix, mcc, plain_tensor
+from .confusion import WATCHED, confusion_matrix, plain_tensor, watched
 
 __all__ = [
     "LEAST_GAIN",
     "Reliability",
+    "all_glacier",
     "calibrated",
     "decide",
     "expected_calibration_error",
@@ -66,6 +68,21 @@ def calibrated(
     return probs.float().clamp(min=FLOOR).log_().div_(temperature).add_(added).softmax(dim)
 
 
+def all_glacier(
+    probs: Tensor,  # (K, ...), any float type
+    dim: int = 0,  # axis of the classes
+) -> Tensor:
+    """Return probabilities in which all ice is glacier, of a model that was never told which ice is under debris.
+
+    >>> all_glacier(torch.tensor([0.5, 0.25, 0.125, 0.125]))
+    tensor([0.5000, 0.3750, 0.0000, 0.1250])
+    """
+    out, (glacier, debris) = probs.clone(), ICE
+    out.select(dim, glacier).add_(out.select(dim, debris))
+    out.select(dim, debris).zero_()
+    return out
+
+
 def decide(
     probs: Tensor,  # (K, ...), any float type
     offsets: Sequence[float],  # (K,), as from `fit_offsets`
@@ -106,6 +123,7 @@ def nll(
         DataError: The input does not fit, or nothing is labelled.
     """
     probs, labels = _labelled(probs, labels, dim)
+    probs, labels = _as_ice(probs, labels)
     chosen = probs.gather(1, labels[:, None]).double()
     return -chosen.clamp(min=FLOOR).log().mean().item()
 
@@ -119,7 +137,8 @@ def fit_temperature(
     """Return temperature and bias per class for `calibrated`, of the least negative log-likelihood.
 
     The problem is convex in 1/T and the biases, and solved in float64. T stays within 0.05 to 20. Biases sum to 0; a
-    class without a label keeps 0, as its best bias would be minus infinity.
+    class without a label keeps 0, as its best bias would be minus infinity. Ice of unknown kind is as likely as its two
+    classes together, and stands for glacier where the biases are asked which classes there are.
 
     Sources: Guo et al. 2017, arXiv 1706.04599 (temperature); Kull et al. 2019, arXiv 1910.12656 (bias on log p).
 
@@ -127,6 +146,8 @@ def fit_temperature(
         DataError: The input does not fit, or nothing is labelled.
     """
     probs, labels = _labelled(probs, labels, dim)
+    unknown = labels == probs.shape[1]
+    labels = labels.masked_fill(unknown, ICE[0])
     there = labels.unique() if bias else labels[:1]  # a single class leaves no bias free
     units = torch.eye(probs.shape[1], dtype=torch.float64, device=probs.device)
     basis = units[there[:-1]] - units[there[-1]]  # of the biases of the classes that are there, summing to 0
@@ -134,11 +155,16 @@ def fit_temperature(
     def loss(at: np.ndarray) -> tuple[float, np.ndarray]:
         x = torch.from_numpy(at).to(basis)
         value, gradient = 0.0, torch.zeros_like(x)
-        for p, y in zip(probs.split(CHUNK), labels.split(CHUNK), strict=True):
+        for p, y, u in zip(probs.split(CHUNK), labels.split(CHUNK), unknown.split(CHUNK), strict=True):
             logits = p.double().clamp(min=FLOOR).log_()
             q = (x[0] * logits + x[1:] @ basis).log_softmax(1)
-            value -= q.gather(1, y[:, None]).sum().item()
-            error = q.exp_().sub_(units[y])
+            chosen, wanted = q.gather(1, y[:, None])[:, 0], units[y]
+            if u.any():
+                both = q[u][:, list(ICE)]
+                chosen[u] = both.logsumexp(1)
+                wanted[u] = both.softmax(1) @ units[list(ICE)]
+            value -= chosen.sum().item()
+            error = q.exp_().sub_(wanted)
             gradient[0] += (error * logits).sum()
             gradient[1:] += basis @ error.sum(0)
         return value / len(labels), (gradient / len(labels)).cpu().numpy()
@@ -191,7 +217,8 @@ def reliability(
 ) -> Reliability:
     """Return the reliability of the most probable class, or of the summed probability of the classes `of`.
 
-    Where nothing is labelled the table is empty, so that any tile can be added.
+    Where nothing is labelled the table is empty, so that any tile can be added. Of ice of unknown kind, glacier and debris
+    are one class; it is left out where `of` holds one of these alone.
 
     Source: Guo et al. 2017, arXiv 1706.04599; per class, Kull et al. 2019, arXiv 1910.12656.
 
@@ -202,12 +229,17 @@ def reliability(
     if bins < 1:
         raise DataError(f"{bins} bins: use at least 1")
     if of is None:
+        probs, labels = _as_ice(probs, labels)
         confidence, code = probs.max(1)
         hit, confidence = code == labels, confidence.double()
     else:
         of = sorted(set(of))
         if not of or not 0 <= of[0] <= of[-1] < probs.shape[1]:
             raise DataError(f"reliability of classes {of}: use codes from 0 to {probs.shape[1] - 1}")
+        if len({*of} & {*ICE}) == 1:
+            known = labels != probs.shape[1]
+            probs, labels = probs[known], labels[known]
+        probs, labels = _as_ice(probs, labels)
         confidence, hit = probs[:, of].double().sum(1), torch.isin(labels, labels.new_tensor(of))
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=probs.device)
     which = (torch.bucketize(confidence, edges) - 1).clamp(0, bins - 1)
@@ -239,12 +271,13 @@ def fit_offsets(
     labels: Tensor | np.ndarray,  # (N,), the shape of `probs` without axis `dim`
     dim: int = -1,  # axis of the classes
 ) -> list[float]:
-    """Return an offset per class for `decide` that raises the MCC of all labelled pixels; background's is 0.
+    """Return an offset per class for `decide` that raises the MCC of the labelled pixels; background's is 0.
 
     From zero, the offset of one class, or those of all classes but background together, go to the best of all values
     within 3 of 0 in steps of 0.02 (the nearest of those within 1e-4 of MCC), as long as that adds more than
     `LEAST_GAIN`. So the MCC on this data is that of zero offsets, or higher by more than that. A class without a label
-    keeps 0.
+    keeps 0. Where most ice is of unknown kind it is the MCC of ice, and glacier and debris have one offset
+    (`confusion.watched`); else the MCC of the classes, for which such pixels count for nothing.
 
     Raises:
         DataError: The input does not fit, or nothing is labelled.
@@ -252,13 +285,19 @@ def fit_offsets(
     probs, labels = _labelled(probs, labels, dim)
     k = probs.shape[1]
     logs = probs.float().clamp(min=FLOOR).log_()
-    there = [c for c in labels.unique().tolist() if c]
+    pixels = labels.bincount(minlength=k + 1).tolist()
+    name = watched(sum(pixels[c] for c in ICE if c < k), pixels[k])
+    mcc = WATCHED[name]
+    there = [c for c in range(1, k) if pixels[c]]
     groups = [[c] for c in there] + [there] * (len(there) > 1)  # together: else a model too sure of background traps it
+    if name == "ice_mcc":
+        groups = [list(ICE)]
     steps = [0] * k
+    truth = labels.masked_fill(labels == k, ICE_OF_ANY_KIND)
 
     def score() -> tuple[float, list[float]]:
         offsets = [round(STEP * s, 2) for s in steps]
-        return mcc(confusion_matrix(decide(probs, offsets, dim=1), labels, k)), offsets
+        return mcc(confusion_matrix(decide(probs, offsets, dim=1), truth, k, unknown_ice=True)), offsets
 
     start, zero = score()
     best = start
@@ -279,7 +318,7 @@ def fit_offsets(
 
 
 def _along(scores: Tensor, labels: Tensor, group: list[int], low: int, high: int) -> Tensor:
-    """Return the confusion matrices, int64 `(high - low + 1, K, K)`, with `group` raised by `low` to `high` steps.
+    """Return the confusion matrices, int64 `(high - low + 1, K + 1, K)`, with `group` raised by `low` to `high` steps.
 
     A pixel goes over to the group once and stays there, so that all matrices follow from one look at each pixel.
     """
@@ -289,8 +328,8 @@ def _along(scores: Tensor, labels: Tensor, group: list[int], low: int, high: int
     turn = ((bar - win) / STEP).floor_().add_(1 - low).clamp_(0, n).long()  # number of the step, n for never
 
     def counts(code: Tensor) -> Tensor:
-        at = (turn * k + labels) * k + code
-        return torch.bincount(at, minlength=(n + 1) * k * k).view(n + 1, k, k).cumsum(0)
+        at = (turn * (k + 1) + labels) * k + code
+        return torch.bincount(at, minlength=(n + 1) * (k + 1) * k).view(n + 1, k + 1, k).cumsum(0)
 
     joined, left = counts(inside.to(mine)[mine]), counts(outside.to(other)[other])
     return (joined + left[-1] - left)[:n]
@@ -323,7 +362,10 @@ def _per_class(name: str, values: Sequence[float], probs: Tensor, dim: int) -> T
 def _labelled(
     probs: Tensor | np.ndarray, labels: Tensor | np.ndarray, dim: int, some: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Check both and return those of the labelled pixels, `(N, K)` and int64 `(N,)`; `some`: there must be one."""
+    """Check both and return those of the labelled pixels, `(N, K)` and int64 `(N,)`; `some`: there must be one.
+
+    The label of ice of unknown kind is K.
+    """
     probs, labels = plain_tensor(probs), plain_tensor(labels)
     if not -probs.ndim <= dim < probs.ndim or probs.movedim(dim, -1).shape[:-1] != labels.shape:
         raise DataError(f"probabilities {tuple(probs.shape)} and labels {tuple(labels.shape)} do not fit")
@@ -333,7 +375,16 @@ def _labelled(
     probs, labels = _probabilities(probs.movedim(dim, -1)[known], 1), labels[known].long()
     if some and not len(labels):
         raise DataError("no labelled pixel, so nothing can be fitted or measured")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < probs.shape[1]:
-        codes = f"{labels.min()} to {labels.max()}"
-        raise DataError(f"labels from {codes}: use 0 to {probs.shape[1] - 1}, and {IGNORE} for none")
-    return probs, labels
+    unknown = (labels == ICE_OF_ANY_KIND) & (probs.shape[1] == len(CLASSES))
+    codes = labels[~unknown]
+    if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < probs.shape[1]:
+        found = f"{codes.min()} to {codes.max()}"
+        raise DataError(f"labels from {found}: use 0 to {probs.shape[1] - 1}, and {IGNORE} for none")
+    return probs, labels.masked_fill(unknown, probs.shape[1])
+
+
+def _as_ice(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both with glacier in place of ice of unknown kind, where the probability of glacier is that of all ice."""
+    if not (unknown := labels == probs.shape[1]).any():
+        return probs, labels
+    return torch.where(unknown[:, None], all_glacier(probs, 1), probs), labels.masked_fill(unknown, ICE[0])

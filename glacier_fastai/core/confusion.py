@@ -1,7 +1,10 @@
 """Scores from one confusion matrix: rows are the truth, columns the prediction.
 
+Below the K rows of the classes there may be one more: ice of unknown kind (label 254, `bands.ICE_OF_ANY_KIND`), which
+is right where it is predicted as any ice. `ice` counts that row; the scores of the classes leave it out.
+
 Matrices add up over batches, tiles and processes, so the scores of any amount of data need K x K numbers of memory.
-The score functions take a square matrix of counts as a tensor, a NumPy array or nested lists, and compute in float64.
+The score functions take such a matrix of counts as a tensor, a NumPy array or nested lists, and compute in float64.
 
 What an absent class does:
 
@@ -13,16 +16,31 @@ What an absent class does:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..bands import CLASSES, ICE, IGNORE
+from ..bands import CLASSES, ICE, ICE_OF_ANY_KIND, IGNORE
 from ..errors import DataError
 
-__all__ = ["confusion_matrix", "f1", "ice", "iou", "mcc", "mean_iou", "plain_tensor", "precision", "recall", "scores"]
+__all__ = [
+    "WATCHED",
+    "confusion_matrix",
+    "f1",
+    "ice",
+    "iou",
+    "mcc",
+    "mean_iou",
+    "plain_tensor",
+    "precision",
+    "recall",
+    "scores",
+    "watched",
+    "with_ice",
+    "wrong",
+]
 
 Matrix = Tensor | np.ndarray | Sequence[Sequence[float]]
 
@@ -32,6 +50,7 @@ def confusion_matrix(
     target: Tensor | np.ndarray,  # true class codes, of the same shape and on the same device
     n_classes: int,  # K
     ignore: int = IGNORE,  # label in `target` of pixels that count for nothing
+    unknown_ice: bool = False,  # count label 254, too, in a row of its own below the others: ``(K + 1, K)``
 ) -> Tensor:
     """Return the int64 matrix ``(K, K)`` of pixel counts, on the device of the input; uint8 input is fastest.
 
@@ -45,14 +64,16 @@ def confusion_matrix(
     pred, target = plain_tensor(pred), plain_tensor(target)
     if pred.shape != target.shape:
         raise DataError(f"prediction {tuple(pred.shape)} and truth {tuple(target.shape)} differ in shape")
-    valid = target != ignore
+    valid, rows = target != ignore, n_classes
+    if unknown_ice:
+        target, rows = target.masked_fill(target == ICE_OF_ANY_KIND, n_classes), n_classes + 1
     # bytes while they suffice: the time goes into moving memory
-    narrow = torch.uint8 if n_classes**2 <= 256 else torch.int64
+    narrow = torch.uint8 if rows * n_classes <= 256 else torch.int64
     pred = _codes("prediction", pred, valid, n_classes, narrow)
-    target = _codes("truth", target, valid, n_classes, narrow)
-    counts = torch.bincount((target * n_classes + pred).flatten(), minlength=n_classes**2)
+    target = _codes("truth", target, valid, rows, narrow)
+    counts = torch.bincount((target * n_classes + pred).flatten(), minlength=rows * n_classes)
     counts[0] -= (~valid).sum()  # ignored pixels went there
-    return counts.view(n_classes, n_classes)
+    return counts.view(rows, n_classes)
 
 
 def plain_tensor(x: Tensor | np.ndarray) -> Tensor:
@@ -87,6 +108,7 @@ def mcc(cm: Matrix) -> float:
     Source: Gorodkin 2004, doi 10.1016/j.compbiolchem.2004.09.006.
     """
     rows = cm.tolist() if isinstance(cm, Tensor | np.ndarray) else cm  # Python's integers have no largest one
+    rows = rows[: len(rows[0])]
     truth, pred = [sum(row) for row in rows], [sum(column) for column in zip(*rows, strict=True)]
     total, hits = sum(truth), sum(row[k] for k, row in enumerate(rows))
     spread_truth = total * total - sum(t * t for t in truth)
@@ -100,6 +122,7 @@ def mcc(cm: Matrix) -> float:
 def _counts(cm: Matrix) -> tuple[Tensor, Tensor, Tensor]:
     """Return hits, pixels in the truth and pixels predicted, each ``(K,)``."""
     cm = torch.as_tensor(cm).as_subclass(Tensor).cpu().double()
+    cm = cm[: cm.shape[1]]
     return cm.diagonal(), cm.sum(1), cm.sum(0)
 
 
@@ -160,44 +183,79 @@ def ice(cm: Matrix) -> Tensor:
             [ 0,  6]])
     """
     cm = torch.as_tensor(cm).as_subclass(Tensor)
-    of = torch.zeros(len(cm), dtype=torch.int64, device=cm.device)
-    of[list(ICE)] = 1
-    return cm.new_zeros(2, 2).index_put_((of[:, None], of[None]), cm, accumulate=True)
+    of = torch.zeros(cm.shape[1] + 1, dtype=torch.int64, device=cm.device)
+    of[[*ICE, -1]] = 1
+    return cm.new_zeros(2, 2).index_put_((of[: len(cm), None], of[None, :-1]), cm, accumulate=True)
+
+
+def with_ice(
+    score: Callable[[Matrix], Tensor],  # `iou`, `precision`, `recall` or `f1`
+    cm: Matrix,
+) -> list[float]:
+    """Return a score of each class, and of ice of any kind.
+
+    >>> with_ice(recall, [[8, 0, 0, 0], [0, 1, 1, 0], [0, 0, 2, 0], [0, 0, 0, 1], [4, 0, 2, 0]])
+    [1.0, 0.5, 1.0, 1.0, 0.6]
+    """
+    return [*score(cm).tolist(), score(ice(cm))[1].item()]
+
+
+WATCHED: dict[str, Callable[[Matrix], float]] = {"mcc": mcc, "ice_mcc": lambda cm: mcc(ice(cm))}
+"""Scores that may tell which model is best, by name."""
+
+
+def watched(
+    known: int,  # pixels of glacier and debris
+    unknown: int,  # pixels of ice of unknown kind
+) -> str:
+    """Return the name of the score that tells which model is best: of four classes, or of ice where few have a kind.
+
+    >>> watched(10, 10), watched(10, 11)
+    ('mcc', 'ice_mcc')
+    """
+    return "ice_mcc" if unknown > known else "mcc"
+
+
+def wrong(
+    pred: np.ndarray,  # class codes
+    truth: np.ndarray,  # true codes of the same shape, 254 = ice of unknown kind, 255 = ignore
+) -> np.ndarray:
+    """Return where a prediction is wrong, bool; any ice is right where the truth says no kind.
+
+    >>> wrong(np.array([0, 1, 2, 0, 0]), np.array([0, 2, 254, 254, 255])).tolist()
+    [False, True, False, True, False]
+    """
+    return (pred != truth) & (truth != IGNORE) & ~((truth == ICE_OF_ANY_KIND) & np.isin(pred, ICE))
 
 
 def scores(
-    cm: Matrix,  # of the four classes
-    on_ice: Sequence[int] | Tensor | None = None,  # (4,) pixels by predicted class on ice of unknown kind
+    cm: Matrix,  # of the four classes, with or without a row of ice of unknown kind
 ) -> dict:
     """Return every score of a matrix of the four classes, as plain numbers; an undefined one is None (JSON has no NaN).
 
-    Ice of unknown kind counts in the scores of ice alone.
-
     Returns:
         ``mcc``, ``ice_mcc``, ``mean_iou``, ``ice_iou``; ``classes``, by name ``iou``, ``precision``, ``recall``,
-        ``f1`` and ``pixels`` (in the truth); ``confusion``, the matrix as nested lists.
+        ``f1`` and ``pixels`` (in the truth), and ``ice``, the same of ice of any kind; ``confusion``, the matrix as
+        nested lists, whose fifth row is ice of unknown kind, where there is any.
 
     Raises:
-        DataError: The matrix is not 4 x 4.
+        DataError: The matrix has not a row and a column for each class.
     """
     cm = torch.as_tensor(cm).as_subclass(Tensor).cpu()
-    if cm.shape != (len(CLASSES), len(CLASSES)):
+    if cm.shape not in ((k := len(CLASSES), k), (k + 1, k)):
         raise DataError(f"confusion matrix {tuple(cm.shape)}: use one row and column for each of {', '.join(CLASSES)}")
     binary = ice(cm)
-    if on_ice is not None:
-        seen = torch.as_tensor(on_ice)
-        found = int(seen[list(ICE)].sum())
-        binary[1] += torch.tensor([int(seen.sum()) - found, found])
-    table = {"iou": iou(cm), "precision": precision(cm), "recall": recall(cm), "f1": f1(cm), "pixels": cm.sum(1)}
+    table = {fn.__name__: with_ice(fn, cm) for fn in (iou, precision, recall, f1)}
+    table["pixels"] = [*cm.sum(1)[:k].tolist(), binary[1].sum().item()]
+    *classes, any_ice = [{key: _known(value[i]) for key, value in table.items()} for i in range(k + 1)]
     return {
         "mcc": mcc(cm),
         "ice_mcc": mcc(binary),
         "mean_iou": _known(mean_iou(cm)),
-        "ice_iou": _known(iou(binary)[1].item()),
-        "classes": {
-            name: {key: _known(value[k].item()) for key, value in table.items()} for k, name in enumerate(CLASSES)
-        },
-        "confusion": cm.tolist(),
+        "ice_iou": any_ice["iou"],
+        "classes": dict(zip(CLASSES, classes, strict=True)),
+        "ice": any_ice,
+        "confusion": cm[: k + int(cm[k:].any())].tolist(),
     }
 
 

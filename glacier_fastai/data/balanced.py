@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from fastai.vision.all import ItemTransform, TfmdDL, chunked, delegates, num_distrib, rank_distrib, to_detach
 
-from ..bands import CLASSES, IGNORE
+from ..bands import CLASSES, ICE_OF_ANY_KIND, IGNORE
 from ..core.balance import PixelBalance, Sampling, cell_edges, crop_counts, solve
 from ..errors import DataError, note
 from .tiles import TileStore
@@ -27,7 +27,7 @@ AHEAD = 2  # batches read before they are asked for, beyond those that threads a
 
 
 class BalancedCrops:
-    """The windows of training tiles and how often each is drawn; see `core.balance`."""
+    """The windows of training tiles and how often each is drawn; ice of unknown kind is glacier (`core.balance`)."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class BalancedCrops:
     ):
         self.edges = cell_edges(store.size, crop, balance.level)
         if len(self.edges) == 2 and crop == store.size:
-            counts = store.class_counts()[list(tiles)].astype(np.float64)
+            counts = store.class_counts(unknown_ice=True)[list(tiles)].astype(np.float64)
         else:
             counts = np.concatenate([crop_counts(store.labels(i), crop, self.edges) for i in tiles])
         sides = np.diff(self.edges)
@@ -71,7 +71,7 @@ class IgnoreSurplus(ItemTransform):
     """Turns pixels of too frequent classes to ignore, so that what the loss sees meets the target; training only.
 
     A share of each class is kept, in squares of `SIDE` pixels that are the same for all classes: where a rare class is
-    kept so are its neighbours, and the edges between them.
+    kept so are its neighbours, and the edges between them. Ice of unknown kind is kept as glacier is.
     """
 
     split_idx, order, SIDE = 0, 110, 16  # after augmentation
@@ -81,6 +81,7 @@ class IgnoreSurplus(ItemTransform):
         keep: Sequence[float],  # share of the pixels of each class that is kept
     ):
         self.keep, self.generator = torch.tensor([*keep, *[0.0] * (256 - len(keep))], dtype=torch.float32), None
+        self.keep[ICE_OF_ANY_KIND] = self.keep[CLASSES.index("glacier")]
 
     def encodes(self, batch):  # fastai skips an annotated ItemTransform.encodes
         """Thin out a batch."""

@@ -21,8 +21,9 @@ from fastai.vision.all import (
     delegates,
 )
 
-from ..bands import CLASSES, ICE, Bands
+from ..bands import CLASSES, Bands
 from ..core.balance import PixelBalance
+from ..core.confusion import watched
 from ..core.folds import ALWAYS, NEVER, train_valid
 from ..core.moments import standardise
 from ..errors import DataError
@@ -200,14 +201,7 @@ class GlacierDataLoaders(DataLoaders):
         if parts and (balance or crop < store.size):
             raise DataError(f"{', '.join(parts)}: fastai reads whole tiles; leave out crop and balance")
         fold_of, train, valid = _split(store, fold, folds, spatial, splitter)
-        counts = store.class_counts()
-        if store.ice_counts()[train].any() and not counts[train][:, ICE].any():
-            there = " and ".join(c for c, n in zip(CLASSES, counts[train].sum(0), strict=True) if n)
-            raise DataError(
-                f"{store.path}: labels hold {there + ' only' if there else 'nothing'} beside ice of unknown kind, "
-                "which is not trained on; give labels that tell glacier (1) from debris (2)"
-            )
-        labelled = counts.sum(1) > 0
+        labelled = store.class_counts(unknown_ice=True).any(1)
         train = train[labelled[train] & (store.table["valid"].to_numpy()[train] >= min_valid)]
         if len(valid) and not labelled[valid].any():
             raise DataError(f"{store.path}: fold {fold}: no validation tile has a label; choose another fold")
@@ -237,6 +231,19 @@ class GlacierDataLoaders(DataLoaders):
         dls.fold_of, dls.train_tiles, dls.valid_tiles = fold_of, train.tolist(), valid.tolist()
         dls.notes = crops.notes if crops else []
         return dls
+
+    @property
+    def watched(self) -> str:
+        """Name of the metric that tells which model is best: `mcc`, or `ice_mcc` where most ice is of unknown kind."""
+        return watched(*self.store.ice_pixels([*self.train_tiles, *self.valid_tiles]))
+
+    def tells_debris(
+        self,
+        before: bool | None = None,  # whether the weights that training starts from could; None: there are none
+    ) -> bool:
+        """Return whether a model that is trained on these tiles can tell debris from clean ice."""
+        known, unknown = self.store.ice_pixels(self.train_tiles)
+        return known > 0 or (not unknown if before is None else before)
 
     @cached_property
     def profile(self) -> Profile:

@@ -30,7 +30,9 @@ def store_folds(
     groups = store.groups()
     unit = [groups[i] for i in used]
     try:
-        fold[used] = assign_folds(store.class_counts()[used], n_folds, spatial=spatial, unit=unit, **place)
+        fold[used] = assign_folds(
+            store.class_counts(unknown_ice=True)[used], n_folds, spatial=spatial, unit=unit, **place
+        )
     except DataError as err:
         raise DataError(f"{store.path}: {err}") from err
     return fold

@@ -278,18 +278,30 @@ class TileStore:
         i: int,  # position of the tile
         window: tuple[slice, slice] = (slice(None), slice(None)),  # rows, columns
     ) -> np.ndarray:
-        """Return a tile's mask `(H, W)` uint8 as training and scores see it: ice of unknown kind has no label."""
-        mask = np.array(self.masks[(i, *window)])
-        mask[mask == ICE_OF_ANY_KIND] = IGNORE
-        return mask
+        """Return a tile's mask `(H, W)` uint8."""
+        return np.array(self.masks[(i, *window)])
 
-    def class_counts(self) -> np.ndarray:
+    def class_counts(
+        self,
+        unknown_ice: bool = False,  # count ice of unknown kind, as glacier: to draw and to divide tiles alike
+    ) -> np.ndarray:
         """Return the labelled pixels per tile and class, int64 of shape `(N, K)`."""
-        return self.table[[f"n_{c}" for c in CLASSES]].to_numpy(np.int64)
+        counts = self.table[[f"n_{c}" for c in CLASSES]].to_numpy(np.int64)
+        if unknown_ice:
+            counts[:, CLASSES.index("glacier")] += self.ice_counts()
+        return counts
 
     def ice_counts(self) -> np.ndarray:
-        """Return the pixels of ice of unknown kind per tile, int64 of shape `(N,)`; `class_counts` leaves them out."""
+        """Return the pixels of ice of unknown kind per tile, int64 of shape `(N,)`."""
         return self.table["n_ice"].to_numpy(np.int64)
+
+    def ice_pixels(
+        self,
+        tiles: Sequence[int] | np.ndarray,  # positions of the tiles to look at
+    ) -> tuple[int, int]:
+        """Return the pixels of ice of known kind, glacier or debris, and of unknown kind."""
+        positions = np.asarray(tiles, np.int64)
+        return int(self.class_counts()[positions][:, ICE].sum()), int(self.ice_counts()[positions].sum())
 
     def statistics(
         self,

@@ -2,7 +2,7 @@
 
 `TensorMultispectral` is float `(C, H, W)` or `(B, C, H, W)`: values as delivered with NaN where there is no data, or
 after `NormalizeBands` standardised values with exactly 0 in every band where there is no data.
-`TensorGlacierMask` is int64 `(H, W)` or `(B, H, W)` of class codes, 255 = ignore.
+`TensorGlacierMask` is int64 `(H, W)` or `(B, H, W)` of class codes, 254 = ice of unknown kind, 255 = ignore.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TensorMultispectral(TensorImage):
 
 
 class TensorGlacierMask(TensorMask):
-    """A mask of class codes, 255 = ignore."""
+    """A mask of class codes, 254 = ice of unknown kind, 255 = ignore."""
 
     def show(self, ctx=None, title=None, figsize=None, **kwargs):
         """Show in the class colours; ignored pixels are hatched."""
@@ -65,7 +65,7 @@ def show_batch(
         image.show(ctx=left, title=image.composite()[0])
         mask.show(ctx=right, title="truth")
     if ctxs is None:
-        legend(fig)
+        legend(fig, truths=[_array(mask) for _, mask in shown])
     return axes
 
 
@@ -89,5 +89,5 @@ def show_results(
         name, rgb = image.composite()
         draw_panels(row, panels(_array(image.float()), _array(mask), _array(out[0]), rgb), name)
     if ctxs is None:
-        legend(fig, errors=True)
+        legend(fig, errors=True, truths=[_array(mask) for (_, mask, *_), _ in shown])
     return axes

@@ -121,6 +121,7 @@ class ModelBundle:
     metrics: dict[str, Any] = field(default_factory=dict)  # scores on the validation tiles, as `confusion.scores`
     trained_on: TrainedOn = TrainedOn()
     profile: Profile = Profile()  # what the values that it was trained on are; empty where that is not known
+    tells_debris: bool = True  # whether its data told debris from clean ice; if not, all ice is mapped as glacier
 
     def __post_init__(self):
         object.__setattr__(self, "bands", Bands(self.bands))
@@ -148,6 +149,7 @@ class ModelBundle:
             texture=store.info.get("texture"),
             standardised=store.standardised,
             profile=learn.dls.profile,
+            tells_debris=getattr(learn, "tells_debris", True),
             **about,
         )
 
@@ -246,6 +248,7 @@ class ModelBundle:
             "metrics": self.metrics,
             "trained_on": self.trained_on.model_dump(mode="json"),
             "profile": self.profile.model_dump(mode="json"),
+            "tells_debris": self.tells_debris,
         }
         metadata = {"format": FORMAT, "version": str(VERSION), **{k: json.dumps(v) for k, v in about.items()}}
         with whole_file(path) as file:
@@ -290,6 +293,8 @@ class ModelBundle:
             mappings = (bundle.recipe or {}, bundle.texture or {}, bundle.metrics, bundle.options)
             if not all(isinstance(d, dict) for d in mappings):
                 raise ValueError("recipe, texture, metrics or options is no mapping")
+            if not isinstance(bundle.tells_debris, bool):
+                raise ValueError("tells_debris is neither true nor false")
             bases = {base for _, base in bundle.bands.textures.values()}
             if bundle.texture is not None and not bases <= Texture(**bundle.texture).edges.keys():
                 raise ValueError("no grey levels of a band whose texture it takes")

@@ -1,7 +1,7 @@
 """From cross-validations to an ensemble that knows how sure it is: `ensemble.yaml`.
 
 Everything is fitted to out-of-fold predictions. What is said of how well it does is measured fold by fold, with what
-was fitted to the other folds.
+was fitted to the other folds. Where most ice is of unknown kind, decisions are made for the MCC of ice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from skimage.measure import label as components
 from torch import Tensor
 
-from ..bands import CLASSES, ICE, IGNORE
+from ..bands import CLASSES, ICE, ICE_OF_ANY_KIND, IGNORE
 from ..core.areas import LEAST, area_interval, fit_area_interval, matched_area
 from ..core.calibration import (
     Reliability,
@@ -33,7 +33,7 @@ from ..core.calibration import (
     nll,
     reliability,
 )
-from ..core.confusion import confusion_matrix, ice, mcc
+from ..core.confusion import WATCHED, confusion_matrix, watched
 from ..core.morphology import postprocess
 from ..errors import BundleError, DataError, OutputError
 from ..files import whole_file
@@ -54,7 +54,7 @@ class Tile(NamedTuple):
 
     fold: int
     probs: Tensor  # (K, H, W) float32
-    labels: np.ndarray  # (H, W) uint8, 255 = no label
+    labels: np.ndarray  # (H, W) uint8, 254 = ice of unknown kind, 255 = no label
 
 
 def calibrate(
@@ -64,8 +64,9 @@ def calibrate(
 ) -> dict[str, Any]:
     """Write the ensemble of all models of some cross-validations, calibrated, and a picture of its reliability (.png).
 
-    Temperature is kept only if it lowers the loss, and decision offsets only if they raise the MCC, of the folds that
-    they were not fitted to: folds may differ by more than what they have in common.
+    Temperature is kept only if it lowers the loss, and decision offsets only if they raise the MCC (of ice, where most
+    of it is of unknown kind), of the folds that they were not fitted to: folds may differ by more than what they have
+    in common.
 
     Returns:
         What was measured: `tiles`, `pixels`; the `temperature` fitted; `nll` and `ece` without and with it; `mcc` and
@@ -107,7 +108,8 @@ def calibrate(
         fits = dict.fromkeys(folds, best)
     fits = {f: _offsets(fits[f], probs[fold != f], labels[fold != f]) for f in folds}
     maps = _maps(predictions, fits)
-    if maps["offsets"]["mcc"] > maps["plain"]["mcc"]:
+    score = watched(int(np.isin(labels, ICE).sum()), int((labels == ICE_OF_ANY_KIND).sum()))
+    if maps["offsets"][score] > maps["plain"][score]:
         best = _offsets(best, probs, labels)
     else:
         fits = {f: c.model_copy(update={"offsets": NONE}) for f, c in fits.items()}
@@ -219,28 +221,28 @@ def _maps(predictions: Sequence[OutOfFold], fits: dict[int, Calibration]) -> dic
     """Return the scores of the tiles' maps, each decided with what was fitted to the other folds."""
     cleaning = PostprocessRecipe().by_code()
     totals: dict[str, Tensor] = {}
-    for fold, probs, labels in _tiles(predictions):
+    for fold, probs, truth in _tiles(predictions):
         c = fits[fold]
-        sure, truth = calibrated(probs, c.temperature, c.bias), torch.from_numpy(labels.astype(np.int64))
+        sure = calibrated(probs, c.temperature, c.bias)
         for name, offsets in (("plain", NONE), ("offsets", c.offsets)):
             classes = decide(sure, offsets).numpy()
             for suffix, codes in (("", classes), (" postprocessed", postprocess(classes, **cleaning))):
-                matrix = confusion_matrix(torch.from_numpy(codes), truth, len(CLASSES))
+                matrix = confusion_matrix(codes, truth, len(CLASSES), unknown_ice=True)
                 totals[name + suffix] = totals.get(name + suffix, 0) + matrix
-    return {k: {"mcc": round(mcc(m), 4), "ice_mcc": round(mcc(ice(m)), 4)} for k, m in totals.items()}
+    return {k: {name: round(score(m), 4) for name, score in WATCHED.items()} for k, m in totals.items()}
 
 
 def glacier_areas(
     classes: np.ndarray,  # (H, W) mapped codes, 255 where there is no data or no truth
     not_ice: np.ndarray,  # (H, W) float32, calibrated probability that there is no ice
-    labels: np.ndarray,  # (H, W) true codes, 255 = unknown
+    labels: np.ndarray,  # (H, W) true codes, 254 = ice of unknown kind, 255 = unknown
 ) -> np.ndarray:
     """Return mapped area, doubt and true area of each mapped glacier of `LEAST` pixels or more, pixels, `(n, 3)`."""
     regions = components(np.isin(classes, ICE), connectivity=1)
     known = labels != IGNORE
     area = np.bincount(regions.ravel())[1:]
     doubt = np.bincount(regions.ravel(), not_ice.ravel())[1:]
-    truth = matched_area(regions, np.isin(labels, ICE) & known, known)
+    truth = matched_area(regions, np.isin(labels, (*ICE, ICE_OF_ANY_KIND)), known)
     return np.stack([area, doubt, truth], 1)[area >= LEAST]
 
 

@@ -26,7 +26,7 @@ from pydantic import Field, ValidationError, field_validator
 from torch import Tensor
 
 from ..bands import CLASSES
-from ..core.calibration import calibrated, decide
+from ..core.calibration import all_glacier, calibrated, decide
 from ..data.channels import Channel
 from ..errors import BundleError
 from ..files import file_hash, whole_file
@@ -102,7 +102,10 @@ class Member:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Models of the same classes, how they are used, and what was fitted to their predictions."""
+    """Models of the same classes, how they are used, and what was fitted to their predictions.
+
+    If one of them does not tell debris from clean ice, neither does the ensemble: all ice is glacier.
+    """
 
     members: tuple[Member, ...]
     predict: PredictRecipe = PredictRecipe()
@@ -123,6 +126,11 @@ class Ensemble:
                 )
             channels += [c for c in member.bundle.channels if c not in channels]
         object.__setattr__(self, "channels", tuple(channels))
+
+    @property
+    def tells_debris(self) -> bool:
+        """Whether every model tells debris from clean ice."""
+        return all(m.bundle.tells_debris for m in self.members)
 
     @classmethod
     def of(cls, model: ModelBundle | Ensemble) -> Ensemble:
@@ -192,8 +200,12 @@ class Ensemble:
     def decide(self, probs: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Return class codes `(h, W)` uint8 and calibrated probabilities `(K, h, W)` float32 of mean ones."""
         c = self.calibration
+        if not self.tells_debris:
+            probs = all_glacier(probs)
         if c.temperature != 1 or any(c.bias):
             probs = calibrated(probs, c.temperature, c.bias)
+            if not self.tells_debris:
+                probs = all_glacier(probs)  # calibration knows no probability of 0
         return decide(probs, c.offsets).cpu().numpy(), probs.cpu().numpy()
 
 

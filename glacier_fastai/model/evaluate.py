@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..bands import CLASSES, ICE_OF_ANY_KIND, IGNORE
+from ..bands import CLASSES, IGNORE
 from ..core.calibration import expected_calibration_error, reliability
-from ..core.confusion import confusion_matrix, f1, iou, mcc, precision, recall, scores
+from ..core.confusion import confusion_matrix, f1, iou, mcc, precision, recall, scores, with_ice
 from ..core.moments import scene_statistics
 from ..core.morphology import postprocess
 from ..data.channels import Channel, compute_channels
@@ -119,8 +119,8 @@ def evaluate(
     """Return the scores of the maps of tiles.
 
     Returns:
-        What `core.confusion.scores` returns; `mcc_image_mean`, the mean of the tiles' own MCC; and `ece`, the expected
-        calibration error of the most probable class, both None where no class has a label; and `notes` of what is odd.
+        What `core.confusion.scores` returns; `mcc_image_mean`, the mean of the tiles' own MCC, None where no class has
+        a label; `ece`, the expected calibration error of the most probable class; and `notes` of what is odd.
 
     Raises:
         BundleError: As `predict_tiles`, other units, or values far from what the models know.
@@ -150,20 +150,18 @@ def score_tiles(
     if ice_alone:
         little = "" if np.count_nonzero(known) > 1 else ", which say nothing here: fewer than two classes have labels"
         note(f"{store.path}: ice of unknown kind counts in the scores of ice, not in those of classes{little}", notes)
-    total, per_image, tables = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64), [], []
-    on_ice = np.zeros(256, np.int64)  # what the map says where the kind of ice is unknown
+    k, per_image, tables = len(CLASSES), [], []
+    total = torch.zeros(k + 1, k, dtype=torch.int64)
     for i, classes, probs in predict_tiles(model, store, positions.tolist(), device, statistics):
         truth = store.labels(i)
-        matrix = confusion_matrix(torch.from_numpy(classes), torch.from_numpy(truth), len(CLASSES))
-        if matrix.sum():
+        matrix = confusion_matrix(classes, truth, k, unknown_ice=True)
+        if matrix[:k].any():
             per_image.append(mcc(matrix))
         total += matrix
-        on_ice += np.bincount(classes[store.masks[i] == ICE_OF_ANY_KIND], minlength=256)
         tables.append(reliability(probs, truth, dim=0))
-    found = scores(total, on_ice[: len(CLASSES)].tolist())
     mean = float(np.mean(per_image)) if per_image else None
-    ece = expected_calibration_error(reduce(add, tables)) if per_image else None
-    return {**found, "mcc_image_mean": mean, "ece": ece, "notes": notes}
+    ece = expected_calibration_error(reduce(add, tables))
+    return {**scores(total), "mcc_image_mean": mean, "ece": ece, "notes": notes}
 
 
 def tiles_to_score(
@@ -229,9 +227,9 @@ def _fold_tiles(bundle: ModelBundle, store: TileStore, fold: int | str | None) -
 
 
 def class_table(
-    matrix: Tensor,  # int64 (K, K), rows truth
+    matrix: Tensor,  # int64 (K, K) or (K + 1, K), rows truth, see `core.confusion`
 ) -> str:
-    """Return IoU, precision, recall and F1 of each class and their means, as text; a dash where undefined.
+    """Return IoU, precision, recall and F1 of each class, their means, and of any ice, as text; a dash where undefined.
 
     >>> print(class_table(torch.diag(torch.tensor([8, 2, 0, 0]))))
     Class          IoU    Prec  Recall      F1
@@ -240,15 +238,16 @@ def class_table(
     Debris           -       -       -       -
     Lake             -       -       -       -
     Mean        1.0000  1.0000  1.0000  1.0000
+    Ice         1.0000  1.0000  1.0000  1.0000
     """
-    columns = [fn(matrix).tolist() for fn in (iou, precision, recall, f1)]
+    columns = [with_ice(fn, matrix) for fn in (iou, precision, recall, f1)]
     rows = [(SHORT.get(c, c.capitalize()), *(col[k] for col in columns)) for k, c in enumerate(CLASSES)]
     means = []
-    for col in columns:
+    for *col, _ in columns:
         known = [v for v in col if not math.isnan(v)]
         means.append(sum(known) / len(known) if known else math.nan)
     lines = [f"{'Class':<10}{'IoU':>8}{'Prec':>8}{'Recall':>8}{'F1':>8}"]
-    for name, *values in [*rows, ("Mean", *means)]:
+    for name, *values in [*rows, ("Mean", *means), ("Ice", *(col[-1] for col in columns))]:
         lines.append(f"{name:<10}" + "".join(f"{'-' if math.isnan(v) else format(v, '.4f'):>8}" for v in values))
     return "\n".join(lines)
 

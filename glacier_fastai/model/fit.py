@@ -1,4 +1,4 @@
-"""Whether data are of the kind a model was trained on: units, values, pixel size, sensor."""
+"""Whether data are of the kind a model was trained on: units, values, pixel size, sensor; and whether it tells debris."""
 
 from __future__ import annotations
 
@@ -36,7 +36,11 @@ def check_fit(
     """
     for line in check_units(model, where, found.units, statistics):
         note(line, notes)
-    for member in Ensemble.of(model).members:
+    members = Ensemble.of(model).members
+    if blind := [m for m in members if not m.bundle.tells_debris]:
+        which = "the model was" if len(members) == 1 else f"{len(blind)} of {len(members)} models were"
+        note(f"{where}: {which} never told debris from clean ice, so all ice is glacier, and none is debris", notes)
+    for member in members:
         bundle = member.bundle
         known, named = known_profile(bundle), f"{where}: "
         bands = [b for b in _read(bundle, known, found.units) if b in found.quantiles]

@@ -5,7 +5,7 @@ The epoch that a model is kept from was chosen on these very tiles, so they flat
 OUT/oof/models.json        SHA-256 of each model, by its path from OUT
 OUT/oof/tiles.csv          a row per tile: key (as `TileStore.keys`), id, fold
 OUT/oof/probabilities.npy  (N, K, H, W) float16, views and scales averaged as the recipe wants
-OUT/oof/labels.npy         (N, H, W) uint8, 255 = no label
+OUT/oof/labels.npy         (N, H, W) uint8, 254 = ice of unknown kind, 255 = no label
 """
 
 from __future__ import annotations

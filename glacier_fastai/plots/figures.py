@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from ..bands import CLASS_COLOURS, CLASSES
+from ..bands import CLASS_COLOURS, CLASSES, ICE_COLOUR, UNKNOWN_ICE
 from ..core.calibration import Reliability, expected_calibration_error
 from .style import line_colours, styled
 
@@ -23,20 +23,22 @@ LEAST = 100
 
 
 def confusion(
-    matrix: np.ndarray,  # (K, K) pixels, rows truth
+    matrix: np.ndarray,  # (K, K) pixels, rows truth, or with a row of ice of unknown kind (K + 1, K)
     title: str = "",
 ) -> Figure:
     """Draw a confusion matrix in shares of the truth, with the pixels behind them."""
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     with styled():
-        fig, ax = plt.subplots(figsize=(4.4, 4.1))
+        fig, ax = plt.subplots(figsize=(4.4, 4.1 + 0.8 * (len(matrix) - len(CLASSES))))
         ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
         for (i, j), value in np.ndenumerate(share):
             text = f"{value:.1%}\n{matrix[i, j]:,}" if matrix[i].sum() else "none"
             ax.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if value > 0.5 else "black")
         ax.set(xlabel="class in the map", ylabel="class in the truth", title=title)
         ax.set_xticks(range(len(CLASSES)), CLASSES)
-        ax.set_yticks(range(len(CLASSES)), CLASSES, rotation=90, va="center")
+        ax.set_yticks(
+            range(len(matrix)), (*CLASSES, UNKNOWN_ICE.replace(" ", "\n", 1))[: len(matrix)], rotation=90, va="center"
+        )
         ax.grid(False)
         ax.spines[:].set_visible(False)
         ax.tick_params(length=0)
@@ -80,7 +82,9 @@ def errors_by(
     with styled():
         fig, ax = plt.subplots(figsize=(6.6, 4.0))
         drawn: list[Any] = [ax.bar(at, table["share"], color="0.88", label="all classes")]
-        for name, colour in zip(CLASSES, CLASS_COLOURS, strict=True):
+        for name, colour in zip((*CLASSES, UNKNOWN_ICE), (*CLASS_COLOURS, ICE_COLOUR), strict=True):
+            if f"share_{name}" not in table:
+                continue
             share = table[f"share_{name}"].where(table[f"pixels_{name}"] >= LEAST)
             drawn += ax.plot(at, share, "o-", color=colour, mec="0.3", mew=0.5, label=name)
         bins = zip(table["low"], table["high"], table["pixels"], strict=True)
@@ -152,19 +156,20 @@ def curves(
 def shares(
     data: Sequence[np.ndarray | None],  # share of each class in the training tiles of each run
     batches: Sequence[np.ndarray | None],  # in its batches
+    names: Sequence[str] = CLASSES,  # of those that are drawn, the first of the shares
 ) -> Figure:
     """Draw what share of the pixels each class has in data and in batches."""
     with styled():
         fig, ax = plt.subplots(figsize=SIZE)
         middle = (len(batches) - 1) / 2
         for k, colour in enumerate(line_colours(len(batches))):
-            x = np.arange(len(CLASSES)) + (k - middle) * 0.6 / len(batches)
+            x = np.arange(len(names)) + (k - middle) * 0.6 / len(batches)
             for values, marker, fill in ((data[k], "s", "none"), (batches[k], "o", colour)):
                 if values is not None:
-                    shown = np.where(values > 0, values, np.nan)
+                    shown = np.where(values > 0, values, np.nan)[: len(names)]
                     ax.plot(x, shown, marker, color=colour, markerfacecolor=fill, markersize=6)
         ax.set(yscale="log", ylabel="share of the labelled pixels")
-        ax.set_xticks(range(len(CLASSES)), CLASSES)
+        ax.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_minor_formatter(NullFormatter())
         ax.yaxis.set_major_formatter(lambda v, _: f"{v:.4g}" if v >= 1e-4 else f"{v:.0e}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -13,7 +13,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from ..bands import CLASS_COLOURS, CLASSES, IGNORE
+from ..bands import CLASS_COLOURS, CLASSES, ICE_COLOUR, ICE_OF_ANY_KIND, IGNORE, UNKNOWN_ICE
+from ..core.confusion import wrong
 from ..errors import DataError
 
 __all__ = ["Panels", "class_rgba", "draw", "draw_panels", "error_rgba", "false_colour", "grid", "legend", "panels"]
@@ -44,7 +45,7 @@ def false_colour(
 
 
 def class_rgba(
-    mask: np.ndarray,  # (H, W) class codes, 255 = ignore
+    mask: np.ndarray,  # (H, W) class codes, 254 = ice of unknown kind, 255 = ignore
 ) -> np.ndarray:
     """Return RGBA `(H, W, 4)` in 0..1 in the class colours; ignored pixels are clear.
 
@@ -52,23 +53,25 @@ def class_rgba(
     [[[86, 180, 233, 255], [0, 0, 0, 0]]]
     """
     table = np.zeros((256, 4), np.float32)
-    for code, colour in enumerate(CLASS_COLOURS):
+    for code, colour in [*enumerate(CLASS_COLOURS), (ICE_OF_ANY_KIND, ICE_COLOUR)]:
         table[code] = (*to_rgb(colour), 1)
     return table[np.asarray(mask).astype(np.uint8)]
 
 
 def error_rgba(
     pred: np.ndarray,  # (H, W) class codes
-    truth: np.ndarray,  # (H, W) class codes, 255 = ignore
+    truth: np.ndarray,  # (H, W) class codes, 254 = ice of unknown kind, 255 = ignore
 ) -> np.ndarray:
     """Return RGBA `(H, W, 4)` in 0..1: red where the prediction is wrong, pale grey where right, clear where ignored.
+
+    Any ice is right where its kind is unknown.
 
     >>> (255 * error_rgba(np.array([[1, 2, 3]]), np.array([[1, 1, 255]]))).round().astype(int).tolist()
     [[[232, 232, 232, 255], [178, 24, 43, 255], [0, 0, 0, 0]]]
     """
     out = np.zeros((*truth.shape, 4), np.float32)
-    out[(pred == truth) & (truth != IGNORE)] = (*to_rgb(CORRECT), 1)
-    out[(pred != truth) & (truth != IGNORE)] = (*to_rgb(WRONG), 1)
+    out[truth != IGNORE] = (*to_rgb(CORRECT), 1)
+    out[wrong(pred, truth)] = (*to_rgb(WRONG), 1)
     return out
 
 
@@ -84,7 +87,7 @@ class Panels(NamedTuple):
 
 def panels(
     image: np.ndarray,  # (C, H, W), NaN where there is no data
-    truth: np.ndarray,  # (H, W) class codes, 255 = ignore
+    truth: np.ndarray,  # (H, W) class codes, 254 = ice of unknown kind, 255 = ignore
     pred: np.ndarray,  # (H, W) class codes
     rgb: tuple[int, int, int],  # positions of the bands shown as red, green and blue
 ) -> Panels:
@@ -96,8 +99,8 @@ def panels(
     """
     shown, labelled = false_colour(image, rgb), truth != IGNORE
     pred = np.where(shown[..., 3] > 0, pred, IGNORE)
-    wrong = float((pred != truth)[labelled].mean()) if labelled.any() else float("nan")
-    return Panels(shown, class_rgba(truth), class_rgba(pred), error_rgba(pred, truth), wrong)
+    share = float(wrong(pred, truth)[labelled].mean()) if labelled.any() else float("nan")
+    return Panels(shown, class_rgba(truth), class_rgba(pred), error_rgba(pred, truth), share)
 
 
 def draw(ax: Axes, rgba: np.ndarray, title: str | None = None) -> Axes:
@@ -124,9 +127,15 @@ def draw_panels(
         draw(ax, rgba, title)
 
 
-def legend(fig: Figure, errors: bool = False) -> None:
-    """Put the class colours (and with `errors` those of the error map) below a figure."""
+def legend(
+    fig: Figure,
+    errors: bool = False,  # those of the error map, too
+    truths: Iterable[np.ndarray] = (),  # masks that are shown; some may hold ice of unknown kind
+) -> None:
+    """Put the colours of what is shown below a figure."""
     patches = [Patch(color=c, label=n) for n, c in zip(CLASSES, CLASS_COLOURS, strict=True)]
+    if any((mask == ICE_OF_ANY_KIND).any() for mask in truths):
+        patches.append(Patch(color=ICE_COLOUR, label=UNKNOWN_ICE))
     if errors:
         patches += [Patch(color=CORRECT, label="right"), Patch(color=WRONG, label="wrong")]
     patches.append(Patch(label="no data or label", **HATCH))

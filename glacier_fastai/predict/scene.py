@@ -134,7 +134,7 @@ def predict_scene(
         for text in raster.look():
             note(text, notes)
         check_fit(ensemble, scene, raster.profile, notes, wanted.statistics, force)
-        about = {**_about(ensemble, wanted, raster), "notes": notes}
+        about = {**_about(ensemble, wanted, raster), "tells_debris": ensemble.tells_debris, "notes": notes}
     every = [out / name for name in Wanted("uint8", True, True, True).files(scene.stem).values()]
     partial = out / f".{scene.stem}.partial"
     try:

@@ -34,7 +34,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from ..bands import CLASSES, COMPETITION_CODES, IGNORE, texture_of
-from ..core.calibration import calibrated, decide
+from ..core.calibration import all_glacier, calibrated, decide
 from ..core.dihedral import at_scale, one_pass
 from ..core.glcm import glcm_torch, quantize
 from ..core.moments import standardise
@@ -242,7 +242,7 @@ class _Submission:
             self.temperature, self.bias, self.offsets, self.cleaning = (
                 content[n] for n in ("temperature", "bias", "offsets", "postprocess")
             )
-            self.seconds = content["seconds_per_tile"]
+            self.seconds, self.tells_debris = content["seconds_per_tile"], content["tells_debris"]
             if not self.members or not self.passes:
                 raise ValueError("no member, view or scale")
             self._classes(torch.full((len(CLASSES), 1, 1), 1 / len(CLASSES)), np.zeros((1, 1), bool))
@@ -279,8 +279,12 @@ class _Submission:
 
     def _classes(self, probs, unknown):
         """Return class codes (H, W) of mean probabilities (K, H, W), 255 where there is no data."""
+        if not self.tells_debris:
+            probs = all_glacier(probs)
         if self.temperature != 1 or any(self.bias):
             probs = calibrated(probs, self.temperature, self.bias)
+            if not self.tells_debris:
+                probs = all_glacier(probs)
         classes = decide(probs, self.offsets).numpy()
         classes[unknown] = IGNORE
         return postprocess(classes, **self.cleaning)

@@ -90,6 +90,7 @@ def write_submission(
         "temperature": ensemble.calibration.temperature,
         "bias": list(ensemble.calibration.bias),
         "offsets": list(ensemble.calibration.offsets),
+        "tells_debris": ensemble.tells_debris,
         "postprocess": cleaning.by_code(),
     }
     with whole_folder(out, replace=overwrite) as partial:

@@ -43,10 +43,11 @@ def map_figure(
         name, rgb = composite(source.bands)
         values, valid = source.read_window(range(len(source.bands)), 0, 0, source.height, source.width)
         image = np.where(valid, values.astype(np.float32), np.nan)
-        shown = panels(image, truth.read(1), pred.read(1), rgb)
+        true = truth.read(1)
+        shown = panels(image, true, pred.read(1), rgb)
     fig, axes = grid(1, ("scene", "truth", "map", "errors"), cell=4)
     draw_panels(axes[0], shown, name, prediction="map")
-    legend(fig, errors=True)
+    legend(fig, errors=True, truths=[true])
     fig.savefig(out, dpi=110)
     plt.close(fig)
 

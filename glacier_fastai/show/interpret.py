@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from ..bands import CLASS_COLOURS, CLASSES, ICE, composite
+from ..bands import CLASS_COLOURS, CLASSES, UNKNOWN_ICE, composite
 from ..core.calibration import Reliability, nll, reliability
-from ..core.confusion import confusion_matrix, mcc
+from ..core.confusion import WATCHED, confusion_matrix, ice, watched, wrong
 from ..core.moments import standardise
 from ..core.strata import count_errors, edge_distance, patch_size
 from ..data.channels import compute_channels
@@ -39,7 +39,8 @@ class GlacierInterpretation:
     """What a model gets wrong, and where; one pass over the tiles, in bounded memory.
 
     Its maps are those that `model.evaluate.evaluate` scores, so `confusion` is the same. All counts are of labelled
-    pixels; a stratum sees of edges and patches what lies within the tile.
+    pixels; a stratum sees of edges and patches what lies within the tile. Where most ice is of unknown kind, every MCC
+    here is that of ice.
     """
 
     table: pd.DataFrame
@@ -48,7 +49,7 @@ class GlacierInterpretation:
     `bright`, as delivered). What has no pixel to be measured on is NaN."""
 
     confusion: torch.Tensor
-    """int64 `(K, K)`, rows are the truth."""
+    """int64 `(K, K)`, rows are the truth; a fifth row is ice of unknown kind, where there is any."""
 
     reliability: dict[str, Reliability]
     """Of the most probable class, and of each class by its name; of the probabilities, before post-processing."""
@@ -56,7 +57,8 @@ class GlacierInterpretation:
     strata: dict[str, pd.DataFrame]
     """By "distance" (to the nearest class edge of the truth, px), "area" (of the truth's patch, px) and "brightness"
     (mean of the standardised bands `bright`), a row per bin: `low` (not in it), `high`, `pixels`, `errors`, `share`
-    (errors of pixels), and `pixels_CLASS` and `share_CLASS` of each class in the truth. A share of nothing is NaN."""
+    (errors of pixels), and `pixels_CLASS` and `share_CLASS` of each class in the truth, and of ice of unknown kind where
+    there is any. A share of nothing is NaN."""
 
     bright: tuple[str, ...]
     """Bands whose mean is the brightness: the visible ones that the model takes, if it takes none its first band."""
@@ -75,10 +77,12 @@ class GlacierInterpretation:
         """
         self.bundle, self.store = bundle, store.base()
         self.tiles = self._known(range(len(store)) if tiles is None else tiles)
-        if not self.store.class_counts()[self.tiles].any():
+        if not self.store.class_counts(unknown_ice=True)[self.tiles].any():
             raise DataError(f"{store.path}: no labelled pixel in these tiles, so nothing to interpret")
         self.bright = tuple(b for b in bundle.bands if b in VISIBLE) or bundle.bands[:1]
         self._ensemble = Ensemble.of(bundle)
+        score = watched(*self.store.ice_pixels(self.tiles))
+        self._mcc, self._of = WATCHED[score], "MCC" if score == "mcc" else "MCC of ice"
         self._measure()
 
     @classmethod
@@ -145,15 +149,15 @@ class GlacierInterpretation:
         repeats = repeats if method == "permutation" else 1
         labelled = self.table["tile"][self.table["labelled"] > 0].to_numpy()
         chosen = labelled[np.linspace(0, len(labelled) - 1, min(tiles, len(labelled))).round().astype(int)]
-        channels, k = self._ensemble.channels, len(CLASSES)
-        plain = torch.zeros(len(chosen), k, k, dtype=torch.int64)
+        channels, k, mcc = self._ensemble.channels, len(CLASSES), self._mcc
+        plain = torch.zeros(len(chosen), k + 1, k, dtype=torch.int64)
         less = torch.zeros(len(channels), repeats, *plain.shape, dtype=torch.int64)
         predictor = Predictor(self._ensemble)
 
         def count(i: int, image: np.ndarray) -> torch.Tensor:
             (probs,) = predictor([image])  # always one, since digits may change with the size of a batch
             classes, _ = to_map(self._ensemble, probs, np.isfinite(image[0]))
-            return confusion_matrix(classes, self.store.labels(i), k)
+            return confusion_matrix(classes, self.store.labels(i), k, unknown_ice=True)
 
         for t, i in enumerate(chosen):
             image = compute_channels(self.store.read(i), self.store.bands, channels)
@@ -178,7 +182,7 @@ class GlacierInterpretation:
 
     def plot_confusion_matrix(self) -> Figure:
         """Draw what each class is mapped as."""
-        return figures.confusion(self.confusion.numpy(), f"MCC {mcc(self.confusion):.3f}, {self._n()}")
+        return figures.confusion(self.confusion.numpy(), f"{self._of} {self._mcc(self.confusion):.3f}, {self._n()}")
 
     def plot_reliability(self) -> Figure:
         """Draw how often a class is there, by how probable it was said to be."""
@@ -201,9 +205,9 @@ class GlacierInterpretation:
                 panels(self.store.read(i), self.store.labels(i), classes, rgb),
                 image=str(about.id)[-36:],  # the end tells tiles of a scene apart
                 truth=f"truth, n = {about.labelled:,} px",
-                prediction=f"map, loss {about.loss:.2f} nats, MCC {about.mcc:.2f}",
+                prediction=f"map, loss {about.loss:.2f} nats, {self._of} {about.mcc:.2f}",
             )
-        legend(fig, errors=True)
+        legend(fig, errors=True, truths=map(self.store.labels, rows.index))
         return fig
 
     def plot_errors_by(
@@ -232,27 +236,27 @@ class GlacierInterpretation:
         classes_of = {"most probable class": None, **{name: [code] for code, name in enumerate(CLASSES)}}
         channels = [c for c in self._ensemble.channels if c[0] in self.bright]
         mean, std = (torch.tensor(v)[:, None, None] for v in self.bundle.statistics(self.bright))
-        self.confusion, self.reliability = torch.zeros(k, k, dtype=torch.int64), {}
-        counts = {what: np.zeros((2, len(edges) - 1, k), np.int64) for what, edges in EDGES.items()}
+        total, self.reliability = torch.zeros(k + 1, k, dtype=torch.int64), {}
+        counts = {what: np.zeros((2, len(edges) - 1, k + 1), np.int64) for what, edges in EDGES.items()}
         rows = []
         for i, classes, probs in predict_tiles(self.bundle, self.store, self.tiles.tolist()):
             truth = self.store.labels(i)
             image = compute_channels(self.store.read(i), self.store.bands, channels)
             valid = np.isfinite(image[0])
-            matrix = confusion_matrix(classes, truth, k)
-            labelled, ice = int(matrix.sum()), int(matrix[list(ICE)].sum())
+            matrix = confusion_matrix(classes, truth, k, unknown_ice=True)
+            labelled = int(matrix.sum())
             rows.append(
                 {
                     "tile": i,
                     **self.store.table.loc[i, ["id", "scene"]],
                     "labelled": labelled,
                     "loss": nll(probs, truth, dim=0) if labelled else np.nan,
-                    "mcc": mcc(matrix) if labelled else np.nan,
-                    "ice_share": ice / labelled if labelled else np.nan,
+                    "mcc": self._mcc(matrix) if labelled else np.nan,
+                    "ice_share": int(ice(matrix)[1].sum()) / labelled if labelled else np.nan,
                     "brightness": image[:, valid].mean(dtype=np.float64) if valid.any() else np.nan,
                 }
             )
-            self.confusion += matrix
+            total += matrix
             for name, of in classes_of.items():
                 found = reliability(probs, truth, of=of, dim=0)
                 self.reliability[name] = self.reliability[name] + found if name in self.reliability else found
@@ -262,7 +266,8 @@ class GlacierInterpretation:
                 "brightness": standardise(torch.from_numpy(image), mean, std).mean(0).numpy(),
             }
             for what, value in values.items():
-                counts[what] += count_errors(value, classes != truth, truth, EDGES[what])
+                counts[what] += count_errors(value, wrong(classes, truth), truth, EDGES[what])
+        self.confusion = total[: k + int(total[k:].any())]
         self.table = pd.DataFrame(rows)
         self.strata = {what: _stratum(found[0], found[1], EDGES[what]) for what, found in counts.items()}
 
@@ -283,7 +288,7 @@ def _stratum(pixels: np.ndarray, errors: np.ndarray, edges: Sequence[float]) -> 
     """Return the table of a stratum from its counts `(bins, K)`."""
     out = pd.DataFrame({"low": edges[:-1], "high": edges[1:], "pixels": pixels.sum(1), "errors": errors.sum(1)})
     out["share"] = out["errors"] / out["pixels"]
-    for code, name in enumerate(CLASSES):
+    for code, name in enumerate((*CLASSES, UNKNOWN_ICE) if pixels[:, len(CLASSES) :].any() else CLASSES):
         out[f"pixels_{name}"] = pixels[:, code]
         out[f"share_{name}"] = errors[:, code] / out[f"pixels_{name}"]
     return out

@@ -11,7 +11,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from .. import __version__
-from ..bands import CLASS_COLOURS, CLASSES
+from ..bands import CLASS_COLOURS, CLASSES, ICE_COLOUR, UNKNOWN_ICE
 from ..data.raw import open_tiles
 from ..errors import BundleError, DataError, OutputError
 from ..files import write_text
@@ -61,13 +61,14 @@ def write_report(
             notes.append(f"{run.name}: {err}.")
         shares.append(share)
         validations.append(found)
+    unknown = [(UNKNOWN_ICE, ICE_COLOUR)] * any(bool(store.ice_counts().any()) for store in stores.values())
     page = _template().render(
         title=", ".join(Path(p).resolve().name for p in paths),
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         version=__version__,
         notes=notes,
         key=list(zip([r.name for r in runs], line_colours(len(runs)), strict=True)),
-        classes=[*zip(CLASSES, CLASS_COLOURS, strict=True), ("right", CORRECT), ("wrong", WRONG)],
+        classes=[*zip(CLASSES, CLASS_COLOURS, strict=True), *unknown, ("right", CORRECT), ("wrong", WRONG)],
         least=LEAST,
         **contents(runs, groups, shares, validations),
     )

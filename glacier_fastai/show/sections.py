@@ -6,9 +6,8 @@ import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from io import BytesIO
-from operator import add
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -17,8 +16,9 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from ..bands import CLASSES
+from ..bands import CLASSES, UNKNOWN_ICE
 from ..core.calibration import expected_calibration_error
+from ..core.confusion import recall, with_ice
 from ..files import file_hash
 from ..model.bundle import described
 from ..plots import figures
@@ -197,13 +197,13 @@ def _recipes(runs: Sequence[Run]) -> dict[str, str]:
 
 def _named(words: Mapping[str, str], r: Run, of: str | None = None) -> dict[str, Any]:
     """Return scores of a run, or of one of its classes, by their words."""
-    found = r.scores if of is None else r.scores.get("classes", {}).get(of, {})
+    found = r.scores if of is None else {**r.scores.get("classes", {}), "ice": r.scores.get("ice", {})}.get(of, {})
     return {word: found.get(key) for key, word in words.items()}
 
 
 def _class_scores(runs: Sequence[Run], together: Mapping[str, Sequence[int]]) -> Tables:
-    """Return the scores of each class."""
-    tables = {name.capitalize(): across(runs, partial(_named, CLASS_SCORES, of=name)) for name in CLASSES}
+    """Return the scores of each class, and of ice of any kind."""
+    tables = {name.capitalize(): across(runs, partial(_named, CLASS_SCORES, of=name)) for name in (*CLASSES, "ice")}
     return _of_one(tables) if len(runs) == 1 else {name: _with_means(t, together) for name, t in tables.items()}
 
 
@@ -303,9 +303,10 @@ def _confusion(runs: Sequence[Run], groups: Mapping[str, Sequence[int]]) -> list
     for name, chosen in [*groups.items(), *((runs[k].name, [k]) for k in alone)]:
         known = [np.array(runs[k].scores["confusion"]) for k in chosen if "confusion" in runs[k].scores]
         if known:
-            matrix = reduce(add, known)
-            share = matrix.diagonal() / np.maximum(matrix.sum(1), 1)
-            found = ", ".join(f"{percent(v)} of {c}" for c, v in zip(CLASSES, share, strict=True))
+            rows = max(map(len, known))
+            matrix = sum(np.pad(m, ((0, rows - len(m)), (0, 0))) for m in known)
+            share = with_ice(recall, matrix)
+            found = ", ".join(f"{percent(v)} of {c}" for c, v in zip((*CLASSES, "any ice"), share, strict=True))
             caption = f"{name or 'all'}: {len(known)} runs added up" if len(known) > 1 else runs[chosen[0]].name
             caption += f", n = {matrix.sum():,} px"
             drawn.append(_picture(figures.confusion(matrix), caption, f"Confusion matrix: right are {found}."))
@@ -315,7 +316,8 @@ def _confusion(runs: Sequence[Run], groups: Mapping[str, Sequence[int]]) -> list
 def _calibration(runs: Sequence[Run], validations: Sequence[Validation | None]) -> Tables:
     """Return the expected calibration error of each class."""
     by_name = {r.name: v.reliability if v else {} for r, v in zip(runs, validations, strict=True)}
-    table = across(runs, lambda r: {of: expected_calibration_error(t) for of, t in by_name[r.name].items()})
+    known = {name: {of: t for of, t in found.items() if t.pixels.any()} for name, found in by_name.items()}
+    table = across(runs, lambda r: {of: expected_calibration_error(t) for of, t in known[r.name].items()})
     return {"": table} if len(table) else {}
 
 
@@ -323,7 +325,9 @@ def _reliability(validations: Sequence[Validation | None]) -> list[Picture]:
     drawn = []
     for of in dict.fromkeys(of for v in validations if v for of in v.reliability):
         tables = {str(k): v.reliability[of] if v else None for k, v in enumerate(validations)}
-        known = [t for t in tables.values() if t]
+        known = [t for t in tables.values() if t and t.pixels.any()]
+        if not known:
+            continue
         said = _spread([expected_calibration_error(t) for t in known])
         drawn.append(
             _picture(
@@ -336,14 +340,20 @@ def _reliability(validations: Sequence[Validation | None]) -> list[Picture]:
 
 
 def _composition(runs: Sequence[Run], shares: Sequence[np.ndarray | None]) -> tuple[Tables, list[np.ndarray | None]]:
-    """Return the share of each class in the data, in batches, and the target; and those in batches, `(K,)` per run."""
-    columns = [f"share_{name}" for name in CLASSES]
-    batches = [r.history[columns].mean().to_numpy() if {*columns} <= {*r.history} else None for r in runs]
+    """Return the share of each class and of ice of unknown kind in the data, in batches, and the target.
+
+    And those in batches, `(K + 1,)` per run.
+    """
+    columns = [f"share_{name}" for name in (*CLASSES, "ice")]
+    batches = [
+        r.history.reindex(columns=columns, fill_value=0).mean().to_numpy() if {*columns[:-1]} <= {*r.history} else None
+        for r in runs
+    ]
     if all(v is None for v in [*shares, *batches]):
         return {}, batches
-    targets = across(runs, lambda r: r.get("balance", "target") or {}).reindex(list(CLASSES))
+    targets = across(runs, lambda r: r.get("balance", "target") or {}).reindex([*CLASSES, UNKNOWN_ICE])
     tables = {}
-    for k, name in enumerate(CLASSES):
+    for k, name in enumerate(_names([*shares, *batches])):
         values = {
             what: [None if v is None else v[k] for v in of]
             for what, of in (("in the data", shares), ("in batches", batches))
@@ -353,13 +363,19 @@ def _composition(runs: Sequence[Run], shares: Sequence[np.ndarray | None]) -> tu
     return _of_one(tables) if len(runs) == 1 else tables, batches
 
 
+def _names(shares: Sequence[np.ndarray | None]) -> Sequence[str]:
+    """Return the classes, and ice of unknown kind where there is a share of it."""
+    return (*CLASSES, UNKNOWN_ICE) if any(s is not None and s[-1] for s in shares) else CLASSES
+
+
 def _shares(shares: Sequence[np.ndarray | None], batches: Sequence[np.ndarray | None]) -> list[Picture]:
     known = [b for b in batches if b is not None]
     if not known and all(s is None for s in shares):
         return []
-    said = ", ".join(f"{c} {percent(v)}" for c, v in zip(CLASSES, np.mean(known, 0), strict=True)) if known else "none"
+    names = _names([*shares, *batches])
+    said = ", ".join(f"{c} {percent(v)}" for c, v in zip(names, np.mean(known, 0), strict=False)) if known else "none"
     caption = "square: in the data, dot: in batches"
-    return [_picture(figures.shares(shares, batches), caption, f"Classes in batches: {said}.")]
+    return [_picture(figures.shares(shares, batches, names), caption, f"Classes in batches: {said}.")]
 
 
 def _importance(validations: Sequence[Validation | None]) -> list[Picture]:

@@ -81,8 +81,10 @@ def store_of(
 
 
 def train_shares(run: Run, store: TileStore) -> np.ndarray | None:
-    """Return the share of each class in the tiles that were trained on, `(K,)`."""
-    counts = store.class_counts()[run.trained_on.knows(store, "train")].sum(0) if run.trained_on else np.zeros(0)
+    """Return the share of each class, and of ice of unknown kind, in the tiles that were trained on, `(K + 1,)`."""
+    if not run.trained_on:
+        return None
+    counts = np.column_stack([store.class_counts(), store.ice_counts()])[run.trained_on.knows(store, "train")].sum(0)
     return counts / counts.sum() if counts.any() else None
 
 

@@ -19,7 +19,7 @@ from ..data.augment import AugmentTiles
 from ..data.block import GlacierDataLoaders
 from ..data.folds import folds_hash
 from ..data.tiles import TileStore
-from ..errors import RecipeError
+from ..errors import RecipeError, note
 from ..files import digest
 from ..model.bundle import ModelBundle, TrainedOn, trained_ground
 from ..model.fit import check_units
@@ -88,6 +88,12 @@ def make_dls(
     )
     if dls.train.bs == 1 and recipe.data.crop <= 32:
         raise RecipeError("train.batch_size: a single crop of 32 px cannot be normalised; use larger batches or crops")
+    if dls.watched == "ice_mcc":
+        known, unknown = store.ice_pixels([*dls.train_tiles, *dls.valid_tiles])
+        share = f"{unknown / (known + unknown):.0%} of its ice is of unknown kind"
+        note(f"{store.path}: {share}, so the MCC of ice tells which model is best, not that of the classes", dls.notes)
+    if not dls.tells_debris(None if weights is None else weights.tells_debris):
+        note(f"{store.path}: no label tells debris from clean ice, so the model will map all ice as glacier", dls.notes)
     return dls
 
 
@@ -169,7 +175,7 @@ def make_callbacks(
         ground=trained_ground(dls.store.ground()[dls.train_tiles], weights.trained_on.ground if weights else ""),
     )
     about = {"recipe": recipe.model_dump(mode="json"), "trained_on": trained_on}
-    best = BestBundleCallback(folder.best, "mcc" if validates else None, **about)
+    best = BestBundleCallback(folder.best, dls.watched if validates else None, **about)
     cbs: list[Callback] = [
         best,
         GradientGuard(t.clip, t.bad_batches),
@@ -196,9 +202,9 @@ def make_callbacks(
     if t.freeze_epochs:
         cbs.append(FreezeEncoder(t.freeze_epochs))
     if validates:
-        cbs.append(plateau("mcc", t.plateau_factor, t.plateau_patience))
+        cbs.append(plateau(dls.watched, t.plateau_factor, t.plateau_patience))
     if validates and t.early_stop:
-        cbs.append(EarlyStoppingCallback("mcc", patience=t.early_stop))
+        cbs.append(EarlyStoppingCallback(dls.watched, patience=t.early_stop))
     return cbs
 
 

@@ -17,11 +17,12 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.tracker import ReduceLROnPlateau, TrackerCallback
-from fastai.learner import Recorder
+from fastai.learner import Learner, Recorder
 from fastai.metrics import ValueMetric
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..bands import CLASSES
+from ..core.calibration import all_glacier
 from ..core.confusion import confusion_matrix
 from ..core.losses import CombinedLoss
 from ..errors import RecipeError, TrainingError
@@ -37,17 +38,29 @@ __all__ = [
     "PlateauCallback",
     "ProgressiveRampCallback",
     "WarmupDecayCallback",
+    "mapped",
     "plateau",
 ]
 
 log = logging.getLogger(__name__)
 
 
+def mapped(
+    learn: Learner,
+    logits: torch.Tensor,  # (B, K, H, W), of its model
+) -> torch.Tensor:
+    """Return the classes `(B, H, W)` in the maps of a learner's bundle, which knows whether it tells debris."""
+    if getattr(learn, "tells_debris", True):
+        return logits.argmax(1)
+    return all_glacier(logits.float().softmax(1), 1).argmax(1)
+
+
 class ConfusionMatrixCallback(Callback):
     """Counts the confusion matrix of each epoch, once per batch and on the device, for training and validation.
 
-    `matrix["train"]` and `matrix["valid"]` are int64 `(K, K)`, rows truth; ignored pixels are not counted. At the end
-    of each phase they are summed over the processes.
+    `matrix["train"]` and `matrix["valid"]` are int64 `(K + 1, K)`, rows truth, the last one ice of unknown kind;
+    ignored pixels are not counted. At the end of each phase they are summed over the processes. Of a model that does not
+    tell debris from clean ice (`GlacierLearner.tells_debris`) all ice is glacier, as in its maps.
     """
 
     name, order, remove_on_fetch = "confusion_matrix", Recorder.order - 2, False
@@ -66,7 +79,7 @@ class ConfusionMatrixCallback(Callback):
 
     def _counted(self, phase: str) -> torch.Tensor:
         matrix = self.matrix[phase]
-        return torch.zeros(self.classes, self.classes, dtype=torch.int64) if matrix is None else matrix
+        return torch.zeros(self.classes + 1, self.classes, dtype=torch.int64) if matrix is None else matrix
 
     def before_fit(self):
         """Forget the last fit."""
@@ -85,7 +98,7 @@ class ConfusionMatrixCallback(Callback):
         if not len(self.yb):
             return
         phase = "train" if self.training else "valid"
-        counts = confusion_matrix(self.pred.detach().argmax(1), self.y, self.classes)
+        counts = confusion_matrix(mapped(self.learn, self.pred.detach()), self.y, self.classes, unknown_ice=True)
         self.matrix[phase] = self._counted(phase).to(counts.device, non_blocking=True).add_(counts)
 
     def _total(self, phase: str) -> None:
@@ -107,8 +120,8 @@ class ConfusionMatrixCallback(Callback):
         return self._counted("train").cpu()
 
     def load_epoch_state(self, state: Any) -> None:
-        """Go on counting from there."""
-        self.matrix["train"] = state
+        """Go on counting from there; checkpoints of before have no row of ice of unknown kind."""
+        self.matrix["train"] = torch.cat([state, state.new_zeros(self.classes + 1 - len(state), self.classes)])
 
 
 class ColumnsCallback(Callback):
@@ -208,14 +221,18 @@ class CombinedLossCallback(ColumnsCallback):
 
 
 class CompositionCallback(ColumnsCallback):
-    """Records the share of each class among the pixels that the loss saw in training, as `share_CLASS`."""
+    """Records the share of each class among the pixels that the loss saw in training, as `share_CLASS`.
+
+    Where training tiles hold ice of unknown kind, its share is `share_ice`.
+    """
 
     def before_fit(self):
         """Add the columns to the Recorder."""
-        self.add_columns({f"share_{name}": partial(self.share, k) for k, name in enumerate(CLASSES)})
+        names = [*CLASSES, "ice"] if self.dls.store.ice_pixels(self.dls.train_tiles)[1] else CLASSES
+        self.add_columns({f"share_{name}": partial(self.share, k) for k, name in enumerate(names)})
 
     def share(self, k: int) -> float:
-        """Return the share of a class in this epoch; NaN where nothing labelled was trained on."""
+        """Return the share of a row of the matrix in this epoch; NaN where nothing labelled was trained on."""
         matrix = self.learn.confusion_matrix.matrix["train"]
         return float("nan") if matrix is None else float(matrix[k].sum() / matrix.sum())
 

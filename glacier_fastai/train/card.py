@@ -17,7 +17,7 @@ from rasterio.errors import RasterioError
 from rasterio.warp import transform_bounds
 from shapely.geometry import mapping
 
-from ..bands import BANDS, CLASS_COLOURS, CLASSES
+from ..bands import BANDS, CLASS_COLOURS, CLASSES, UNKNOWN_ICE
 from ..data.tiles import TileStore
 from ..files import file_hash, write_text
 from ..model.bundle import ModelBundle, described
@@ -57,6 +57,9 @@ def model_card(
     """Return the model card, in Markdown; sections after Mitchell et al. 2019, doi 10.1145/3287560.3287596."""
     train, valid = (np.isin(store.keys(), keys) for keys in (bundle.trained_on.train, bundle.trained_on.valid))
     counts, source = store.class_counts()[train].sum(0), store.info.get("source")
+    pixels = dict(zip(CLASSES, counts, strict=True))
+    if unknown := store.ice_counts()[train].sum():
+        pixels[UNKNOWN_ICE] = unknown
     folder = FileSystemLoader(Path(__file__).parent)
     env = Environment(
         loader=folder,
@@ -84,7 +87,8 @@ def model_card(
         size=store.size,
         train=train.sum(),
         valid=valid.sum(),
-        shares=dict(zip(CLASSES, counts / max(counts.sum(), 1), strict=True)),
+        shares={name: n / max(sum(pixels.values()), 1) for name, n in pixels.items()},
+        tells_debris=bundle.tells_debris,
         metrics=bundle.metrics,
         table=class_table(torch.tensor(bundle.metrics["confusion"])) if valid.any() else "",
         licence=LICENCES.get(source or "", "as their source states; glacier_fastai does not know it"),

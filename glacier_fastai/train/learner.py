@@ -50,10 +50,12 @@ class GlacierLearner(Learner):
     """A `Learner` that can go on within a fit, train without validation tiles, and whose `tta` turns the maps back.
 
     `first_epoch` is the epoch in which the next fit begins: unlike fastai's `start_epoch`, those before it are not run
-    through, and callbacks see nothing of them.
+    through, and callbacks see nothing of them. `tells_debris` is whether its tiles, or the weights it started from, told
+    debris from clean ice; if not, bundles of it map all ice as glacier.
     """
 
     first_epoch = 0
+    tells_debris = True
 
     def add_cb(self, cb):
         """Add a callback.
@@ -240,6 +242,7 @@ def glacier_learner(
         cbs=[ConfusionMatrixCallback(), CombinedLossCallback(), CompositionCallback(), GradientReset(), *L(cbs)],
         path=path or Path(),
     )
+    learn.tells_debris = dls.tells_debris()
     if not validates:
         learn.recorder.train_metrics, learn.recorder.valid_metrics = True, False
     return learn

@@ -14,9 +14,9 @@ from ..core import confusion
 __all__ = ["ConfusionMetric", "glacier_metrics"]
 
 POOLED: dict[str, Callable[[torch.Tensor], float]] = {
-    "mcc": confusion.mcc,
+    "mcc": confusion.WATCHED["mcc"],
     "mean_iou": confusion.mean_iou,
-    "ice_mcc": lambda cm: confusion.mcc(confusion.ice(cm)),
+    "ice_mcc": confusion.WATCHED["ice_mcc"],
     "ice_iou": lambda cm: float(confusion.iou(confusion.ice(cm))[1]),
 }
 PER_CLASS = {"iou": confusion.iou, "precision": confusion.precision, "recall": confusion.recall, "f1": confusion.f1}
@@ -27,7 +27,7 @@ class ConfusionMetric(Metric):
 
     def __init__(
         self,
-        score: Callable[[torch.Tensor], float],  # int64 (K, K), rows truth -> score
+        score: Callable[[torch.Tensor], float],  # int64 (K + 1, K), rows truth, see `core.confusion` -> score
         name: str,  # name in the Recorder
         phase: str = "valid",  # "train" or "valid"
     ):
@@ -53,14 +53,15 @@ class ConfusionMetric(Metric):
 
 
 def _of_class(score: Callable[[torch.Tensor], torch.Tensor], k: int, matrix: torch.Tensor) -> float:
-    return float(score(matrix)[k])
+    return confusion.with_ice(score, matrix)[k]
 
 
 def glacier_metrics(
     per_class: bool = False,  # also iou_glacier, recall_debris, ...
     phase: str = "valid",  # "valid", or "train": names then start with train_
 ) -> list[ConfusionMetric]:
-    """Return `mcc`, `mean_iou`, `ice_mcc`, `ice_iou`, and with `per_class` IoU, precision, recall and F1 by class.
+    """Return `mcc`, `mean_iou`, `ice_mcc`, `ice_iou`, and with `per_class` IoU, precision, recall and F1 by class and
+    of ice.
 
     A learner that has them needs a `ConfusionMatrixCallback`.
 
@@ -70,6 +71,6 @@ def glacier_metrics(
     scores = dict(POOLED)
     if per_class:
         for kind, fn in PER_CLASS.items():
-            scores |= {f"{kind}_{name}": partial(_of_class, fn, k) for k, name in enumerate(CLASSES)}
+            scores |= {f"{kind}_{name}": partial(_of_class, fn, k) for k, name in enumerate((*CLASSES, "ice"))}
     prefix = "train_" if phase == "train" else ""
     return [ConfusionMetric(fn, prefix + name, phase) for name, fn in scores.items()]

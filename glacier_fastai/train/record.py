@@ -19,10 +19,12 @@ from fastai.callback.core import Callback
 from fastai.torch_core import default_device
 
 from ..bands import CLASSES
+from ..core.confusion import with_ice
 from ..files import whole_file
 from ..model.bundle import unwrapped
 from ..model.evaluate import class_table
 from ..model.processes import on_rank_zero, world_size
+from .callbacks import mapped
 from .console import ConsoleCallback
 from .metrics import PER_CLASS
 from .steps import GradientGuard
@@ -150,16 +152,16 @@ class EventsCallback(Callback):
 
 
 def results_figure(
-    dls,  # `GlacierDataLoaders`
-    model: torch.nn.Module,  # on their device
+    learn,  # `GlacierLearner`, its model on the device of its tiles
     n: int = 4,  # tiles
 ):
     """Return the figure of image, target, prediction and errors of the first validation tiles (else training tiles)."""
+    dls, model = learn.dls, unwrapped(learn.model)
     tiles = (dls.valid_tiles or dls.train_tiles)[:n]
     x, y = dls.test_dl(tiles, with_labels=True, bs=len(tiles)).one_batch()
     training = model.training
     with torch.inference_mode():
-        classes = model.eval()(x.as_subclass(torch.Tensor)).argmax(1)
+        classes = mapped(learn, model.eval()(x.as_subclass(torch.Tensor)))
     model.train(training)
     dls.valid.show_results((x, y), classes, max_n=n)
     return plt.gcf()
@@ -201,11 +203,11 @@ class TensorBoardRecord(Callback):
                 self.writer.add_scalar(self.tag(name), value, step)
         matrix = self.learn.confusion_matrix.latest
         for kind, score in PER_CLASS.items():
-            for name, value in zip(CLASSES, score(matrix).tolist(), strict=True):
+            for name, value in zip((*CLASSES, "ice"), with_ice(score, matrix), strict=True):
                 self.writer.add_scalar(f"{kind}/{name}", value, step)
         self.writer.add_text("classes", "\n".join(f"    {line}" for line in class_table(matrix).splitlines()), step)
         if self.panels_every and (step % self.panels_every == 0 or step == self.n_epoch):
-            self.writer.add_figure("tiles", results_figure(self.dls, unwrapped(self.model)), step)
+            self.writer.add_figure("tiles", results_figure(self.learn), step)
         self.writer.flush()
 
     def after_fit(self):

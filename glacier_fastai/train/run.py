@@ -7,7 +7,8 @@ RUN/history.csv       a row per epoch: losses, their parts, metrics, lr
 RUN/events.jsonl      what happened when: start, epochs with their seconds, skipped batches, stops, resumptions
 RUN/tensorboard/      the same and more for TensorBoard
 RUN/last.ckpt         all that a resumed run needs
-RUN/best.safetensors  the bundle: best by validation MCC, or without validation the last
+RUN/best.safetensors  the bundle: best by validation MCC (of ice, where most of it is of unknown kind), or without
+                      validation the last
 RUN/best.stac.json    the bundle for catalogues
 RUN/MODEL_CARD.md     the bundle for people
 RUN/metrics.json      scores of that bundle on the validation tiles
@@ -98,6 +99,7 @@ def train(
     dls = make_dls(recipe, store, fold, bundle)
     learn = make_learner(recipe, dls)
     adapted = [] if bundle is None else bundle.load_into(learn.model, recipe.bands)
+    learn.tells_debris = dls.tells_debris(None if bundle is None else bundle.tells_debris)
     on_rank_zero(folder.claim)
     try:
         identity = run_identity(recipe, dls, fold, None if weights is None else Path(weights))
@@ -223,7 +225,7 @@ def _finish(learn: GlacierLearner, folder: RunFolder) -> None:
     _figure(plt.gcf(), folder.figures / "batch.png")
     if len(valid):
         learn.model.to(learn.dls.device).load_state_dict(bundle.weights)
-        _figure(results_figure(learn.dls, learn.model), folder.figures / "results.png")
+        _figure(results_figure(learn), folder.figures / "results.png")
 
 
 def _figure(figure, path: Path) -> None:

@@ -10,7 +10,8 @@
 Or the published archive, from which slices are read as it streams by, its members in any order.
 
 Labels: clean ice is 1 glacier, debris 2, and so is a pixel with both, for debris is burned over glacier elsewhere, too.
-In slices, ice of neither kind is 255 and all else 0; in splits, what is neither ice nor background is 255. No lakes.
+In slices, ice of neither kind is 254, ice of unknown kind, and all else 0; in splits, what is neither ice nor background
+is 255. No lakes.
 
 Nodata: where a band kept is NaN or infinite. The original code set NaN to 0 before it took z-scores, so in splits it is
 also where a spectral band kept holds -mean / std, if `stats_train.json` is there to tell.
@@ -34,7 +35,7 @@ from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ...bands import BANDS, IGNORE, Bands, texture_of
+from ...bands import BANDS, ICE, ICE_OF_ANY_KIND, IGNORE, Bands, texture_of
 from ...core.jit import jit
 from ...errors import DataError, OutputError
 from ..download import Progress, RemoteStream, fetch, members
@@ -70,11 +71,12 @@ MIRRORS = (
 
 SPLITS = {"train": "train", "dev": "valid", "test": "test"}  # folder -> our name
 PLACES, STATS = "slices.geojson", "stats_train.json"
+ANY_ICE = (*ICE, ICE_OF_ANY_KIND)
 LARGEST = 2048  # side of a tile, pixels
 NEGATIVE = 0.01  # share of negative values in a band that is not raw; resampling leaves a few
 DROPPED = ("dropped_by_min_ice", "dropped_by_min_valid")
 RULES = {
-    "slices": "clean ice 1, debris 2, both 2, ice of neither kind 255, other 0",
+    "slices": "clean ice 1, debris 2, both 2, ice of neither kind 254, other 0",
     "splits": "clean ice 1, debris 2, both 2, background 0, none of these 255",
 }
 
@@ -182,7 +184,10 @@ def _codes(
     clean, debris = (first, second) if standardised else (second, third)
     ice = clean | debris
     codes = np.maximum(clean, debris << 1)
-    codes[(ice | third) == 0 if standardised else first > ice] = IGNORE
+    if standardised:
+        codes[(ice | third) == 0] = IGNORE
+    else:
+        codes[first > ice] = ICE_OF_ANY_KIND
     return codes, int(np.count_nonzero(clean & debris))
 
 
@@ -206,7 +211,7 @@ def _dropped(values: np.ndarray | None, codes: np.ndarray | None, min_ice: float
     if values is None:
         return DROPPED[1]
     valid = np.isfinite(values[0])
-    ice = np.count_nonzero(valid & ((codes == 1) | (codes == 2)))
+    ice = np.count_nonzero(valid & np.isin(codes, ANY_ICE))
     few = min_ice and ice < max(1, min_ice * np.count_nonzero(valid & (codes != IGNORE)))
     return DROPPED[0] if few else None
 
@@ -250,7 +255,7 @@ class _Reader:
         codes, doubly = _codes(mask, self.options.standardised)
         self.count["doubly_labelled_pixels"] += doubly
         self.count["unlabelled_pixels"] += int(np.count_nonzero(codes == IGNORE))
-        return codes if self.options.min_ice == 0 or ((codes == 1) | (codes == 2)).any() else None
+        return codes if self.options.min_ice == 0 or np.isin(codes, ANY_ICE).any() else None
 
     def _image(self, array: np.ndarray, where: str) -> np.ndarray | None:
         options, names = self.options, list(self.options.channels)

@@ -15,7 +15,7 @@ import shapely
 from affine import Affine
 from rasterio.features import rasterize
 
-from ...bands import CLASSES, ICE
+from ...bands import CLASSES, ICE, ICE_OF_ANY_KIND
 from ...errors import DataError, did_you_mean, note
 from .pixels import ToPixels, make_valid, turn, unwrap
 from .vectors import VectorLayer, open_vector
@@ -27,7 +27,9 @@ Outlines = str | os.PathLike | tuple[str, str | os.PathLike]
 
 BACKGROUND, GLACIER, DEBRIS, LAKE = range(4)
 GLIMS = {"glac_bound": GLACIER, "debris_cov": DEBRIS, "pro_lake": LAKE, "supra_lake": LAKE, "intrnl_rock": BACKGROUND}
-"""Classes of GLIMS's column `line_type`; what else it holds, such as basins and snow lines, is none."""
+"""Classes of GLIMS's column `line_type`; what else it holds, such as basins and snow lines, is none.
+
+A glacier's bound says glacier or debris, so it is of the file's class, or ice of unknown kind."""
 
 DATES = ("anlys_time", "src_date")
 """GLIMS's columns of when a glacier was outlined, and of the image."""
@@ -58,7 +60,7 @@ class OutlineFile:
     """An opened file of outlines, and what its polygons are."""
 
     layer: VectorLayer
-    class_name: str | None  # class of every polygon, where one was named
+    class_name: str | None  # class of every polygon, where one was named; else they are ice of unknown kind
     class_field: str | None  # column of class names or codes
 
     @property
@@ -73,7 +75,8 @@ class OutlineFile:
 
 def open_outlines(
     outlines: Iterable[Outlines],
-    class_field: str | None = None,  # column of class names or codes, in files without class; default: all are glacier
+    class_field: str
+    | None = None,  # column of class names or codes, in files without class; default: all are ice of any kind
 ) -> list[OutlineFile]:
     """Open files of outlines for `burn_outlines`.
 
@@ -128,7 +131,8 @@ def burn_outlines(
 ) -> tuple[np.ndarray, int]:
     """Return the mask of a scene, uint8 `shape`, and how many polygons lie on it; outside of them is background.
 
-    Debris lies over glacier, lake over both; background, such as a rock, cuts all of them, whichever file it is in.
+    Polygons without class are ice of unknown kind (254), over which lies ice that has one. Debris lies over glacier, lake
+    over both; background, such as a rock, cuts all of them, whichever file it is in.
     Only a background polygon that covers whole polygons of other classes is an extent and lies below them. Invalid
     polygons are repaired. What is odd is noted.
 
@@ -220,7 +224,7 @@ def _polygons_on(file: OutlineFile, to_pixels: ToPixels, notes: list[str]) -> tu
             notes,
         )
     if glims and "glac_id" in (names := {c.lower(): c for c in dated}):
-        _note_dates(path, scene, table[on & np.isin(codes, ICE)], names, notes)
+        _note_dates(path, scene, table[on & np.isin(codes, (*ICE, ICE_OF_ANY_KIND))], names, notes)
     return shapes[on], codes[on]
 
 
@@ -242,7 +246,7 @@ def _repaired(path: str, polygons: np.ndarray, rows: np.ndarray) -> tuple[np.nda
 
 def _codes(file: OutlineFile, table: Any, glims: str | None, scene: Any, notes: list[str]) -> np.ndarray:
     """Return the class of each row, `LEFT_OUT` where a line of GLIMS bounds none."""
-    named = CLASSES.index(file.class_name or "glacier")
+    named = ICE_OF_ANY_KIND if file.class_name is None else CLASSES.index(file.class_name)
     if glims:
         kinds = ["empty" if pd.isna(v) else str(v).strip().lower() for v in table[glims]]
         if file.column("glac_id") or file.column("anlys_id") or set(kinds) & set(GLIMS):
@@ -316,7 +320,7 @@ def _order(shapes: np.ndarray, codes: np.ndarray, shape: tuple[int, int]) -> tup
     A rock comes after all ice, and what lies on the rock after it.
     """
     others, back = np.flatnonzero(codes != BACKGROUND), np.flatnonzero(codes == BACKGROUND)
-    others = others[np.argsort(codes[others], kind="stable")]
+    others = others[np.argsort(codes[others] % ICE_OF_ANY_KIND, kind="stable")]  # ice of unknown kind below the rest
     if not len(back):
         return list(others), 0
     broken = ~shapely.is_valid(shapes)  # by rounding
