@@ -43,8 +43,8 @@ class Architecture:
     head: Callable[[nn.Module], Sequence[str]] | None = None
     """Names of the weights and biases whose first axis is the classes; None: of the same classes alone."""
     fit: Callable[..., nn.Module] | None = None
-    """``fit(store, tiles, bands, stats, **options)`` -> trained module, where that takes no gradient; `tiles` are positions
-    of the training tiles, `stats` mean and deviation per band that images come normalised with."""
+    """``fit(store, tiles, bands, stats, **options)`` -> trained module, where that takes no gradient; `tiles` are
+    positions of the training tiles, `stats` mean and deviation per band that images come normalised with."""
     options: Mapping[str, Any] = field(init=False)
     """Name and default of each option."""
 
