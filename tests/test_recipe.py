@@ -18,7 +18,14 @@ def test_every_shipped_recipe_is_valid_and_survives_a_round_trip(name, tmp_path)
 
 
 def test_the_recipes_of_the_design_are_there():
-    assert set(recipe_names()) == {"competition_finetune", "competition_glcm", "demo", "everest", "hkh_pretrain"}
+    assert set(recipe_names()) == {
+        "competition_finetune",
+        "competition_glcm",
+        "demo",
+        "everest",
+        "hkh_pretrain",
+        "ratio",
+    }
 
 
 def test_the_two_main_recipes_say_what_the_design_says():
