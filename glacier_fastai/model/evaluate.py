@@ -25,6 +25,7 @@ from .bundle import ModelBundle
 from .ensemble import Ensemble
 from .fit import check_fit, check_units
 from .predictor import Predictor
+from .ratio import score
 
 __all__ = [
     "TilePrediction",
@@ -120,7 +121,8 @@ def evaluate(
 
     Returns:
         What `core.confusion.scores` returns; `mcc_image_mean`, the mean of the tiles' own MCC, None where no class has
-        a label; `ece`, the expected calibration error of the most probable class; and `notes` of what is odd.
+        a label; `ece`, the expected calibration error of the most probable class; `ratio_ice_mcc`, the MCC of ice of
+        the band ratio found on the training tiles, where bands and units allow one; and `notes` of what is odd.
 
     Raises:
         BundleError: As `predict_tiles`, other units, or values far from what the models know.
@@ -160,8 +162,23 @@ def score_tiles(
         total += matrix
         tables.append(reliability(probs, truth, dim=0))
     mean = float(np.mean(per_image)) if per_image else None
-    ece = expected_calibration_error(reduce(add, tables))
-    return {**scores(total), "mcc_image_mean": mean, "ece": ece, "notes": notes}
+    found, ece = scores(total), expected_calibration_error(reduce(add, tables))
+    beside = _beside(model, store, positions, found, notes)
+    return {**found, "mcc_image_mean": mean, "ece": ece, **beside, "notes": notes}
+
+
+def _beside(
+    model: ModelBundle | Ensemble, store: TileStore, tiles: np.ndarray, found: dict[str, Any], notes: list[str]
+) -> dict[str, float]:
+    """Return the score of the band ratio, nothing where there is none, and say where scores `found` do not beat it."""
+    known = (m.bundle.baseline for m in Ensemble.of(model).members)
+    scored = (s for baseline in known if baseline and (s := score(baseline, store, tiles)) is not None)
+    if (ratio := next(scored, None)) is None:
+        return {}
+    if found["ice_mcc"] <= ratio and (ratio or found["ice_mcc"]):
+        both = f"MCC of ice {found['ice_mcc']:.4f} against {ratio:.4f}"
+        note(f"{store.path}: the model does not beat the band ratio: {both}", notes)
+    return {"ratio_ice_mcc": ratio}
 
 
 def tiles_to_score(
@@ -258,5 +275,6 @@ def score_table(
     """Return scores as text: one a line, and the table of the classes."""
     names = {"mcc": "MCC", "ice_mcc": "ice MCC", "mean_iou": "mean IoU", "ice_iou": "ice IoU"}
     names |= {"mcc_image_mean": "MCC, mean of tiles", "ece": "ECE"}
+    names |= {"ratio_ice_mcc": "ice MCC, band ratio"} if "ratio_ice_mcc" in result else {}
     lines = [f"{name:<20}{'-' if result[key] is None else format(result[key], '.4f')}" for key, name in names.items()]
     return "\n".join([*lines, class_table(torch.tensor(result["confusion"]))])

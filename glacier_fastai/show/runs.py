@@ -138,7 +138,8 @@ def _read(path: Path, name: str) -> Run:
             raise BundleError(f"{path}: a run of {', '.join(classes)}; a report is of the classes {', '.join(CLASSES)}")
     if bundle and bundle.metrics and not scores:
         scores = bundle.metrics
-        lacks.append(f"its scores are those of epoch {scores['epoch']}, the best so far")
+        if "epoch" in scores:
+            lacks.append(f"its scores are those of epoch {scores['epoch']}, the best so far")
     run = Run(
         path=path,
         name=name,
