@@ -217,8 +217,8 @@ def reliability(
 ) -> Reliability:
     """Return the reliability of the most probable class, or of the summed probability of the classes `of`.
 
-    Where nothing is labelled the table is empty, so that any tile can be added. Of ice of unknown kind, glacier and debris
-    are one class; it is left out where `of` holds one of these alone.
+    Where nothing is labelled the table is empty, so that any tile can be added. Of ice of unknown kind, glacier and
+    debris are one class; it is left out where `of` holds one of these alone.
 
     Source: Guo et al. 2017, arXiv 1706.04599; per class, Kull et al. 2019, arXiv 1910.12656.
 

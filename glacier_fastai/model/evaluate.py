@@ -258,7 +258,9 @@ def class_table(
     Ice         1.0000  1.0000  1.0000  1.0000
     """
     columns = [with_ice(fn, matrix) for fn in (iou, precision, recall, f1)]
-    rows = [(SHORT.get(c, c.capitalize()), *(col[k] for col in columns)) for k, c in enumerate(CLASSES)]
+    rows: list[tuple[Any, ...]] = [
+        (SHORT.get(c, c.capitalize()), *(col[k] for col in columns)) for k, c in enumerate(CLASSES)
+    ]
     means = []
     for *col, _ in columns:
         known = [v for v in col if not math.isnan(v)]

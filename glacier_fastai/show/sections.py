@@ -319,7 +319,7 @@ def _confusion(runs: Sequence[Run], groups: Mapping[str, Sequence[int]]) -> list
         known = [np.array(runs[k].scores["confusion"]) for k in chosen if "confusion" in runs[k].scores]
         if known:
             rows = max(map(len, known))
-            matrix = sum(np.pad(m, ((0, rows - len(m)), (0, 0))) for m in known)
+            matrix = np.sum([np.pad(m, ((0, rows - len(m)), (0, 0))) for m in known], 0)
             share = with_ice(recall, matrix)
             found = ", ".join(f"{percent(v)} of {c}" for c, v in zip((*CLASSES, "any ice"), share, strict=True))
             caption = f"{name or 'all'}: {len(known)} runs added up" if len(known) > 1 else runs[chosen[0]].name

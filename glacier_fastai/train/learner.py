@@ -50,8 +50,8 @@ class GlacierLearner(Learner):
     """A `Learner` that can go on within a fit, train without validation tiles, and whose `tta` turns the maps back.
 
     `first_epoch` is the epoch in which the next fit begins: unlike fastai's `start_epoch`, those before it are not run
-    through, and callbacks see nothing of them. `tells_debris` is whether its tiles, or the weights it started from, told
-    debris from clean ice; if not, bundles of it map all ice as glacier.
+    through, and callbacks see nothing of them. `tells_debris` is whether its tiles, or the weights it started from,
+    told debris from clean ice; if not, bundles of it map all ice as glacier.
     """
 
     first_epoch = 0

@@ -60,8 +60,7 @@ def glacier_metrics(
     per_class: bool = False,  # also iou_glacier, recall_debris, ...
     phase: str = "valid",  # "valid", or "train": names then start with train_
 ) -> list[ConfusionMetric]:
-    """Return `mcc`, `mean_iou`, `ice_mcc`, `ice_iou`, and with `per_class` IoU, precision, recall and F1 by class and
-    of ice.
+    """Return `mcc`, `mean_iou`, `ice_mcc`, `ice_iou`; with `per_class` IoU, precision, recall, F1 by class and of ice.
 
     A learner that has them needs a `ConfusionMatrixCallback`.
 

@@ -131,8 +131,8 @@ def burn_outlines(
 ) -> tuple[np.ndarray, int]:
     """Return the mask of a scene, uint8 `shape`, and how many polygons lie on it; outside of them is background.
 
-    Polygons without class are ice of unknown kind (254), over which lies ice that has one. Debris lies over glacier, lake
-    over both; background, such as a rock, cuts all of them, whichever file it is in.
+    Polygons without class are ice of unknown kind (254), over which lies ice that has one. Debris lies over glacier,
+    lake over both; background, such as a rock, cuts all of them, whichever file it is in.
     Only a background polygon that covers whole polygons of other classes is an extent and lies below them. Invalid
     polygons are repaired. What is odd is noted.
 
