@@ -201,7 +201,7 @@ class GlacierDataLoaders(DataLoaders):
         if parts and (balance or crop < store.size):
             raise DataError(f"{', '.join(parts)}: fastai reads whole tiles; leave out crop and balance")
         fold_of, train, valid = _split(store, fold, folds, spatial, splitter)
-        labelled: Any = store.class_counts(unknown_ice=True).any(1)
+        labelled = store.class_counts(unknown_ice=True).sum(1) > 0
         train = train[labelled[train] & (store.table["valid"].to_numpy()[train] >= min_valid)]
         if len(valid) and not labelled[valid].any():
             raise DataError(f"{store.path}: fold {fold}: no validation tile has a label; choose another fold")

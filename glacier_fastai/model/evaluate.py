@@ -258,16 +258,13 @@ def class_table(
     Ice         1.0000  1.0000  1.0000  1.0000
     """
     columns = [with_ice(fn, matrix) for fn in (iou, precision, recall, f1)]
-    rows: list[tuple[Any, ...]] = [
-        (SHORT.get(c, c.capitalize()), *(col[k] for col in columns)) for k, c in enumerate(CLASSES)
-    ]
-    means = []
-    for *col, _ in columns:
-        known = [v for v in col if not math.isnan(v)]
-        means.append(sum(known) / len(known) if known else math.nan)
+    for column in columns:
+        known = [v for v in column[:-1] if not math.isnan(v)]
+        column.insert(-1, sum(known) / len(known) if known else math.nan)
     lines = [f"{'Class':<10}{'IoU':>8}{'Prec':>8}{'Recall':>8}{'F1':>8}"]
-    for name, *values in [*rows, ("Mean", *means), ("Ice", *(col[-1] for col in columns))]:
-        lines.append(f"{name:<10}" + "".join(f"{'-' if math.isnan(v) else format(v, '.4f'):>8}" for v in values))
+    for k, name in enumerate((*(SHORT.get(c, c.capitalize()) for c in CLASSES), "Mean", "Ice")):
+        values = ("-" if math.isnan(column[k]) else f"{column[k]:.4f}" for column in columns)
+        lines.append(f"{name:<10}" + "".join(f"{v:>8}" for v in values))
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Whether data are of the kind a model was trained on (units, values, pixel size, sensor), and if it tells debris."""
+"""Whether data are of the kind a model was trained on: units, values, pixel size, sensor; and what it cannot tell."""
 
 from __future__ import annotations
 

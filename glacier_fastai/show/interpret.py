@@ -57,7 +57,7 @@ class GlacierInterpretation:
     strata: dict[str, pd.DataFrame]
     """By "distance" (to the nearest class edge of the truth, px), "area" (of the truth's patch, px) and "brightness"
     (mean of the standardised bands `bright`), a row per bin: `low` (not in it), `high`, `pixels`, `errors`, `share`
-    (errors of pixels), and `pixels_CLASS` and `share_CLASS` of each class in the truth, and of ice of unknown kind
+    (errors of pixels), and `pixels_CLASS` and `share_CLASS` of each class in the truth, and of "ice, kind unknown"
     where there is any. A share of nothing is NaN."""
 
     bright: tuple[str, ...]

@@ -59,8 +59,8 @@ class ConfusionMatrixCallback(Callback):
     """Counts the confusion matrix of each epoch, once per batch and on the device, for training and validation.
 
     `matrix["train"]` and `matrix["valid"]` are int64 `(K + 1, K)`, rows truth, the last one ice of unknown kind;
-    ignored pixels are not counted. At the end of each phase they are summed over the processes. Of a model that does
-    not tell debris from clean ice (`GlacierLearner.tells_debris`) all ice is glacier, as in its maps.
+    ignored pixels are not counted. At the end of each phase they are summed over the processes. Where a model does not
+    tell debris from clean ice (`GlacierLearner.tells_debris`) all ice is glacier, as in its maps.
     """
 
     name, order, remove_on_fetch = "confusion_matrix", Recorder.order - 2, False

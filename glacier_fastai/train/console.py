@@ -79,10 +79,10 @@ class ConsoleCallback(Callback):
             return " / ".join(f"{row[k]:.4f}" for k in (train, valid) if k in row)
 
         score = self.dls.watched
+        scores = f"{'MCC' if score == 'mcc' else 'ice MCC'} {pair(f'train_{score}', score)}"
         log.info(
             f"epoch {self.epoch + 1}/{self.n_epoch}  loss {pair('train_loss', 'valid_loss')}"
-            f"  {'MCC' if score == 'mcc' else 'ice MCC'} {pair(f'train_{score}', score)}"
-            f"  mean IoU {pair('train_mean_iou', 'mean_iou')}"
+            f"  {scores}  mean IoU {pair('train_mean_iou', 'mean_iou')}"
             f"  lr {self.opt.hypers[-1]['lr']:.1e}  {time.monotonic() - self.began:.0f} s{'  best' if new_best else ''}"
         )
         if new_best or (self.epoch + 1) % self.every == 0:

@@ -19,7 +19,12 @@ POOLED: dict[str, Callable[[torch.Tensor], float]] = {
     "ice_mcc": confusion.WATCHED["ice_mcc"],
     "ice_iou": lambda cm: float(confusion.iou(confusion.ice(cm))[1]),
 }
-PER_CLASS = {"iou": confusion.iou, "precision": confusion.precision, "recall": confusion.recall, "f1": confusion.f1}
+PER_CLASS: dict[str, Callable[[confusion.Matrix], torch.Tensor]] = {
+    "iou": confusion.iou,
+    "precision": confusion.precision,
+    "recall": confusion.recall,
+    "f1": confusion.f1,
+}
 
 
 class ConfusionMetric(Metric):
@@ -52,7 +57,7 @@ class ConfusionMetric(Metric):
         return self._name
 
 
-def _of_class(score: Callable[[torch.Tensor], torch.Tensor], k: int, matrix: torch.Tensor) -> float:
+def _of_class(score: Callable[[confusion.Matrix], torch.Tensor], k: int, matrix: torch.Tensor) -> float:
     return confusion.with_ice(score, matrix)[k]
 
 
@@ -60,7 +65,7 @@ def glacier_metrics(
     per_class: bool = False,  # also iou_glacier, recall_debris, ...
     phase: str = "valid",  # "valid", or "train": names then start with train_
 ) -> list[ConfusionMetric]:
-    """Return `mcc`, `mean_iou`, `ice_mcc`, `ice_iou`; with `per_class` IoU, precision, recall, F1 by class and of ice.
+    """Return `mcc`, `mean_iou`, `ice_mcc`, `ice_iou`, and with `per_class` IoU, precision, recall, F1 by class and ice.
 
     A learner that has them needs a `ConfusionMatrixCallback`.
 

@@ -10,8 +10,8 @@
 Or the published archive, from which slices are read as it streams by, its members in any order.
 
 Labels: clean ice is 1 glacier, debris 2, and so is a pixel with both, for debris is burned over glacier elsewhere, too.
-In slices, ice of neither kind is 254, ice of unknown kind, and all else 0; in splits, what is neither ice nor
-background is 255. No lakes.
+In slices, ice of neither kind is 254 (of unknown kind) and all else 0; in splits, what is neither ice nor background is
+255. No lakes.
 
 Nodata: where a band kept is NaN or infinite. The original code set NaN to 0 before it took z-scores, so in splits it is
 also where a spectral band kept holds -mean / std, if `stats_train.json` is there to tell.

@@ -75,8 +75,7 @@ class OutlineFile:
 
 def open_outlines(
     outlines: Iterable[Outlines],
-    class_field: str
-    | None = None,  # column of class names or codes, in files without class; default: all are ice of any kind
+    class_field: str | None = None,  # column of class names or codes, in files without class; default: all are ice
 ) -> list[OutlineFile]:
     """Open files of outlines for `burn_outlines`.
 
@@ -131,10 +130,9 @@ def burn_outlines(
 ) -> tuple[np.ndarray, int]:
     """Return the mask of a scene, uint8 `shape`, and how many polygons lie on it; outside of them is background.
 
-    Polygons without class are ice of unknown kind (254), over which lies ice that has one. Debris lies over glacier,
-    lake over both; background, such as a rock, cuts all of them, whichever file it is in.
-    Only a background polygon that covers whole polygons of other classes is an extent and lies below them. Invalid
-    polygons are repaired. What is odd is noted.
+    Polygons without class are ice of unknown kind (254), below all that have one. Debris lies over glacier, lake over
+    both; background, such as a rock, cuts all of them, whichever file it is in. Only a background polygon that covers
+    whole polygons of other classes is an extent and lies below them. Invalid polygons are repaired. What is odd is noted.
 
     >>> from tempfile import TemporaryDirectory
     >>> from geopandas import GeoDataFrame
