@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scenes import TINY
 
 from glacier_fastai.errors import RecipeError
-from glacier_fastai.model.registry import build_model, model_names
+from glacier_fastai.model.registry import architecture, build_model, model_names
 from glacier_fastai.model.unet import ChannelAttention, adapt_first_conv, adapt_head, glacier_unet
 
 
@@ -72,7 +72,7 @@ def test_every_network_that_is_built_in_has_its_contract():
         c.name for c in globals().values() if isinstance(c, type) and issubclass(c, ModelContract) and "name" in vars(c)
     }
     assert {"unet", "fpn"} <= mine <= set(model_names())
-    assert mine == {n for n in model_names() if build_model(n, ["red"], encoder=TINY).__module__.endswith("model.unet")}
+    assert mine == {n for n in model_names() if architecture(n)[0].build.__module__.endswith("model.unet")}
 
 
 @pytest.mark.parametrize(
