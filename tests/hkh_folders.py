@@ -28,9 +28,11 @@ def scene(rows, cols, size, rng):
     for n in range(rows * cols):
         y, x = (k * (size - 6) for k in divmod(n, cols))
         tile = mask[y : y + size, x : x + size]
-        if n == rows * cols - 2:
+        if n == rows * cols - 1:
+            tile[:] = 0
+        elif n == rows * cols - 2:
             tile[3 * q : 4 * q, 3 * q : 4 * q, :2] = 1
-        elif n < rows * cols - 2:
+        else:
             tile[q + 2 : 4 * q, q + 2 : 6 * q, :2] = 1
             tile[4 * q - 2 : 6 * q, q + 2 : 6 * q, 2] = 1
             tile[4 * q : 6 * q, q + 2 : 6 * q, 0] = 1

@@ -44,6 +44,12 @@ def test_without_another_class_there_is_no_edge(mask, expected):
     np.testing.assert_array_equal(edge_distance(np.array(mask, np.uint8)), expected)
 
 
+def test_ice_of_unknown_kind_has_no_edge_with_glacier_or_debris():
+    mask = np.array([[254, 1, 254, 2, 2, 0, 254, 3]], np.uint8)
+    np.testing.assert_array_equal(edge_distance(mask), [[5, 2, 3, 2, 1, 1, 1, 1]])
+    np.testing.assert_array_equal(patch_size(mask), [[1, 1, 1, 2, 2, 1, 1, 1]])
+
+
 def test_patches_are_of_one_class_touch_along_their_sides_and_end_at_nodata():
     np.testing.assert_array_equal(
         patch_size(MASK),
@@ -58,9 +64,9 @@ def test_patches_are_of_one_class_touch_along_their_sides_and_end_at_nodata():
 
 
 def test_bins_hold_their_upper_edge_and_the_outer_ones_what_lies_beyond():
-    truth = np.array([[0, 1, 1, 2, 255, 1]], np.uint8)
-    values = np.array([[-5.0, 1.0, 1.5, 2.0, 1.0, 99.0]])
-    wrong = np.array([[True, False, True, False, True, True]])
+    truth = np.array([[0, 1, 1, 2, 255, 1, 254]], np.uint8)
+    values = np.array([[-5.0, 1.0, 1.5, 2.0, 1.0, 99.0, 2.0]])
+    wrong = np.array([[True, False, True, False, True, True, True]])
     pixels, errors = count_errors(values, wrong, truth, (0, 1, 2, 3))
-    np.testing.assert_array_equal(pixels, [[1, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 0]])
-    np.testing.assert_array_equal(errors, [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0]])
+    np.testing.assert_array_equal(pixels, [[1, 1, 0, 0, 0], [0, 1, 1, 0, 1], [0, 1, 0, 0, 0]])
+    np.testing.assert_array_equal(errors, [[1, 0, 0, 0, 0], [0, 1, 0, 0, 1], [0, 1, 0, 0, 0]])

@@ -67,16 +67,20 @@ def write_labelled(path, mask, image=None, **kwargs):
     return store, [n.removeprefix(f"{path}: ") for n in store.info["notes"]]
 
 
-def test_ice_of_unknown_kind_is_kept_counted_apart_and_seen_as_no_label(tmp_path):
+def test_ice_of_unknown_kind_is_kept_and_counted_apart(tmp_path):
     mask = made_up(32, 32)[1]
     mask[:, :16] = 254
     store, _ = write_labelled(tmp_path / "s", mask)
     np.testing.assert_array_equal(store.masks[0], mask)
-    np.testing.assert_array_equal(store.labels(0), np.where(mask == 254, 255, mask))
+    np.testing.assert_array_equal(store.labels(0), mask)
     np.testing.assert_array_equal(store.labels(0, np.s_[3:9, 10:20]), store.labels(0)[3:9, 10:20])
     assert store.labels(0).dtype == np.uint8
     assert store.ice_counts().tolist() == [512]
-    assert store.class_counts().tolist() == [np.bincount(mask.ravel(), minlength=256)[:4].tolist()]
+    counts = np.bincount(mask.ravel(), minlength=256)[:4]
+    assert store.class_counts().tolist() == [counts.tolist()]
+    assert store.class_counts(unknown_ice=True).tolist() == [[counts[0], counts[1] + 512, *counts[2:]]]
+    assert store.ice_pixels([0]) == (counts[1] + counts[2], 512)
+    assert store.ice_pixels([]) == (0, 0)
 
 
 def test_a_store_of_before_has_no_ice_of_unknown_kind(tmp_path):

@@ -50,9 +50,9 @@ def test_validate_equals_scikit_learn_over_all_labelled_pixels(learn):
 
 def test_names_are_unique_and_can_be_monitored(learn):
     names = [m.name for m in learn.metrics]
-    assert len(names) == len(set(names)) == 24
+    assert len(names) == len(set(names)) == 28
     assert names[:4] == ["mcc", "mean_iou", "ice_mcc", "ice_iou"]
-    assert {"recall_lake", "f1_glacier", "precision_background", "train_mcc"} <= set(names)
+    assert {"recall_lake", "f1_ice", "f1_glacier", "precision_background", "train_mcc"} <= set(names)
 
 
 def test_training_and_validation_are_counted_apart(learn):

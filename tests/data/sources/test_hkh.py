@@ -41,7 +41,7 @@ def expected(root, s, n, index=INDEX):
     codes = np.zeros(mask.shape[:2], np.uint8)
     for at in np.ndindex(codes.shape):
         some, clean, debris = mask[at]
-        codes[at] = 2 if debris else 1 if clean else 255 if some else 0
+        codes[at] = 2 if debris else 1 if clean else 254 if some else 0
     gone = ~np.isfinite(values).all(0)
     return np.where(gone, np.nan, values), np.where(gone, 255, codes)
 
@@ -80,22 +80,22 @@ def test_slices_become_tiles(root, tmp_path):
         values, codes = expected(root, s, n)
         np.testing.assert_array_equal(store.images[i], values)
         np.testing.assert_array_equal(store.masks[i], codes)
-        assert set(np.unique(codes)) == {0, 1, 2, 255}
+        assert set(np.unique(codes)) == {0, 1, 2, 254, 255}
     assert [p.name for p in tmp_path.iterdir() if p.name != "data"] == ["store"]
 
 
 def test_the_store_says_how_it_was_made(root, tmp_path):
-    made = prepare_hkh(root, tmp_path / "store").info["made_by"]
+    store = prepare_hkh(root, tmp_path / "store")
+    made = store.info["made_by"]
     masks = [np.load(p) for p in (root / "slices").glob("*_mask_*")]
     double = sum(int((m[..., 1] & m[..., 2]).sum()) for m in masks)
-    unknown = sum(int((m[..., 0] & ~m[..., 1] & ~m[..., 2] & 1).sum()) for m in masks)
     assert double > 0
-    assert unknown > 0
+    assert store.ice_counts().all()
     want = {"read": 12, "dropped_by_min_ice": 4, "dropped_by_min_valid": 2}
-    assert made["count"] == {**want, "doubly_labelled_pixels": double, "unlabelled_pixels": unknown}
+    assert made["count"] == {**want, "doubly_labelled_pixels": double, "unlabelled_pixels": 0}
     assert (made["kind"], made["min_ice"], made["min_valid"]) == ("slices", 0.05, 0.1)
     assert made["channels"]["thermal"] == "thermal_high"
-    assert made["labels"] == "clean ice 1, debris 2, both 2, ice of neither kind 255, other 0"
+    assert made["labels"] == "clean ice 1, debris 2, both 2, ice of neither kind 254, other 0"
     assert made["mirrored_scenes"] == 2
 
 
@@ -109,7 +109,7 @@ def test_mask_rule_pixel_by_pixel(root, tmp_path):
     change(root, 0, 0, "img", lambda image: np.nan_to_num(image, nan=99))
     change(root, 0, 2, "mask", lambda mask: mask.astype(bool))
     store = prepare_hkh(root, tmp_path / "store")
-    assert store.masks[0][:9, 0].tolist() == [0, 255, 1, 1, 2, 2, 2, 2, 0]
+    assert store.masks[0][:9, 0].tolist() == [0, 254, 1, 1, 2, 2, 2, 2, 0]
     np.testing.assert_array_equal(store.masks[1], expected(root, 0, 2)[1])
 
 
@@ -177,7 +177,7 @@ def test_filters(root, tmp_path):
     assert kept == [e for e in every if e[-1] != "5"]
     assert (count["dropped_by_min_ice"], count["dropped_by_min_valid"]) == (2, 0)
     codes = expected(root, 0, 0)[1]  # the share is one of labelled pixels
-    share = np.isin(codes, (1, 2)).sum() / (codes != 255).sum()
+    share = np.isin(codes, (1, 2, 254)).sum() / (codes != 255).sum()
     assert "0_000" in ids(min_ice=share)[0]
     assert "0_000" not in ids(min_ice=share + 1e-9)[0]
     valid = np.isfinite(expected(root, 0, 0)[0]).all(0).mean()

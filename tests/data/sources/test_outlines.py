@@ -79,6 +79,20 @@ def test_rocks_cut_ice_in_whichever_file_they_are(tmp_path, first):
     assert (count, notes) == (4, [])
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_an_inventory_is_ice_of_unknown_kind_below_what_has_a_class(tmp_path, first):
+    inventory = outlines(tmp_path / "rgi.gpkg", [rectangle(20, 20, 60, 50)])
+    clean = outlines(tmp_path / "c.gpkg", [rectangle(20, 20, 10, 50)])
+    debris = outlines(tmp_path / "d.gpkg", [rectangle(60, 10, 20, 50)])
+    lake = outlines(tmp_path / "l.gpkg", [rectangle(40, 30, 5, 5)])
+    rock = outlines(tmp_path / "r.gpkg", [rectangle(50, 40, 5, 5)])
+    files = [inventory, ("glacier", clean), ("debris", debris), ("lake", lake), ("background", rock)]
+    mask, count, notes = burn(*(files if first else files[::-1]))
+    parts = (20, 20, 60, 50, 254), (20, 20, 10, 50, 1), (60, 10, 20, 50, 2), (40, 30, 5, 5, 3), (50, 40, 5, 5, 0)
+    np.testing.assert_array_equal(mask, want(*parts))
+    assert (count, notes) == (5, [])
+
+
 def test_a_background_around_glaciers_is_an_extent_and_a_rock_with_ice_on_it_a_rock(tmp_path):
     ice = [rectangle(20, 20, 60, 40), rectangle(40, 30, 4, 4), rectangle(0, 70, 20, 30)]  # one crosses the extent's rim
     other = [rectangle(5, 5, 85, 70), rectangle(35, 25, 20, 20)]
@@ -93,7 +107,7 @@ def test_an_extent_wider_than_the_scene_lies_below_a_glacier_wider_than_the_scen
     ice = outlines(tmp_path / "g.gpkg", [rectangle(-50, -50, 300, 90)])
     world = outlines(tmp_path / "w.gpkg", [box(-180, -90, 180, 90)], crs="EPSG:4326")
     mask, count, _ = burn(ice, ("background", world))
-    np.testing.assert_array_equal(mask, want((0, 0, 96, 40, 1)))
+    np.testing.assert_array_equal(mask, want((0, 0, 96, 40, 254)))
     assert count == 2
 
 
@@ -110,7 +124,8 @@ def test_line_types_of_glims(tmp_path, name):
     expected = want((10, 10, 60, 50, 1), (50, 10, 20, 50, 2), (52, 20, 4, 4, 3), (72, 20, 6, 6, 3), (30, 30, 5, 5, 0))
     for item, field in ((path, None), (("glacier", path), None), (path, "line_type")):
         mask, count, (note,) = burn(item, field=field)
-        np.testing.assert_array_equal(mask, expected)
+        kind = 1 if isinstance(item, tuple) else 254  # of what a glacier's bound holds beside debris
+        np.testing.assert_array_equal(mask, np.where(expected == 1, kind, expected))
         assert count == 5
         assert "left out: 1 basin_bound, 1 snowline, 1 empty" in note
     mask = burn(("debris", path))[0]
@@ -121,14 +136,14 @@ def test_lines_of_glims_are_left_out_but_a_glacier_is_no_line(tmp_path):
     line = LineString([(X + 9, Y - 9), (X + 900, Y - 900)])
     path = glims(tmp_path / "o.gpkg", ["glac_bound", "centerline"], [rectangle(10, 20, 30, 40), line])
     mask, _, (note,) = burn(path)
-    np.testing.assert_array_equal(mask, want((10, 20, 30, 40, 1)))
+    np.testing.assert_array_equal(mask, want((10, 20, 30, 40, 254)))
     assert "1 centerline" in note
     refused("holds LineString", glims(tmp_path / "l.gpkg", ["glac_bound"] * 2, [rectangle(1, 2, 3, 4), line]))
 
 
 def test_a_column_line_type_of_something_else_means_nothing(tmp_path):
     path = outlines(tmp_path / "o.gpkg", [rectangle(10, 20, 30, 40)], line_type=["dashed"])
-    assert burn(path)[0].sum() == 1200
+    assert (burn(path)[0] == 254).sum() == 1200
 
 
 def test_a_glacier_of_several_dates_is_said(tmp_path):
@@ -159,7 +174,7 @@ def test_invalid_polygons_are_repaired_and_said(tmp_path, broken, area):
     far = shapely.transform(on, lambda x, y: (x + 90_000, y), interleaved=False)
     path = outlines(tmp_path / "o.gpkg", [rectangle(60, 60, 5, 5), on, far])
     mask, count, (note,) = burn(path)
-    assert abs(int((mask == 1).sum()) - 25 - area) <= 30  # pixels along slanted edges
+    assert abs(int((mask == 254).sum()) - 25 - area) <= 30  # pixels along slanted edges
     assert count == 2
     assert note.startswith(f"{path}: 1 of 2 polygons on s.tif are invalid")
     before, after = broken.area, shapely.make_valid(broken, method="structure").area
@@ -171,7 +186,7 @@ def test_geometries_that_are_empty_null_flat_or_3d(tmp_path):
     flat = Polygon([(X + 30, Y - 30), (X + 90, Y - 90), (X + 60, Y - 60)])
     path = outlines(tmp_path / "o.gpkg", [None, Polygon(), z, flat])
     mask, count, (note,) = burn(path)
-    np.testing.assert_array_equal(mask, want((10, 20, 30, 40, 1)))
+    np.testing.assert_array_equal(mask, want((10, 20, 30, 40, 254)))
     assert count == 1
     assert "1 polygons near s.tif have no area" in note
     with np.errstate(invalid="ignore"):
@@ -181,7 +196,7 @@ def test_geometries_that_are_empty_null_flat_or_3d(tmp_path):
     assert "coordinates that are no numbers, and are left out (the first is row 1)" in note
     both = shapely.GeometryCollection([rectangle(10, 20, 30, 40), LineString([(X, Y), (X + 9, Y)])])
     mask, _, (note,) = burn(outlines(tmp_path / "c.gpkg", [both, rectangle(1, 1, 2, 2)]))
-    np.testing.assert_array_equal(mask, want((10, 20, 30, 40, 1), (1, 1, 2, 2, 1)))
+    np.testing.assert_array_equal(mask, want((10, 20, 30, 40, 254), (1, 1, 2, 2, 254)))
     assert "1 of 2 polygons" in note
 
 
@@ -190,7 +205,7 @@ def test_a_ring_that_is_not_closed_is_closed(tmp_path):
     shape = {"type": "Polygon", "coordinates": [ring[:-1]]}
     feature = {"type": "Feature", "properties": {}, "geometry": shape}
     (tmp_path / "o.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
-    np.testing.assert_array_equal(burn(tmp_path / "o.geojson")[0], want((10, 20, 30, 40, 1)))
+    np.testing.assert_array_equal(burn(tmp_path / "o.geojson")[0], want((10, 20, 30, 40, 254)))
 
 
 def test_outlines_that_cover_no_pixel_centre_are_counted(tmp_path):
@@ -204,13 +219,13 @@ def test_outlines_that_cover_no_pixel_centre_are_counted(tmp_path):
     shapes = [dot(3, 3), dot(5, 60), thin, seen, cut, rectangle(80, 60, 12, 12), covered]
     path = outlines(tmp_path / "o.gpkg", shapes)
     mask, count, (note,) = burn(path)
-    np.testing.assert_array_equal(mask, want((10, 50, 1, 1, 1), (80, 60, 12, 12, 1), (85, 70, 1, 1, 1)))
+    np.testing.assert_array_equal(mask, want((10, 50, 1, 1, 254), (80, 60, 12, 12, 254), (85, 70, 1, 1, 254)))
     assert count == 7
     assert note.startswith(f"{path}: 3 of 7 polygons on s.tif cover no pixel centre")
     assert "all_touched" in note
     mask, count, notes = burn(path, all_touched=True)
     assert (count, notes) == (7, [])
-    assert mask[3, 3] == mask[5, 60] == mask[0, 10] == mask[25, 0] == 1
+    assert mask[3, 3] == mask[5, 60] == mask[0, 10] == mask[25, 0] == 254
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -241,7 +256,7 @@ def test_a_scene_without_outlines_is_unlabelled_where_another_has_some(scene, tm
     far = (store.table["scene"] == "far").to_numpy()
     assert far.any()
     assert (store.masks[far] == 255).all()
-    assert store.class_counts()[~far, 1].sum() > 0
+    assert store.ice_counts()[~far].sum() > 0
     assert any("far.tif" in n for n in store.info["notes"])
     with pytest.warns(DataNote, match="background, as empty_is_background"):
         store = prepare_scenes(scenes, tmp_path / "empty", **options, empty_is_background=True)
@@ -266,7 +281,7 @@ def test_a_store_of_outlines_keeps_how_it_was_made_and_what_was_said(scene, tmp_
     store = prepare_scenes([scene[0]], tmp_path / "all", outlines=[path], tile_size=32, all_touched=True)
     assert not any("polygon" in n for n in store.info["notes"])
     assert store.info["made_by"]["all_touched"]
-    assert store.masks[0, 1, 1] == 1
+    assert store.masks[0, 1, 1] == 254
 
 
 @pytest.mark.skipif(not INVENTORIES.is_dir(), reason="the inventories (shared/data) are not on this machine")
@@ -288,14 +303,14 @@ def test_inventories_keep_their_areas(name, crs, rows, broken):
     assert count == rows
     assert any(f"{broken} of {rows} polygons" in n for n in notes)
     ring_areas = projected.area.sum()  # by the shoelace formula, valid or not
-    assert (mask == 1).sum() * 100 == pytest.approx(ring_areas, rel=2e-3)
+    assert (mask == 254).sum() * 100 == pytest.approx(ring_areas, rel=2e-3)
     stated = table["Area"].sum() * 1e6 if "Area" in table else table["area"].sum()
-    assert (mask == 1).sum() * 100 == pytest.approx(stated, rel=5e-3)
+    assert (mask == 254).sum() * 100 == pytest.approx(stated, rel=5e-3)
 
 
 def test_everest_by_labels_and_by_outlines_agree_about_ice(everest, tmp_path):
     a = prepare_scenes([everest / "scene.tif"], tmp_path / "a", labels=[everest / "label.tif"])
     b = prepare_scenes([everest / "scene.tif"], tmp_path / "b", outlines=[everest / "outlines.gpkg"])
     assert a.bands == ("blue", "green", "red", "nir")
-    ice_a, ice_b = np.isin(a.masks, (1, 2)), np.isin(b.masks, (1, 2))
+    ice_a, ice_b = np.isin(a.masks, (1, 2)), np.isin(b.masks, (1, 2, 254))
     assert (ice_a == ice_b).mean() > 0.98

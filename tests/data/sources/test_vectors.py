@@ -15,7 +15,7 @@ from shapely.geometry import LineString, Point
 def test_outlines_of_another_crs_and_format_are_burned(tmp_path, suffix):
     path = outlines(tmp_path / f"o.{suffix}", [rectangle(10, 20, 30, 40), rectangle(900, 0, 5, 5)], to="EPSG:4326")
     mask, count, notes = burn(path)
-    np.testing.assert_array_equal(mask, want((10, 20, 30, 40, 1)))
+    np.testing.assert_array_equal(mask, want((10, 20, 30, 40, 254)))
     assert (count, notes) == (1, [])
 
 
@@ -28,7 +28,7 @@ def test_a_shapefile_in_an_archive(tmp_path, name, folder):
             archive.write(file, folder + file.name)
         archive.writestr("about.json", "{}")
     name = name.format(zip=tmp_path / "a b.zip", shp=f"{folder}{path.name}")
-    np.testing.assert_array_equal(burn(name)[0], want((10, 20, 30, 40, 1)))
+    np.testing.assert_array_equal(burn(name)[0], want((10, 20, 30, 40, 254)))
 
 
 def test_archives_that_cannot_be_read(tmp_path, monkeypatch):
