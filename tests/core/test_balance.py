@@ -134,6 +134,13 @@ def test_the_limit_is_the_nearest_of_all():
     assert distance[1] < distance[0]
 
 
+def test_ice_of_unknown_kind_counts_as_glacier():
+    mask = np.random.default_rng(0).choice([0, 1, 2, 3, 254, 255], (40, 40)).astype(np.uint8)
+    glacier = np.where(mask == 254, 1, mask)
+    edges = cell_edges(40, 24)
+    np.testing.assert_array_equal(crop_counts(mask, 24, edges), crop_counts(glacier, 24, edges))
+
+
 def test_empty_crops_are_never_drawn():
     counts = candidates(100)
     counts[::3] = 0

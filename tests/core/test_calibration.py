@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import log_softmax
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, matthews_corrcoef
 
 from glacier_fastai.bands import ICE, IGNORE
 from glacier_fastai.core import calibration
@@ -325,6 +325,76 @@ def test_matrices_along_a_line_equal_those_of_each_decision():
             offsets = [0.02 * m * (k in group) for k in range(K)]
             expected = confusion_matrix(decide(probs, offsets, dim=1), labels, K, unknown_ice=True)
             assert torch.equal(found[m + 20], expected)
+
+
+# Ice of unknown kind
+
+
+def half_unknown(seed, n=4000):
+    """Probabilities and labels in which half of the ice has no kind."""
+    probs, labels = pixels(seed, n)
+    g = torch.Generator().manual_seed(seed)
+    unknown = ((labels == 1) | (labels == 2)) & (torch.rand(n, generator=g) < 0.5)
+    return probs, labels.masked_fill(unknown, 254)
+
+
+def slow_nll(probs, labels):
+    p = probs.double().numpy()
+    chosen = [q[1] + q[2] if y == 254 else q[y] for q, y in zip(p, labels.tolist(), strict=True)]
+    return -np.log(chosen).mean()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_ice_of_unknown_kind_is_as_likely_as_both_kinds_together(bias):
+    probs, labels = half_unknown(1)
+    assert nll(probs, labels) == pytest.approx(slow_nll(probs, labels), rel=1e-5)
+    temperature, added = fit_temperature(probs, labels, bias)
+    best = slow_nll(calibrated(probs, temperature, added, 1), labels)
+    for dt, db in ((0.02, 0), (-0.02, 0), *(((0, k) for k in range(K)) if bias else ())):
+        moved = [b + 0.02 * (k == db) for k, b in enumerate(added)] if dt == 0 else added
+        assert slow_nll(calibrated(probs, temperature + dt, moved, 1), labels) > best - 1e-7
+    assert nll(probs, labels.masked_fill(labels == 254, IGNORE)) != pytest.approx(best, rel=1e-3)
+
+
+@pytest.mark.parametrize("kinds", [(0, 254), (0, 3, 254)])
+def test_where_no_ice_has_a_kind_everything_is_fitted_to_ice(kinds):
+    probs, labels = imbalanced(0)
+    labels = labels.masked_fill((labels == 1) | (labels == 2), 254)
+    labels = torch.where(torch.isin(labels, torch.tensor(kinds)), labels, IGNORE)
+    temperature, bias = fit_temperature(probs, labels, True)
+    assert 0.05 <= temperature <= 20
+    assert bias[2] == 0
+    offsets = fit_offsets(probs, labels)
+    assert offsets[0] == offsets[3] == 0
+    assert offsets[1] == offsets[2] != 0
+
+    def ice_mcc(offsets):
+        known = labels != IGNORE
+        said = torch.isin(decide(probs, offsets, dim=1), torch.tensor([1, 2]))
+        return matthews_corrcoef((labels == 254)[known], said[known])
+
+    best = max(ice_mcc([0, o / 50, o / 50, 0]) for o in range(-150, 151))
+    assert ice_mcc(offsets) == pytest.approx(best, abs=LEAST_GAIN)
+
+
+def test_few_pixels_of_unknown_kind_do_not_change_the_decisions():
+    probs, labels = imbalanced(0)
+    more, kind = torch.cat([probs, probs[:50]]), torch.cat([labels, torch.full((50,), 254)])
+    assert fit_offsets(more, kind) == fit_offsets(probs, labels)
+
+
+def test_reliability_of_ice_of_unknown_kind():
+    probs = torch.tensor([[0.4, 0.35, 0.2, 0.05], [0.5, 0.1, 0.1, 0.3], [0.1, 0.2, 0.6, 0.1]])
+    labels = torch.tensor([254, 254, 2])
+    top = reliability(probs, labels, 10)
+    assert top.hits.sum() == 2
+    assert top.confidence_sum.sum() == pytest.approx(0.55 + 0.5 + 0.6)
+    assert (
+        reliability(probs, labels, 10, of=(1,)).pixels.sum() == reliability(probs, labels, 10, of=(2,)).hits.sum() == 1
+    )
+    ice = reliability(probs, labels, 10, of=(1, 2))
+    assert (ice.hits.sum(), ice.confidence_sum.sum()) == (3, pytest.approx(0.55 + 0.2 + 0.8))
+    assert reliability(probs, labels, 10, of=(0,)).pixels.sum() == 3
 
 
 # What is refused

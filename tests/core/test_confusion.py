@@ -12,7 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glacier_fastai.bands import CLASSES
-from glacier_fastai.core.confusion import confusion_matrix, f1, ice, iou, mcc, mean_iou, precision, recall, scores
+from glacier_fastai.core.confusion import (
+    confusion_matrix,
+    f1,
+    ice,
+    iou,
+    mcc,
+    mean_iou,
+    precision,
+    recall,
+    scores,
+    watched,
+    wrong,
+)
 from glacier_fastai.errors import DataError
 
 torch.set_num_threads(1)
@@ -205,7 +217,7 @@ def test_scores():
     pred, target = maps(3)
     cm = confusion_matrix(pred, target, K)
     s = scores(cm)
-    assert list(s) == ["mcc", "ice_mcc", "mean_iou", "ice_iou", "classes", "confusion"]
+    assert list(s) == ["mcc", "ice_mcc", "mean_iou", "ice_iou", "classes", "ice", "confusion"]
     assert s["mcc"] == mcc(cm)
     assert s["ice_mcc"] == mcc(ice(cm))
     assert s["mean_iou"] == mean_iou(cm)
@@ -217,6 +229,43 @@ def test_scores():
         assert row == {**expected, "pixels": int((target == k).sum())}
         assert type(row["pixels"]) is int
     assert json.loads(json.dumps(s)) == s
+
+
+def test_ice_of_unknown_kind_counts_for_ice_and_for_no_class():
+    pred, target = maps(3)
+    unknown = (target != IGNORE) & (torch.rand(target.shape, generator=torch.Generator().manual_seed(0)) < 0.3)
+    cm = confusion_matrix(pred, target.masked_fill(unknown, 254), K, unknown_ice=True)
+    without = confusion_matrix(pred, target.masked_fill(unknown, IGNORE), K)
+    assert torch.equal(cm[:K], without)
+    assert cm[K].tolist() == pred[unknown].bincount(minlength=K).tolist()
+    y, p = valid(pred, target.masked_fill(unknown, 1))
+    np.testing.assert_array_equal(ice(cm), sk.confusion_matrix(np.isin(y, (1, 2)), np.isin(p, (1, 2))))
+    ours, plain = scores(cm), scores(without)
+    apart = ("ice_mcc", "ice_iou", "ice", "confusion")
+    assert {k: v for k, v in ours.items() if k not in apart} == {k: v for k, v in plain.items() if k not in apart}
+    assert ours["ice_mcc"] == pytest.approx(sk.matthews_corrcoef(np.isin(y, (1, 2)), np.isin(p, (1, 2))))
+    assert ours["ice"]["recall"] == pytest.approx(sk.recall_score(np.isin(y, (1, 2)), np.isin(p, (1, 2))))
+    assert ours["ice"]["pixels"] == np.isin(y, (1, 2)).sum()
+    assert (ours["confusion"], plain["confusion"]) == (cm.tolist(), without.tolist())
+    assert scores(confusion_matrix(pred, target, K, unknown_ice=True)) == scores(confusion_matrix(pred, target, K))
+    assert scores(torch.tensor(ours["confusion"])) == ours
+    with pytest.raises(DataError, match="truth has codes from 0 to 254: use 0 to 3"):
+        confusion_matrix(pred, target.masked_fill(unknown, 254), K)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_ice_of_unknown_kind_in_any_integer_type(dtype):
+    pred, target = torch.tensor([0, 1, 2, 3, 7]), torch.tensor([254, 254, 254, 254, 255])
+    cm = confusion_matrix(pred.to(dtype), target.to(dtype), K, unknown_ice=True)
+    assert cm.tolist() == [[0] * 4] * 4 + [[1, 1, 1, 1]]
+    assert wrong(pred.numpy(), target.numpy()).tolist() == [True, False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("known", "unknown", "name"), [(0, 0, "mcc"), (5, 5, "mcc"), (5, 6, "ice_mcc"), (0, 1, "ice_mcc")]
+)
+def test_the_score_that_is_watched(known, unknown, name):
+    assert watched(known, unknown) == name
 
 
 def test_scores_of_any_kind_of_matrix():

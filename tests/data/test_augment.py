@@ -29,6 +29,14 @@ def augmented(x, y, tfm=None, seed=0, **kwargs):
     return [t.as_subclass(torch.Tensor) for t in tfm((x, y), split_idx=0)]
 
 
+def test_ice_of_unknown_kind_goes_where_its_pixels_go():
+    x, y = batch()
+    unknown = y.masked_fill(y == 1, 254)
+    plain, other = (augmented(x, target, flip=True, brightness=0.2, **STRONG)[1] for target in (y, unknown))
+    assert torch.equal(other.masked_fill(other == 254, 1), plain)
+    assert set(other.unique().tolist()) == {0, 2, 3, 254, 255}
+
+
 @pytest.mark.parametrize("kind", [*STRONG, "all"])
 def test_image_and_mask_stay_aligned_to_half_a_pixel(kind):
     rows, cols = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")

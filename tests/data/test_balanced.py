@@ -383,6 +383,18 @@ def test_a_target_of_nothing_that_is_there_is_refused_by_the_name_of_the_store(t
 # pixels
 
 
+def test_ice_of_unknown_kind_is_thinned_out_as_glacier_is():
+    y = torch.randint(0, 4, (8, 64, 64), generator=torch.Generator().manual_seed(0))
+    unknown = y.masked_fill(y == 1, 254)
+    found = []
+    for target in (y, unknown):
+        tfm = IgnoreSurplus([0.1, 0.5, 1.0, 0.0])
+        tfm.generator = torch.Generator().manual_seed(1)
+        found.append(tfm((torch.zeros(8, 1, 64, 64), target), split_idx=0)[1].as_subclass(torch.Tensor))
+    assert torch.equal(found[1].masked_fill(found[1] == 254, 1), found[0])
+    assert 0.3 < (found[1] == 254).sum() / (y == 1).sum() < 0.7
+
+
 def test_surplus_becomes_ignore_in_squares_and_nothing_else_changes():
     y = torch.randint(0, 4, (64, 64, 64))
     y[:, :4] = 255

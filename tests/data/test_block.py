@@ -238,8 +238,8 @@ def with_unknown_ice(path, code=254, kept=(0, 1, 2, 3)):
 
 
 @pytest.mark.parametrize("options", [{}, {"balance": PixelBalance()}, {"getters": [noop, noop], "crop": None}])
-def test_ice_of_unknown_kind_is_seen_as_no_label(tmp_path, options):
-    a, b = (with_unknown_ice(tmp_path / str(code), code) for code in (254, 255))
+def test_ice_of_unknown_kind_comes_where_glacier_would(tmp_path, options):
+    a, b = (with_unknown_ice(tmp_path / str(code), code) for code in (254, 1))
     assert set(np.unique(a.masks)) == {0, 1, 2, 3, 254, 255}
     for part in (0, 1):
         found = []
@@ -247,20 +247,31 @@ def test_ice_of_unknown_kind_is_seen_as_no_label(tmp_path, options):
             torch.manual_seed(0)
             dls = loaders(store, **{"crop": 24, "num_workers": 0, **options})
             found.append([y.as_subclass(torch.Tensor) for _, y in dls[part]])
-        assert all(map(torch.equal, *found))
-        assert set(torch.cat([y.ravel() for y in found[0]]).tolist()) == {0, 1, 2, 3, 255}
+        assert all(torch.equal(y.masked_fill(y == 254, 1), z) for y, z in zip(*found, strict=True))
+        assert set(torch.cat([y.ravel() for y in found[0]]).tolist()) == {0, 1, 2, 3, 254, 255}
 
 
-@pytest.mark.parametrize(
-    ("kept", "held"), [((0,), "background only"), ((0, 3), "background and lake only"), ((), "nothing")]
-)
+@pytest.mark.parametrize("kept", [(0,), (0, 3), ()])
 @pytest.mark.parametrize("fold", [None, 0])
-def test_where_all_ice_is_of_unknown_kind_nothing_is_trained(tmp_path, kept, held, fold):
-    store = with_unknown_ice(tmp_path / "s", kept=kept)
-    with pytest.raises(
-        DataError, match=f"s: labels hold {held} beside ice of unknown kind, which is not trained on; give"
-    ):
-        loaders(store, fold=fold)
+def test_where_all_ice_is_of_unknown_kind_it_is_trained_on(tmp_path, kept, fold):
+    dls = loaders(with_unknown_ice(tmp_path / "s", kept=kept), fold=fold)
+    assert set(dls.one_batch()[1].unique().tolist()) == {*kept, 254, 255}
+    assert (dls.watched, dls.tells_debris()) == ("ice_mcc", False)
+    assert dls.tells_debris(before=True)
+    assert not dls.tells_debris(before=False)
+
+
+def test_what_tells_debris_from_clean_ice(tmp_path):
+    mixed = loaders(with_unknown_ice(tmp_path / "mixed"), fold=None)
+    assert mixed.tells_debris() and mixed.tells_debris(before=False)
+    assert mixed.watched == "ice_mcc"  # half of each tile, and some of the rest is background
+    without = loaders(with_unknown_ice(tmp_path / "without", 0, kept=(0, 3, 1, 2)), fold=None)
+    assert without.tells_debris() and without.watched == "mcc"
+
+
+def test_tiles_of_ice_of_unknown_kind_are_divided_like_those_of_glacier(tmp_path):
+    a, b = (with_unknown_ice(tmp_path / str(code), code) for code in (254, 1))
+    np.testing.assert_array_equal(store_folds(a, 3, spatial=False), store_folds(b, 3, spatial=False))
 
 
 def test_workers_read_the_same(store):

@@ -8,6 +8,7 @@ from pyproj import CRS, Transformer
 from scenes import BANDS, made_up, make_store, normalised, tiny_recipe
 from sklearn.metrics import matthews_corrcoef
 
+from glacier_fastai.core.calibration import expected_calibration_error, reliability
 from glacier_fastai.data.tiles import TileStore, TileWriter
 from glacier_fastai.errors import BundleError, DataError, DataNote
 from glacier_fastai.model.bundle import ModelBundle, TrainedOn, trained_ground
@@ -41,9 +42,9 @@ def test_scores_equal_scikit_learn(bundle, trained):
     assert {k: v["pixels"] for k, v in result["classes"].items()} == {
         n: int((y == k).sum()) for k, n in enumerate(bundle.classes)
     }
-    assert {"mcc", "ice_mcc", "mean_iou", "ice_iou", "mcc_image_mean", "ece", "classes", "confusion", "notes"} == set(
-        result
-    )
+    assert set(result) == {
+        *("mcc", "ice_mcc", "mean_iou", "ice_iou", "mcc_image_mean", "ece", "classes", "ice", "confusion", "notes")
+    }
 
 
 def test_bands_are_found_by_name(bundle, trained, tmp_path):
@@ -145,7 +146,7 @@ def test_ice_of_unknown_kind_counts_in_the_scores_of_ice_alone(bundle, tmp_path)
         else:
             scores[code] = evaluate(bundle, store)
     ours, plain = scores[254], scores[255]
-    apart = ("ice_mcc", "ice_iou", "notes")
+    apart = ("ice_mcc", "ice_iou", "ice", "confusion", "ece", "notes")
     assert {k: v for k, v in ours.items() if k not in apart} == {k: v for k, v in plain.items() if k not in apart}
     store = TileStore(tmp_path / "254")
     (found,) = predict_tiles(bundle, store)
@@ -154,6 +155,30 @@ def test_ice_of_unknown_kind_counts_in_the_scores_of_ice_alone(bundle, tmp_path)
     known = truth != 255
     want = matthews_corrcoef(truth[known], np.isin(found.classes, (1, 2))[known])
     assert ours["ice_mcc"] == pytest.approx(want)
+    assert ours["confusion"][:4] == plain["confusion"]
+    unknown = store.masks[0] == 254
+    assert ours["confusion"][4] == np.bincount(found.classes[unknown], minlength=4).tolist()
+    merged = np.where(
+        unknown, [found.probs[0], found.probs[1:3].sum(0), 0 * found.probs[0], found.probs[3]], found.probs
+    )
+    table = reliability(merged, np.where(unknown, 1, store.masks[0]), dim=0)
+    assert ours["ece"] == pytest.approx(expected_calibration_error(table))
+
+
+def test_a_model_that_was_never_told_debris_maps_and_scores_all_ice_as_glacier(bundle, trained):
+    store, blind = trained[1], replace(bundle, tells_debris=False)
+    with pytest.warns(DataNote, match="the model was never told debris from clean ice, so all ice is glacier"):
+        result = evaluate(blind, store)
+    assert any("none is debris" in n for n in result["notes"])
+    assert not np.array(result["confusion"])[:, 2].any()
+    assert result["classes"]["debris"]["recall"] == 0
+    for told, (i, classes, probs) in zip(predict_tiles(bundle, store), predict_tiles(blind, store), strict=True):
+        want = told.probs[[0, 1, 2, 3]]
+        want[1] += want[2]
+        want[2] = 0
+        np.testing.assert_array_equal(probs, want)
+        known = store.masks[i] != 255
+        np.testing.assert_array_equal(classes[known], want.argmax(0)[known])
 
 
 def test_tiles_of_nothing_but_ice_of_unknown_kind_have_scores_of_ice_alone(bundle, tmp_path):
@@ -164,9 +189,11 @@ def test_tiles_of_nothing_but_ice_of_unknown_kind_have_scores_of_ice_alone(bundl
     result = evaluate(bundle, store)
     (found,) = predict_tiles(bundle, store)
     assert result["ice_iou"] == pytest.approx(np.isin(found.classes[valid], (1, 2)).mean())
-    assert (result["ece"], result["mcc_image_mean"], result["mean_iou"]) == (None, None, None)
+    assert (result["mcc_image_mean"], result["mean_iou"]) == (None, None)
+    assert 0 <= result["ece"] <= 1
+    assert result["ice"]["pixels"] == valid.sum()
     assert "say nothing here" in result["notes"][-1]
-    assert "ECE                 -" in score_table(result)
+    assert "MCC, mean of tiles  -" in score_table(result)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 

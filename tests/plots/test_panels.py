@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from glacier_fastai.bands import CLASS_COLOURS
+from glacier_fastai.bands import CLASS_COLOURS, ICE_COLOUR
 from glacier_fastai.errors import DataError
 from glacier_fastai.plots.panels import class_rgba, draw_panels, error_rgba, false_colour, grid, legend, panels
 
@@ -38,6 +38,19 @@ def test_classes_and_errors_have_their_colours():
     assert not np.allclose(right, wrong)
     np.testing.assert_array_equal(errors[0, 2:4], [right, right])
     assert errors[0, 4, 3] == 0
+
+
+def test_ice_of_unknown_kind_has_a_colour_and_either_kind_is_right():
+    truth, pred = np.array([[254, 254, 254, 254, 1]]), np.array([[0, 1, 2, 3, 2]])
+    np.testing.assert_allclose(class_rgba(truth)[0, 0], (*to_rgb(ICE_COLOUR), 1), atol=1e-6)
+    assert ICE_COLOUR not in CLASS_COLOURS
+    wrong, right, *others = error_rgba(pred, truth)[0].tolist()
+    assert others == [right, wrong, wrong] and right != wrong
+    assert panels(np.ones((1, 1, 5)), truth, pred, (0, 0, 0)).wrong == pytest.approx(0.6)
+    for truths, shown in (((), False), ([pred], False), ([pred, truth], True)):
+        fig = plt.figure()
+        legend(fig, errors=True, truths=truths)
+        assert ("ice, kind unknown" in [t.get_text() for t in fig.legends[0].get_texts()]) == shown
 
 
 def test_where_the_image_has_no_data_nothing_is_shown():
