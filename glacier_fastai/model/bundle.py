@@ -324,12 +324,15 @@ class ModelBundle:
             BundleError: The model is another network, or one that cannot adapt to other bands or classes.
         """
         name, options = built_as(model)
-        if (name, options) != (self.arch, {**architecture(self.arch)[1], **self.options}):
+        mine: dict[str, Any] = {**architecture(self.arch)[1], **self.options}
+        was, now = mine.get("scale"), options.get("scale")
+        if (name, {**options, "scale": was}) != (self.arch, {**mine, "scale": was}):
             raise BundleError(
                 f"the bundle is a {described(self.arch, self.options)}, the recipe wants a {described(name, options)}; "
                 f"set {', '.join(f'model.{k}={json.dumps(v)}' for k, v in {'arch': self.arch, **self.options}.items())}"
             )
-        kind, weights, said = architecture(name)[0], dict(self.weights), []
+        kind, weights = architecture(name)[0], dict(self.weights)
+        said = [f"from images at scale {was:g} to scale {now:g}"] if was != now else []
         if tuple(bands) != self.bands:
             if kind.first is None:
                 raise BundleError(f"model {name!r} takes weights of its own bands alone, {', '.join(self.bands)}")
