@@ -337,6 +337,11 @@ def load_recipe(
         raise RecipeError(f"{path}: not a recipe; `glacier-fastai recipes show demo` prints one")
     for item in overrides:
         _override(tree, item)
+    said = {item.partition("=")[0].strip() for item in overrides}
+    for one, *others in (("train.epochs", "train.steps"), ("train.steps", "train.epochs", "data.crops_per_tile")):
+        if one in said and tree["train"][one.partition(".")[2]] is not None:
+            for section, _, field in (other.partition(".") for other in others if other not in said):
+                (tree.get(section) or {}).pop(field, None)  # its word of how long is what was changed
     return recipe_from(tree, str(path))
 
 

@@ -48,7 +48,7 @@ def test_the_two_main_recipes_say_what_the_design_says():
         ("train.lr=.inf", r"train\.lr: input should be a finite number"),
         ("ramp.start={borders: 0.1}", r"ramp\.start\.borders: input should be 'focal'"),
         ("train.epochs=0", r"train\.epochs: input should be greater than or equal to 1, not 0"),
-        ("train.steps=100", r"train: epochs=15 and steps=100 are both given: set one of them to null"),
+        ("train={epochs: 15, steps: 100}", r"train: epochs=15 and steps=100 are both given: set one of them to null"),
         ("train.steps=0", r"train\.steps: input should be greater than or equal to 1, not 0"),
         ("train.steps=1.5", r"train\.steps: input should be a valid integer"),
         (
@@ -252,3 +252,13 @@ def test_an_override_changes_no_preset():
     before = load_recipe("hkh_pretrain").augment
     assert load_recipe("hkh_pretrain", ["augment.rotate=20"]).augment.rotate == 20
     assert load_recipe("hkh_pretrain").augment == before
+
+
+def test_steps_that_are_set_take_the_place_of_epochs_and_the_other_way_round():
+    train = load_recipe("demo", ["train.steps=600"]).train
+    assert (train.steps, train.epochs) == (600, None)
+    train = load_recipe("everest", ["train.epochs=3"]).train
+    assert (train.steps, train.n_epoch) == (None, 3)
+    assert load_recipe("everest", ["train.epochs=null"]).train.steps == load_recipe("everest").train.steps
+    with pytest.raises(RecipeError, match="epochs=3 and steps=600 are both given"):
+        load_recipe("demo", ["train.steps=600", "train.epochs=3"])
