@@ -60,6 +60,18 @@ def crossvalidated(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def blind(tmp_path_factory):
+    """Folder of a cross-validation as above, on a store of which all ice is of unknown kind, and that store."""
+    from scenes import tiny_recipe
+
+    from glacier_fastai.train.run import crossval
+
+    base = tmp_path_factory.mktemp("blind")
+    data = make_store(base / "store", scenes=6, kinds=False)
+    return crossval(tiny_recipe("train.epochs=4"), data=data.path, out=base / "cv"), data
+
+
+@pytest.fixture(scope="session")
 def everest():
     if not EVEREST.is_dir():
         pytest.skip("the Everest scene (shared/data/everest) is not on this machine")

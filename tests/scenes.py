@@ -60,11 +60,13 @@ def write_scene(path, height=96, width=80, bands=BANDS, seed=0):
     return path, write_raster(path.with_name(f"{path.stem}_label.tif"), label, nodata=255)
 
 
-def make_store(path, bands=BANDS, scenes=3, size=32, dtype="uint16", seed=0):
-    """Write a store of four tiles from each of `scenes` made-up scenes."""
+def make_store(path, bands=BANDS, scenes=3, size=32, dtype="uint16", seed=0, kinds=True):
+    """Write a store of four tiles from each of `scenes` made-up scenes; without `kinds` all ice is of unknown kind."""
     with TileWriter(path, bands, size, dtype, source="made up for tests") as writer:
         for s in range(scenes):
             values, classes, valid = made_up(2 * size, 2 * size, bands, seed + s)
+            if not kinds:
+                classes[(classes == 1) | (classes == 2)] = 254
             for row in (0, size):
                 for col in (0, size):
                     at = (slice(row, row + size), slice(col, col + size))

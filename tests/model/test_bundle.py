@@ -35,6 +35,13 @@ def test_it_loads_with_no_other_file_and_gives_the_same_model(bundle, tmp_path):
         assert torch.equal(other.model()(x), bundle.model()(x))
 
 
+def test_a_bundle_says_whether_it_tells_debris_and_one_of_before_does(bundle, tmp_path):
+    replace(bundle, tells_debris=False).save(tmp_path / "blind.safetensors")
+    assert not ModelBundle.load(tmp_path / "blind.safetensors").tells_debris
+    resaved(bundle, tmp_path / "before.safetensors", tells_debris=None)
+    assert bundle.tells_debris and ModelBundle.load(tmp_path / "before.safetensors").tells_debris
+
+
 def test_half_precision_halves_the_file_and_hardly_changes_the_probabilities(bundle, tmp_path):
     bundle.save(tmp_path / "half.safetensors")
     bundle.save(tmp_path / "full.safetensors", half=False)
@@ -108,6 +115,7 @@ def resaved(bundle, path, drop=None, **changes):
         ),
         ({"recipe": "3"}, "recipe, texture, metrics or options is no mapping"),
         ({"options": "[]"}, "recipe, texture, metrics or options is no mapping"),
+        ({"tells_debris": "3"}, "tells_debris is neither true nor false"),
         ({"trained_on": "null"}, "damaged or made by other code"),
         ({"trained_on": '{"train": 3}'}, "damaged or made by other code.*train"),
         ({"trained_on": '{"ground": "POINT (86 28)"}'}, "damaged or made by other code.*ground.*no polygons in WKT"),

@@ -17,6 +17,7 @@ from glacier_fastai.files import file_hash
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.model.calibrate import calibrate, glacier_areas
 from glacier_fastai.model.ensemble import Calibration, Ensemble
+from glacier_fastai.model.evaluate import predict_tiles
 
 K, SIDE = 4, 48
 
@@ -112,13 +113,40 @@ def test_a_real_cross_validation(crossvalidated, tmp_path):
     assert [m.path.parent.name for m in ensemble.members] == ["fold0", "fold1", "fold2"]
 
 
+def test_where_no_ice_has_a_kind_decisions_are_made_for_ice(crossvalidated, tmp_path):
+    folder = fake(tmp_path / "cv", crossvalidated[0], 0, sharper=2.0, lift=2.0)
+    labels = np.load(folder / "oof" / "labels.npy")
+    np.save(folder / "oof" / "labels.npy", np.where(np.isin(labels, (1, 2)), 254, np.where(labels == 3, 255, labels)))
+    found = calibrate([folder], tmp_path / "e.yaml", bias=True)
+    fitted = Ensemble.load([tmp_path / "e.yaml"]).calibration
+    assert found["temperature"] == pytest.approx(2, rel=0.1)
+    assert found["nll"][1] < found["nll"][0]
+    assert found["offsets"]["ice_mcc"] > found["plain"]["ice_mcc"]
+    assert fitted.offsets[1] == fitted.offsets[2] != 0 == fitted.offsets[0]
+    assert found["area"]["glaciers"] > 0
+
+
+def test_a_real_cross_validation_of_ice_without_kinds(blind, tmp_path):
+    found = calibrate([blind[0]], tmp_path / "e.yaml")
+    assert found["tiles"] == len(blind[1])
+    ensemble = Ensemble.load([tmp_path / "e.yaml"])
+    assert not ensemble.tells_debris
+    tuned = replace(ensemble, calibration=Calibration(temperature=3.0, offsets=(0, 0.1, 3.0, 0)))
+    for used in (ensemble, tuned):
+        for _, classes, probs in predict_tiles(used, blind[1], [0, 5]):
+            assert not (classes == 2).any()
+            assert not probs[2].any()
+            np.testing.assert_allclose(probs.sum(0), 1, atol=1e-5)
+
+
 def test_areas_by_hand():
     classes, labels = np.zeros((40, 40), np.uint8), np.zeros((40, 40), np.uint8)
     classes[5:15, 5:15], labels[5:15, 5:18] = 1, 1
     classes[10:15, 5:15] = 2
     classes[30:33, 30:33] = 1  # too small to count
-    (row,) = glacier_areas(classes, np.full((40, 40), 0.2, np.float32), labels)
-    np.testing.assert_allclose(row, [100, 20, 130], rtol=1e-6)
+    for kind in (1, 254):
+        (row,) = glacier_areas(classes, np.full((40, 40), 0.2, np.float32), kind * labels)
+        np.testing.assert_allclose(row, [100, 20, 130], rtol=1e-6)
 
 
 def test_refusals(crossvalidated, tmp_path):

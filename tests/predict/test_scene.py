@@ -1,4 +1,6 @@
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,9 @@ from rasterio.shutil import copy
 from rasterio.transform import Affine
 from scenes import BANDS, TINY, made_up, normalised, write_raster, write_scene
 
-from glacier_fastai.errors import BundleError, DataError, OutputError
+from glacier_fastai.errors import BundleError, DataError, DataNote, OutputError
 from glacier_fastai.model.bundle import ModelBundle
+from glacier_fastai.model.ensemble import Ensemble, Member
 from glacier_fastai.model.registry import build_model
 from glacier_fastai.predict.scene import Wanted, map_strips, predict_scene
 
@@ -46,6 +49,20 @@ def test_a_scene_of_one_window_equals_the_model_itself(bundle, tmp_path):
         want = bundle.model()(torch.from_numpy(x)[None]).argmax(1)[0].numpy()
     with rasterio.open(mapped(bundle, tmp_path / "s.tif", tmp_path)) as out:
         np.testing.assert_array_equal(out.read(1), np.where(valid, want, 255))
+
+
+def test_the_record_says_that_the_model_was_never_told_debris(bundle, scene, tmp_path):
+    with pytest.warns(
+        DataNote, match=r"scene\.tif: the model was never told debris from clean ice, so all ice is glacier"
+    ):
+        made = predict_scene(replace(bundle, tells_debris=False), scene[0], tmp_path / "maps")
+    record = json.loads((tmp_path / "maps" / "scene_prediction.json").read_text())
+    assert record["tells_debris"] is False and "none is debris" in record["notes"][0]
+    told = predict_scene(bundle, scene[0], tmp_path / "told")
+    assert made["pixels"]["debris"] == 0 < told["pixels"]["debris"] and told["tells_debris"]
+    both = Ensemble((Member(bundle), Member(replace(bundle, tells_debris=False))))
+    with pytest.warns(DataNote, match="1 of 2 models were never told debris from clean ice"):
+        assert predict_scene(both, scene[0], tmp_path / "both")["pixels"] == made["pixels"]
 
 
 def test_bands_are_found_by_name_whatever_their_order(bundle, scene, tmp_path):

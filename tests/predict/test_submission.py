@@ -56,6 +56,18 @@ def test_both_interfaces_give_the_masks_of_our_own_prediction(ensemble, tmp_path
     assert len(np.unique(shown)) >= 3  # or equality would say little
 
 
+def test_a_submission_of_models_that_were_never_told_debris_has_none(ensemble, tmp_path):
+    """One of the two was told; both map all ice as glacier, after calibration, too."""
+    first, second = ensemble.members
+    blind = replace(ensemble, members=(first, replace(second, bundle=replace(second.bundle, tells_debris=False))))
+    competition_folder(tmp_path / "comp", "phase2", size=48, labels=False)
+    out = write_submission(blind, tmp_path / "sub")
+    assert check_submission(out, blind, tmp_path / "comp")["tiles"] == 3
+    store = open_tiles(tmp_path / "comp", BANDS)
+    for told, folded in zip(predict_tiles(ensemble, store), predict_tiles(blind, store), strict=True):
+        assert (told.classes == 2).any() and not (folded.classes == 2).any()
+
+
 def test_0_in_some_bands_is_data_although_0_is_declared(ensemble, tmp_path):
     data = competition_folder(tmp_path / "comp", size=48, labels=False)
     tile = next(iter(data.tiles))

@@ -16,7 +16,7 @@ from glacier_fastai.data.block import GlacierDataLoaders
 from glacier_fastai.data.tiles import TileStore, TileWriter
 from glacier_fastai.errors import BundleError, DataError
 from glacier_fastai.model.bundle import ModelBundle
-from glacier_fastai.model.evaluate import evaluate
+from glacier_fastai.model.evaluate import evaluate, predict_tiles
 from glacier_fastai.model.predictor import Predictor
 from glacier_fastai.model.registry import architecture
 from glacier_fastai.show import interpret
@@ -72,6 +72,26 @@ def test_a_row_for_each_tile(found, store, probabilities):
         assert row["ice_share"] == pytest.approx(np.isin(y[known], (1, 2)).mean())
         assert row["brightness"] == pytest.approx(np.nanmean(image[:3]), rel=1e-6)
     np.testing.assert_allclose(found.predict(4).probs, probabilities[4], atol=1e-5)
+
+
+def test_ice_of_unknown_kind_is_right_as_any_ice_and_its_mcc_is_that_of_ice(blind):
+    bundle, store = ModelBundle.load(blind[0] / "fold0" / "best.safetensors"), blind[1]
+    found, scores = GlacierInterpretation(bundle, store, range(8)), evaluate(bundle, store, range(8))
+    assert found.confusion.tolist() == scores["confusion"] and len(scores["confusion"]) == 5
+    mapped = [c for _, c, _ in predict_tiles(bundle, store, range(8))]
+    for i, row in found.table.iterrows():
+        known, ice = store.masks[i] != 255, store.masks[i] == 254
+        assert row["mcc"] == pytest.approx(matthews_corrcoef(ice[known], np.isin(mapped[i], (1, 2))[known]))
+        assert row["ice_share"] == pytest.approx(ice[known].mean())
+    both = zip(mapped, store.masks, strict=False)
+    wrong = sum(((c != m) & (m != 255) & ~((m == 254) & (c == 1))).sum() for c, m in both)
+    for table in found.strata.values():
+        assert table["errors"].sum() == wrong
+        assert table["pixels_ice, kind unknown"].sum() == store.ice_counts()[:8].sum()
+    assert found.band_importance(tiles=2, repeats=1)["mcc"].iloc[0] != 0
+    assert "MCC of ice" in found.plot_confusion_matrix().axes[0].get_title()
+    assert "ice, kind unknown" in [t.get_text() for t in found.plot_hardest(1).legends[0].get_texts()]
+    found.plot_errors_by("distance")
 
 
 def test_what_has_no_label_or_no_data_is_nan(bundle, tmp_path):

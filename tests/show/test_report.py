@@ -122,6 +122,14 @@ def test_scores_are_those_of_the_runs(crossvalidated, folds):
     assert f"right are {matrix[0, 0] / matrix[0].sum():.2%} of background" in found.html
 
 
+def test_ice_of_unknown_kind_has_a_row_a_colour_and_a_share(blind, trained, tmp_path):
+    found = made(tmp_path, blind[0], trained[0])
+    assert "ice, kind unknown" in found.text and "background: #cc79a7" in found.html
+    assert "Ice, kind unknown" in found.text and "of any ice" in found.html
+    assert any("no label tells debris from clean ice" in note for note in found.notes())
+    assert "ice, kind unknown" not in made(tmp_path, trained[0], overwrite=True).text
+
+
 def test_what_was_run_is_told(trained, page):
     run, store = trained
     found = Page(page)

@@ -22,6 +22,8 @@ from glacier_fastai.model.registry import register_model
 from glacier_fastai.predict.scene import predict_scene
 from glacier_fastai.recipe import load_recipe
 from glacier_fastai.show.report import write_report
+from glacier_fastai.train.build import make_callbacks, make_dls, make_learner
+from glacier_fastai.train.folder import RunFolder
 from glacier_fastai.train.run import crossval, finetune, pretrain, train
 
 
@@ -88,6 +90,56 @@ def test_the_bundle_is_the_best_epoch_and_its_scores_are_on_record(trained):
     assert {"epoch": record["epoch"], **found, "notes": []} == record
     assert bundle.trained_on.fold == 0
     assert bundle.recipe == tiny_recipe().model_dump(mode="json")
+
+
+def test_where_ice_has_no_kind_the_score_of_ice_is_watched_and_all_ice_is_glacier(blind):
+    run, store = blind[0] / "fold0", blind[1]
+    bundle, record = ModelBundle.load(run / "best.safetensors"), json.loads((run / "metrics.json").read_text())
+    history = pd.read_csv(run / "history.csv")
+    assert not bundle.tells_debris
+    assert record["epoch"] == bundle.metrics["epoch"] == history.loc[history["ice_mcc"].idxmax(), "epoch"]
+    assert bundle.metrics["ice_mcc"] == pytest.approx(history["ice_mcc"].max())
+    assert record["ice_mcc"] == pytest.approx(bundle.metrics["ice_mcc"], abs=0.01)  # of weights in half precision
+    for scores in (record, bundle.metrics):
+        assert len(scores["confusion"]) == 5 and not np.array(scores["confusion"])[:, 2].any()
+    assert record["ice"]["pixels"] == store.ice_counts()[bundle.trained_on.knows(store, "valid")].sum() > 0
+    assert history["share_ice"].between(0.2, 0.8).all()
+    said = json.loads((run / "events.jsonl").read_text().splitlines()[0])["notes"]
+    assert any(n.endswith("so the MCC of ice tells which model is best, not that of the classes") for n in said)
+    assert any("100% of its ice is of unknown kind" in n for n in said)
+    assert any("no label tells debris from clean ice, so the model will map all ice as glacier" in n for n in said)
+    card = (run / "MODEL_CARD.md").read_text()
+    assert "**It does not tell debris from clean ice**" in card
+    assert re.search(r"debris 0\.00%, lake \d\.\d\d%, ice, kind unknown \d\d\.\d\d%", card)
+
+
+def test_what_watches_watches_ice_where_it_has_no_kind(tmp_path):
+    recipe = tiny_recipe("train.early_stop=3")
+    for kinds, name in ((True, "mcc"), (False, "ice_mcc")):
+        store = make_store(tmp_path / name, kinds=kinds)
+        learn = make_learner(recipe, make_dls(recipe, store, 0))
+        folder = RunFolder(tmp_path / f"{name}-run")
+        folder.path.mkdir()
+        cbs = make_callbacks(recipe, learn, folder, {}, None, 0.0, store, 0)
+        assert {cb.monitor for cb in cbs if hasattr(cb, "monitor")} == {name}
+        assert sum(hasattr(cb, "monitor") for cb in cbs) == 3
+
+
+@pytest.mark.parametrize("start", ["blind", "trained"])
+@pytest.mark.parametrize("kinds", [True, False])
+def test_kinds_are_told_by_the_tiles_or_by_the_weights(blind, trained, tmp_path, start, kinds):
+    weights = (blind[0] / "fold0" if start == "blind" else trained[0]) / "best.safetensors"
+    store = make_store(tmp_path / "s", kinds=kinds)
+    run = finetune(tiny_recipe("train.epochs=1"), store, tmp_path / "run", weights=weights)
+    assert ModelBundle.load(run / "best.safetensors").tells_debris == (kinds or start == "trained")
+
+
+def test_the_console_tells_of_ice_where_that_is_watched(tmp_path, capsys):
+    with pytest.warns(DataNote, match="100% of its ice is of unknown kind"):
+        finetune(tiny_recipe(), make_store(tmp_path / "s", kinds=False), tmp_path / "run")
+    said = capsys.readouterr().err
+    assert re.search(r"epoch 1/2  loss \d\.\d{4} / \d\.\d{4}  ice MCC -?\d\.\d{4}  mean IoU", said)
+    assert re.search(r"\nIce +\d\.\d{4}", said)
 
 
 def test_the_console_says_what_is_run_and_how_it_goes(tmp_path, capsys):
