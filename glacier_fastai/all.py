@@ -43,6 +43,7 @@ from .train.callbacks import (
     CompositionCallback,
     ConfusionMatrixCallback,
     ProgressiveRampCallback,
+    WarmupDecayCallback,
     plateau,
 )
 from .train.checkpoint import CheckpointCallback

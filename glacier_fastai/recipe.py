@@ -41,7 +41,7 @@ class DataRecipe(Section):
     path: str | None = Field(None, description="tile store, or raw folder of the competition or of HKH")
     tile_size: int = Field(512, ge=32, description="side of the tiles it is made for, pixels")
     crop: int = Field(256, ge=16, description="side of a training crop, pixels; at most the tile's side")
-    crops_per_tile: int = Field(1, ge=1, description="crops per epoch for each training tile")
+    crops_per_tile: int = Field(1, ge=1, description="crops per epoch for each training tile; not with train.steps")
     folds: int = Field(5, ge=2, description="number of folds")
     spatial: bool = Field(True, description="no training tile touches a validation tile")
     min_valid: Fraction = Field(0.1, description="least share of pixels with data for a tile to be used")
@@ -73,10 +73,13 @@ class TextureRecipe(Section):
 class ModelRecipe(Section):
     """The network, trained from scratch unless weights are given; `model.registry` knows what each of them takes."""
 
-    arch: str = Field("unet", description="unet, unetplusplus, fpn, deeplabv3plus, segformer, ..., or your own")
+    arch: str = Field("unet", description="unet, unetplusplus, fpn, deeplabv3plus, segformer, ..., ratio, or your own")
     encoder: str = Field("resnet34", description="encoder of segmentation-models-pytorch, or of timm as tu-NAME")
     attention: Literal["scse", "cse"] | None = Field(
         "scse", description="attention in the decoder of unet: scse, cse or null"
+    )
+    scale: float = Field(
+        1.0, ge=0.25, le=1, description="the network sees the image at this scale: at 0.5, four times the ground"
     )
     options: dict[str, Any] = Field({}, description="options of a network of your own, by name")
 
@@ -97,7 +100,7 @@ class RampRecipe(Section):
 
 
 def _augment_schema(schema: dict[str, Any]) -> None:
-    names = {"enum": list(PRESETS["heavy"])}
+    names = {"enum": list(Augmentation.model_fields)}
     schema["anyOf"] = [
         {"enum": list(PRESETS)},
         {"type": "array", "items": {"anyOf": [names, {"type": "object", "propertyNames": names}]}},
@@ -108,11 +111,14 @@ def _augment_schema(schema: dict[str, Any]) -> None:
 class TrainRecipe(Section):
     """How to train."""
 
-    epochs: int = Field(60, ge=1, description="epochs")
+    epochs: int | None = Field(None, ge=1, description="epochs; 60 where there are no steps")
+    steps: int | None = Field(None, ge=1, description="optimiser steps, in place of epochs; at most 20 epochs of them")
     batch_size: int = Field(8, ge=1, description="crops per batch, of all processes together")
     accumulate: int = Field(1, ge=1, description="batches per optimiser step")
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest norm of the gradient, 0 = no clipping")
     lr: Positive = Field(5e-4, description="learning rate of AdamW")
+    warmup: Fraction = Field(0.0, description="share of the run, at its start, over which lr rises linearly from 0")
+    decay: Fraction = Field(0.0, description="share of the run, at its end, over which lr falls linearly to 0")
     encoder_lr_factor: Positive = Field(1.0, description="learning rate of the encoder, as a multiple of lr")
     freeze_epochs: int = Field(
         0, ge=0, description="first epochs that leave the encoder as it came, norm layers included"
@@ -134,6 +140,31 @@ class TrainRecipe(Section):
     )
     max_minutes: Positive | None = Field(None, description="save and stop after so many minutes; it can be resumed")
     workers: int = Field(2, ge=0, description="threads that read data ahead")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_length(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("epochs") is None and value.get("steps") is None:
+            return {**value, "epochs": 60}
+        return value
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainRecipe:
+        if self.epochs and self.steps:
+            raise ValueError(f"epochs={self.epochs} and steps={self.steps} are both given: set one of them to null")
+        if self.warmup + self.decay > 1 + 1e-9:  # as 0.7 + 0.2 + 0.1 is
+            raise ValueError(f"warmup={self.warmup} and decay={self.decay} are shares of one run: at most 1 together")
+        return self
+
+    @property
+    def n_epoch(self) -> int:
+        """Epochs; of `steps` at least 25 make one, as far as there are so many."""
+        return self.epochs or max(1, min(20, (self.steps or 0) // 25))
+
+    @property
+    def epoch_steps(self) -> int | None:
+        """Optimiser steps of an epoch, all of the same number; None where the number of tiles decides."""
+        return self.steps and -(-self.steps // self.n_epoch)
 
 
 class RecordRecipe(Section):
@@ -232,7 +263,12 @@ class Recipe(Section):
         return loss
 
     @model_validator(mode="after")
-    def _ramped(self) -> Recipe:
+    def _fits(self) -> Recipe:
+        if self.train.steps and self.data.crops_per_tile > 1:
+            raise ValueError(
+                f"data.crops_per_tile={self.data.crops_per_tile}: train.steps decides how many crops an epoch has; "
+                "set it to 1, or train.steps to null"
+            )
         for part in self.ramp.start if self.ramp else ():
             if getattr(self.loss, part) == 0:
                 raise ValueError(f"ramp.start.{part}: that part of the loss has no weight; set loss.{part} or drop it")
@@ -301,6 +337,11 @@ def load_recipe(
         raise RecipeError(f"{path}: not a recipe; `glacier-fastai recipes show demo` prints one")
     for item in overrides:
         _override(tree, item)
+    said = {item.partition("=")[0].strip() for item in overrides}
+    for one, *others in (("train.epochs", "train.steps"), ("train.steps", "train.epochs", "data.crops_per_tile")):
+        if one in said and tree["train"][one.partition(".")[2]] is not None:
+            for section, _, field in (other.partition(".") for other in others if other not in said):
+                (tree.get(section) or {}).pop(field, None)  # its word of how long is what was changed
     return recipe_from(tree, str(path))
 
 

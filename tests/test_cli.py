@@ -125,7 +125,10 @@ def test_help_imports_nothing_heavy():
 def test_recipes_are_listed_shown_and_described():
     invoke = CliRunner().invoke
     names = [line.split()[0] for line in invoke(app, ["recipes"]).stdout.splitlines()]
-    assert names == ["competition_finetune", "competition_glcm", "demo", "everest", "hkh_pretrain"]
+    assert names == [
+        *("competition_cpu", "competition_finetune", "competition_glcm", "demo", "everest", "hkh_pretrain"),
+        "seed_competition",
+    ]
     shown = invoke(app, ["recipes", "show", "everest", "--set", "train.lr=1e-3"]).stdout
     assert "lr: 0.001" in shown
     assert json.loads(invoke(app, ["recipes", "schema"]).stdout)["title"] == "Recipe"

@@ -134,7 +134,7 @@ def test_every_setting_exists():
 
 
 def test_every_field_of_a_recipe_that_is_named_exists():
-    sections = load_recipe("competition_finetune").model_dump()
+    sections = load_recipe("seed_competition").model_dump()
     fields = {f"{name}.{field}" for name, section in sections.items() if isinstance(section, dict) for field in section}
     for page, text in PAGES.items():
         named = re.findall(rf"`((?:{'|'.join(sections)})\.[a-z_]+)\b(?![.(/])", text)

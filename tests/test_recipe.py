@@ -18,11 +18,12 @@ def test_every_shipped_recipe_is_valid_and_survives_a_round_trip(name, tmp_path)
 
 
 def test_the_recipes_of_the_design_are_there():
-    assert set(recipe_names()) == {"competition_finetune", "competition_glcm", "demo", "everest", "hkh_pretrain"}
+    competition = {"competition_finetune", "competition_glcm", "competition_cpu", "seed_competition"}
+    assert set(recipe_names()) == {*competition, "demo", "everest", "hkh_pretrain", "ratio"}
 
 
 def test_the_two_main_recipes_say_what_the_design_says():
-    hkh, comp = load_recipe("hkh_pretrain"), load_recipe("competition_finetune")
+    hkh, comp = load_recipe("hkh_pretrain"), load_recipe("seed_competition")
     assert (hkh.train.epochs, hkh.train.batch_size, hkh.train.accumulate, hkh.train.lr) == (60, 48, 1, 5e-4)
     assert (comp.train.epochs, comp.train.batch_size, comp.train.accumulate, comp.train.lr) == (150, 32, 2, 1e-4)
     assert (hkh.train.plateau_patience, comp.train.plateau_patience) == (5, 8)
@@ -47,6 +48,16 @@ def test_the_two_main_recipes_say_what_the_design_says():
         ("train.lr=.inf", r"train\.lr: input should be a finite number"),
         ("ramp.start={borders: 0.1}", r"ramp\.start\.borders: input should be 'focal'"),
         ("train.epochs=0", r"train\.epochs: input should be greater than or equal to 1, not 0"),
+        ("train={epochs: 15, steps: 100}", r"train: epochs=15 and steps=100 are both given: set one of them to null"),
+        ("train.steps=0", r"train\.steps: input should be greater than or equal to 1, not 0"),
+        ("train.steps=1.5", r"train\.steps: input should be a valid integer"),
+        (
+            "train={steps: 100}",
+            r"data\.crops_per_tile=2: train\.steps decides .*; set it to 1, or",
+        ),
+        ("train={warmup: 0.6, decay: 0.5}", r"train: warmup=0\.6 and decay=0\.5 .*at most 1 together"),
+        ("train.warmup=-0.1", r"train\.warmup: input should be greater than or equal to 0"),
+        ("train.decay=2", r"train\.decay: input should be less than or equal to 1"),
         ("train.plateau_factor=2", r"train\.plateau_factor: input should be less than 1"),
         ("bands=[blue, purple]", r"bands: unknown band 'purple': use blue, green"),
         ("bands=[blue, swirl1]", r"bands: unknown band 'swirl1'.*did you mean 'swir1'"),
@@ -80,6 +91,23 @@ def test_bad_fields_are_refused_in_one_line(override, message):
     assert "\n" not in str(err.value)
 
 
+@pytest.mark.parametrize(
+    ("steps", "epochs", "each"), [(1, 1, 1), (49, 1, 49), (50, 2, 25), (77, 3, 26), (610, 20, 31), (10_000, 20, 500)]
+)
+def test_steps_are_cut_into_epochs_of_equal_length(steps, epochs, each, tmp_path):
+    recipe = load_recipe("demo", [f"train={{steps: {steps}}}", "data.crops_per_tile=1"])
+    recipe.save(tmp_path / "copy.yaml")
+    assert load_recipe(tmp_path / "copy.yaml") == recipe
+    assert (recipe.train.epochs, recipe.train.n_epoch, recipe.train.epoch_steps) == (None, epochs, each)
+
+
+def test_epochs_are_60_where_nothing_is_said():
+    for train in ("{}", "{epochs: null}", "{steps: null, epochs: null}"):
+        found = load_recipe("demo", [f"train={train}"]).train
+        assert (found.epochs, found.n_epoch, found.steps, found.epoch_steps) == (60, 60, None, None)
+    assert load_recipe("demo", ["train.warmup=0.1", "train.decay=0.9"]).train.decay == 0.9
+
+
 def test_every_mistake_is_named_at_once():
     with pytest.raises(RecipeError, match=r"train\.lr.*seed"):
         load_recipe("demo", ["train.lr=-1", "seed=-1"])
@@ -102,7 +130,7 @@ def test_files_that_are_no_recipes(tmp_path, text, message):
 
 
 def test_missing_recipes_are_named():
-    with pytest.raises(RecipeError, match="no recipe 'everst': use competition_finetune.*did you mean 'everest'"):
+    with pytest.raises(RecipeError, match="no recipe 'everst': use competition_cpu.*did you mean 'everest'"):
         load_recipe("everst")
     with pytest.raises(RecipeError, match=r"nowhere\.yaml: cannot be read"):
         load_recipe("nowhere.yaml")
@@ -158,12 +186,14 @@ def test_augment_may_be_a_name_a_list_or_a_mapping(tmp_path):
     assert augment("[rotate: 45, blur, noise]") == {"rotate": 45, "blur": 1.0, "noise": 0.1}
     assert augment("[flip: false, rotate: 10]") == {"rotate": 10}
     assert augment("[]") == {}
+    assert augment("[sun, rotate: 15]") == {"sun": 150, "rotate": 15}
+    assert augment("[sun: 30]") == {"sun": 30}
     assert augment("{rotate: 10}") == {"flip": True, "rotate": 10}
 
 
 def test_the_recipes_augment_as_the_design_says():
     assert load_recipe("hkh_pretrain").augment == load_recipe("demo", ["augment=light"]).augment
-    for name in ("competition_finetune", "competition_glcm"):
+    for name in ("seed_competition", "competition_glcm"):
         assert load_recipe(name).augment == load_recipe("demo", [f"augment={LIST}"]).augment
 
 
@@ -188,6 +218,7 @@ def test_single_fields_of_a_named_augmentation_can_be_set():
         ("[rotate: 200]", r"augment\.rotate: input should be less than or equal to 180, not 200"),
         ("[rotate: ]", r"augment\.rotate: input should be a valid number, not null"),
         ("{rotat: 45}", r"augment\.rotat: unknown key; allowed are flip,.*did you mean 'rotate'"),
+        ("{sun: 150}", r"augment: flip turns the light on slopes and sun keeps it: use one of them"),
         ("{dropout: 2}", r"augment\.dropout: input should be less than or equal to 1"),
         ("{gamma: -1}", r"augment\.gamma: input should be greater than or equal to 0"),
         ("{blur: 99}", r"augment\.blur: input should be less than or equal to 10"),
@@ -221,3 +252,13 @@ def test_an_override_changes_no_preset():
     before = load_recipe("hkh_pretrain").augment
     assert load_recipe("hkh_pretrain", ["augment.rotate=20"]).augment.rotate == 20
     assert load_recipe("hkh_pretrain").augment == before
+
+
+def test_steps_that_are_set_take_the_place_of_epochs_and_the_other_way_round():
+    train = load_recipe("demo", ["train.steps=600"]).train
+    assert (train.steps, train.epochs) == (600, None)
+    train = load_recipe("everest", ["train.epochs=3"]).train
+    assert (train.steps, train.n_epoch) == (None, 3)
+    assert load_recipe("everest", ["train.epochs=null"]).train.steps == load_recipe("everest").train.steps
+    with pytest.raises(RecipeError, match="epochs=3 and steps=600 are both given"):
+        load_recipe("demo", ["train.steps=600", "train.epochs=3"])

@@ -42,6 +42,7 @@ class Sampling:
     keep: np.ndarray  # share of the pixels of each class that is kept, 1 except for level "pixel"
     supervised: float  # share of the crops' labelled pixels that is kept
     effective: float  # effective sample size, as a share of that of even drawing
+    absent: tuple[str, ...] = ()  # classes of the target that there are none of; the others share their part
     notes: tuple[str, ...] = ()  # where it falls short, in words
 
     def draw(
@@ -108,7 +109,6 @@ def solve(
     counts: np.ndarray,  # (N, K) labelled pixels per class of each candidate
     places: np.ndarray,  # (N,) windows that each stands for
     balance: PixelBalance,  # what is wanted
-    elsewhere: np.ndarray | None = None,  # (K,) bool, classes that other tiles of the data have
 ) -> Sampling:
     """Find probabilities that bring the expected composition as near to the target as the sample size allows.
 
@@ -120,6 +120,7 @@ def solve(
     ``p = p0 exp((A u - n) / t) / Z`` with ``u = target / composition``: one unknown per class, found by Newton's method
     while t falls to where the floor is met (where labels are extremely uneven the sample size may jump, and then stays
     above its floor). A window's factor grows with its labelled pixels: one that holds few is not drawn often for them.
+    The share of a class that is not there goes to the others, in proportion to theirs.
 
     >>> counts = np.array([[90, 10, 0, 0], [20, 80, 0, 0]])
     >>> even = PixelBalance(target={"background": 0.5, "glacier": 0.5})
@@ -127,28 +128,22 @@ def solve(
     [0.5, 0.5, 0.0, 0.0]
 
     Raises:
-        DataError: No labelled pixel, or a class of the target that no tile has.
+        DataError: No labelled pixel, or none of the target's classes.
     """
     total = counts.sum(1)
     target = np.array([balance.target.get(c, 0.0) for c in CLASSES])
     if not total.any():
         raise DataError("no labelled pixel in any crop, so nothing can be balanced")
-    absent = (counts.sum(0) == 0) & (target > 0)
-    unknown = absent if elsewhere is None else absent & ~elsewhere
-    if unknown.any():
-        raise DataError(
-            f"balance.target asks for {', '.join(np.array(CLASSES)[unknown])}, but no tile has a pixel of it; "
-            "give shares that sum to 1 for the classes there are, or set balance to null"
-        )
     some = np.flatnonzero(total)
-    wanted = (target > 0) & ~absent
+    wanted = (target > 0) & counts.any(0)
     if not wanted.any():
         raise DataError("balance.target: the training tiles have none of its classes; change it, or set it to null")
     pixels, labelled = counts[some] / total.max(), total[some] / total.max()
     base = places[some] * labelled
     base /= base.sum()
+    shares = np.where(wanted, target, 0) / target[wanted].sum()
 
-    chosen, limit = _search(_Problem(pixels[:, wanted], labelled, base, target[wanted]), balance.min_effective)
+    chosen, limit = _search(_Problem(pixels[:, wanted], labelled, base, shares[wanted]), balance.min_effective)
 
     def composed(p):
         return p @ pixels / (p @ labelled)
@@ -156,7 +151,7 @@ def solve(
     expected = reachable = composed(chosen.p)
     keep = np.ones_like(target)
     if balance.level == "pixel":
-        expected = np.where(wanted, target, 0) / target[wanted].sum()
+        expected = shares
         scarce = np.min(reachable[wanted] / expected[wanted])
         keep = np.divide(expected * scarce, reachable, out=keep, where=reachable > 0)
     probabilities = np.zeros(len(counts))
@@ -171,8 +166,9 @@ def solve(
         keep=keep,
         supervised=float(reachable @ keep),
         effective=chosen.effective,
+        absent=tuple(c for c, asked, there in zip(CLASSES, target, wanted, strict=True) if asked and not there),
     )
-    return replace(result, notes=tuple(_notes(result, balance, absent)))
+    return replace(result, notes=tuple(_notes(result, balance)))
 
 
 class _Nearest(NamedTuple):
@@ -249,11 +245,9 @@ def _search(problem: _Problem, least: float) -> tuple[_Nearest, _Nearest]:
     return chosen, limit
 
 
-def _notes(found: Sampling, balance: PixelBalance, absent: np.ndarray):
-    if absent.any():
-        yield f"no training tile has {', '.join(np.array(CLASSES)[absent])}; the other classes share its part"
+def _notes(found: Sampling, balance: PixelBalance):
     for k, name in enumerate(CLASSES):
-        if found.reachable[k] < 0.5 * found.target[k] and not absent[k]:
+        if found.reachable[k] < 0.5 * found.target[k] and name not in found.absent:
             yield (
                 f"{name} pixels are too few or too scattered for a share of {found.target[k]:.3g}: crops reach "
                 f"{found.reachable[k]:.2g} with an effective sample size of {found.effective:.0%}, "

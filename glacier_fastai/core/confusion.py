@@ -189,7 +189,7 @@ def ice(cm: Matrix) -> Tensor:
 
 
 def with_ice(
-    score: Callable[[Matrix], Tensor],  # `iou`, `precision`, `recall` or `f1`
+    score: Callable[..., Tensor],  # `iou`, `precision`, `recall` or `f1`
     cm: Matrix,
 ) -> list[float]:
     """Return a score of each class, and of ice of any kind.

@@ -133,17 +133,18 @@ def spelled_out(
     """
     if isinstance(value, str) and value in PRESETS:
         return dict(PRESETS[value])  # which an override may change
-    heavy, forms = PRESETS["heavy"], f"use {', '.join(PRESETS)}, a list such as [flip, rotate: 45], or [] for none"
+    known = {**PRESETS["heavy"], "sun": 150.0}
+    forms = f"use {', '.join(PRESETS)}, a list such as [flip, rotate: 45], or [] for none"
     if isinstance(value, str):
         raise RecipeError(f"unknown name {value!r}: {forms}{did_you_mean(value, PRESETS)}")
     if not isinstance(value, list):
         raise RecipeError(f"{forms}, not {json.dumps(value, default=str)}")
     fields: dict[str, Any] = {}
     for item in value:
-        for name, size in (item if isinstance(item, dict) and item else {str(item): heavy.get(str(item))}).items():
-            if name not in heavy:
-                near = did_you_mean(name, heavy)
-                raise RecipeError(f"unknown transform {name!r}: use {', '.join(heavy)}, with or without a value{near}")
+        for name, size in (item if isinstance(item, dict) and item else {str(item): known.get(str(item))}).items():
+            if name not in known:
+                near = did_you_mean(name, known)
+                raise RecipeError(f"unknown transform {name!r}: use {', '.join(known)}, with or without a value{near}")
             if name in fields:
                 raise RecipeError(f"{name!r} is named twice: name each transform once")
             fields[name] = size
@@ -154,6 +155,13 @@ class Augmentation(_Settings):
     """Random changes of training batches; each sample draws its own. Also a preset's name, or a list of transforms."""
 
     flip: bool = Field(True, description="the 8 flips and quarter turns, exact without other geometry")
+    sun: float | None = Field(
+        None,
+        ge=0,
+        lt=360,
+        description="in place of flip: half of the samples mirrored about the sun's azimuth, degrees, so that light "
+        "falls on slopes as it does; about 150 for Landsat and Sentinel-2 north of the tropics, 30 south of them",
+    )
     rotate: float = Field(0.0, ge=0, le=180, description="largest rotation, degrees")
     scale: float = Field(0.0, ge=0, lt=1, description="largest relative change of scale")
     shift: float = Field(0.0, ge=0, lt=1, description="largest shift, share of the crop's side")
@@ -170,6 +178,12 @@ class Augmentation(_Settings):
     @classmethod
     def _short(cls, value: Any) -> Any:
         return value if isinstance(value, (dict, cls)) else spelled_out(value)
+
+    @model_validator(mode="after")
+    def _lit(self) -> Augmentation:
+        if self.flip and self.sun is not None:
+            raise ValueError("flip turns the light on slopes and sun keeps it: use one of them")
+        return self
 
 
 Level = Literal["tile", "crop", "pixel"]

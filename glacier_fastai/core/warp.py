@@ -146,6 +146,7 @@ def random_coordinates(
     size: tuple[int, int],  # height and width of the images
     *,
     flip: bool = False,  # the 8 views, where the images are square; else the 4 flips
+    sun: float | None = None,  # azimuth, degrees from north; every second sample is mirrored about it
     rotate: float = 0.0,  # largest rotation, degrees
     scale: float = 0.0,  # largest relative change of scale
     shift: float = 0.0,  # largest shift, share of the side
@@ -166,6 +167,8 @@ def random_coordinates(
     angle, zoom = draw(n) * math.radians(rotate), (1 + scale) ** draw(n)
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
     matrix = torch.stack([cos, -sin, sin, cos], 1).view(n, 2, 2)
+    if sun is not None:
+        matrix = torch.where((draw(n) < 0)[:, None, None], _mirror(sun) @ matrix, matrix)
     moved = draw(n, 2) * shift * torch.tensor([size[1], size[0]])
     cells = (1 + grid * draw(n, _GRID_STEPS), 1 + grid * draw(n, _GRID_STEPS)) if grid else None
     nodes = elastic * torch.randn(n, 2, *elastic_nodes(size), generator=generator) if elastic else None
@@ -173,6 +176,12 @@ def random_coordinates(
         views = view_matrices(_random_views(n, size, generator))
         matrix, moved = views @ matrix, (views @ moved[..., None])[..., 0]
     return coordinates(size, matrix, moved, cells, nodes, device)
+
+
+def _mirror(azimuth: float) -> Tensor:
+    """Return the reflection of (column, row) about the line to an azimuth."""
+    toward = torch.tensor([math.sin(math.radians(azimuth)), -math.cos(math.radians(azimuth))])
+    return 2 * toward.outer(toward) - torch.eye(2)
 
 
 def warp(

@@ -37,7 +37,7 @@ class AugmentTiles(ItemTransform):
         self.settings = Augmentation(**settings)
         amounts = self.settings.model_dump()
         self.flip = amounts.pop("flip")
-        self.geometry = {name: amounts.pop(name) for name in ("rotate", "scale", "shift", "elastic", "grid")}
+        self.geometry = {name: amounts.pop(name) for name in ("sun", "rotate", "scale", "shift", "elastic", "grid")}
         self.radiometry = amounts
 
     @classmethod
@@ -58,7 +58,7 @@ class AugmentTiles(ItemTransform):
     def encodes(self, batch):  # fastai skips an annotated ItemTransform.encodes
         """Change a batch of images and masks."""
         x, y = (t.as_subclass(torch.Tensor) for t in batch)
-        if any(self.geometry.values()):
+        if any(amount not in (None, 0) for amount in self.geometry.values()):
             size = x.shape[-2:]
             at = random_coordinates(
                 len(x), size, flip=self.flip, **self.geometry, generator=self.generator, device=x.device

@@ -17,7 +17,7 @@ from fastai.vision.all import ItemTransform, TfmdDL, chunked, delegates, num_dis
 
 from ..bands import CLASSES, ICE_OF_ANY_KIND, IGNORE
 from ..core.balance import PixelBalance, Sampling, cell_edges, crop_counts, solve
-from ..errors import DataError
+from ..errors import DataError, note
 from .tiles import TileStore
 from .types import TensorGlacierMask, TensorMultispectral
 
@@ -47,10 +47,16 @@ class BalancedCrops:
                 counts.reshape(-1, len(CLASSES)),
                 np.tile(np.outer(sides, sides).ravel(), len(tiles)),
                 balance,
-                elsewhere=np.asarray(store.class_counts(unknown_ice=True).any(0)),
             )
         except DataError as err:
             raise DataError(f"{store.path}: {err}") from err
+        self.notes: list[str] = []
+        if self.sampling.absent:
+            absent = ", ".join(self.sampling.absent)
+            note(
+                f"{store.path}: no training tile has {absent}: the other classes share its part of the balance",
+                self.notes,
+            )
 
     def draw(self, rng: np.random.Generator, n: int, bs: int) -> np.ndarray:
         """Return windows, int64 `(n * bs, 3)`: which of the tiles, first row, first column."""
@@ -106,7 +112,7 @@ class PixelBalancedDL(TfmdDL):
         share: Of whole tiles, which of how many shares of the batches is given: a launch sets (rank, processes).
     """
 
-    own = ("store", "index", "crop", "crops", "crops_per_tile", "seed")
+    own = ("store", "index", "crop", "crops", "crops_per_tile", "epoch_crops", "seed")
 
     @delegates(TfmdDL.__init__)
     def __init__(
@@ -121,11 +127,12 @@ class PixelBalancedDL(TfmdDL):
         crop: int | None = None,  # side of a crop, pixels, default the tile's
         crops: BalancedCrops | None = None,  # of the dataset's items
         crops_per_tile: int = 1,  # crops per epoch for each tile
+        epoch_crops: int | None = None,  # crops per epoch, of all processes together, whatever the number of tiles
         seed: int = 42,  # with epoch, rank and batch it decides what is drawn
         **kwargs,
     ):
         self.store, self.index, self.crop, self.crops = store, list(index), crop, crops
-        self.crops_per_tile, self.seed, self.epoch = crops_per_tile, seed, 0
+        self.crops_per_tile, self.epoch_crops, self.seed, self.epoch = crops_per_tile, epoch_crops, seed, 0
         self.start, self.share = 0, (0, 1)
         self.threads = num_workers
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
@@ -135,7 +142,7 @@ class PixelBalancedDL(TfmdDL):
             raise DataError(f"{store.path}: no tile {wrong[0]}; positions are 0 to {len(store) - 1}")
         self.drawn = shuffle and self.direct and len(self.tiles) > 0
         if self.drawn:
-            self.n = crops_per_tile * len(dataset) // (num_distrib() or 1)  # 0: not launched
+            self.n = (epoch_crops or crops_per_tile * len(dataset)) // (num_distrib() or 1)  # 0: not launched
             self.bs = min(bs, self.n)
             if not self.n:
                 raise DataError(f"{store.path}: fewer crops per epoch than processes; raise data.crops_per_tile")
@@ -164,9 +171,12 @@ class PixelBalancedDL(TfmdDL):
         size = self.store.size - (self.crop or self.store.size) + 1
         if self.crops is not None:
             return self.crops.draw(rng, -(-self.n // self.bs), self.bs)[: self.n].tolist()
-        shared = np.random.default_rng([self.seed, self.epoch])  # every tile comes as often as any other
-        turns = [shared.permutation(len(self.dataset)) for _ in range(self.crops_per_tile)]
-        tile = np.concatenate(turns)[rank::world][: self.n]
+        cycle = self.crops_per_tile * len(self.dataset)  # crops in which every tile comes as often as any other
+        crops = self.epoch_crops or cycle
+        first, begun = divmod(self.epoch * crops, cycle)  # an epoch begins where the one before it ended
+        shared = (np.random.default_rng([self.seed, first + k]) for k in range(-(-(begun + crops) // cycle)))
+        turns = [turn.permutation(len(self.dataset)) for turn in shared for _ in range(self.crops_per_tile)]
+        tile = np.concatenate(turns)[begun : begun + crops][rank::world][: self.n]
         return np.column_stack([tile, rng.integers(0, size, (len(tile), 2))]).tolist()
 
     def __iter__(self) -> Iterator:

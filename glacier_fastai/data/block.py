@@ -166,6 +166,7 @@ class GlacierDataLoaders(DataLoaders):
         splitter: Callable | None = None,  # of fastai, over positions of tiles: decides in place of `fold`
         min_valid: float = 0.1,  # least share of pixels with data for a tile to be trained on
         crops_per_tile: int = 1,  # crops per epoch for each training tile
+        epoch_crops: int | None = None,  # in place of it: crops per epoch, of all processes together
         balance: PixelBalance | None = None,  # from where crops are drawn, default anywhere, as many from each tile
         augment: AugmentTiles | None = None,  # augmentation of training batches
         batch_tfms: Sequence[Any] = (),  # further transforms of batches, of fastai or yours
@@ -220,14 +221,15 @@ class GlacierDataLoaders(DataLoaders):
         if not parts:
             own["dl_type"] = PixelBalancedDL
             options = {"store": store, "index": store.band_index(bands), "crop": crop, "crops_per_tile": crops_per_tile}
-            options |= {"seed": seed, "num_workers": num_workers, "dl_kwargs": [{"crops": crops}, {"crop": None}]}
+            options |= {"epoch_crops": epoch_crops, "seed": seed, "num_workers": num_workers}
+            options |= {"dl_kwargs": [{"crops": crops}, {"crop": None}]}
         block = cls.block(store, bands, moments, **{**own, "batch_tfms": [*tfms, *batch_tfms], **parts})
         items = [*train.tolist(), *valid.tolist()]
         loaders = block.dataloaders(items, path=store.path, bs=bs, device=device, **options)
         dls = cls(*loaders.loaders, path=store.path, device=loaders.device)
         dls.store, dls.bands, dls.stats = store, bands, moments
         dls.fold_of, dls.train_tiles, dls.valid_tiles = fold_of, train.tolist(), valid.tolist()
-        dls.notes = []
+        dls.notes = crops.notes if crops else []
         return dls
 
     @property

@@ -26,6 +26,7 @@ from ..data.tiles import TileStore
 from ..errors import BundleError, RecipeError
 from ..files import whole_file
 from ..recipe import PredictRecipe, Section, explain
+from .ratio import RatioThresholds
 from .registry import architecture, build_model, built_as
 from .unet import adapt_first_conv, adapt_head
 
@@ -122,6 +123,7 @@ class ModelBundle:
     trained_on: TrainedOn = TrainedOn()
     profile: Profile = Profile()  # what the values that it was trained on are; empty where that is not known
     tells_debris: bool = True  # whether its data told debris from clean ice; if not, all ice is mapped as glacier
+    baseline: RatioThresholds | None = None  # the band ratio of its training tiles, where their bands and units allow
 
     def __post_init__(self):
         object.__setattr__(self, "bands", Bands(self.bands))
@@ -249,6 +251,7 @@ class ModelBundle:
             "trained_on": self.trained_on.model_dump(mode="json"),
             "profile": self.profile.model_dump(mode="json"),
             "tells_debris": self.tells_debris,
+            "baseline": self.baseline and self.baseline.model_dump(mode="json"),
         }
         metadata = {"format": FORMAT, "version": str(VERSION), **{k: json.dumps(v) for k, v in about.items()}}
         with whole_file(path) as file:
@@ -285,6 +288,7 @@ class ModelBundle:
             about |= {k: tuple(about[k]) for k in ("bands", "mean", "std", "classes")}
             about["trained_on"] = TrainedOn(**about["trained_on"])
             about["profile"] = Profile(**about.get("profile", {}))
+            about["baseline"] = RatioThresholds(**found) if (found := about.get("baseline")) else None
             bundle = cls(weights=weights, **about)
             if not len(bundle.bands) == len(bundle.mean) == len(bundle.std):
                 raise ValueError("bands and statistics differ in number")
@@ -320,12 +324,15 @@ class ModelBundle:
             BundleError: The model is another network, or one that cannot adapt to other bands or classes.
         """
         name, options = built_as(model)
-        if (name, options) != (self.arch, self.options):
+        mine: dict[str, Any] = {**architecture(self.arch)[1], **self.options}
+        was, now = mine.get("scale"), options.get("scale")
+        if (name, {**options, "scale": was}) != (self.arch, {**mine, "scale": was}):
             raise BundleError(
                 f"the bundle is a {described(self.arch, self.options)}, the recipe wants a {described(name, options)}; "
                 f"set {', '.join(f'model.{k}={json.dumps(v)}' for k, v in {'arch': self.arch, **self.options}.items())}"
             )
-        kind, weights, said = architecture(name)[0], dict(self.weights), []
+        kind, weights = architecture(name)[0], dict(self.weights)
+        said = [f"from images at scale {was:g} to scale {now:g}"] if was != now else []
         if tuple(bands) != self.bands:
             if kind.first is None:
                 raise BundleError(f"model {name!r} takes weights of its own bands alone, {', '.join(self.bands)}")

@@ -25,6 +25,7 @@ from .bundle import ModelBundle
 from .ensemble import Ensemble
 from .fit import check_fit, check_units
 from .predictor import Predictor
+from .ratio import score
 
 __all__ = [
     "TilePrediction",
@@ -120,7 +121,8 @@ def evaluate(
 
     Returns:
         What `core.confusion.scores` returns; `mcc_image_mean`, the mean of the tiles' own MCC, None where no class has
-        a label; `ece`, the expected calibration error of the most probable class; and `notes` of what is odd.
+        a label; `ece`, the expected calibration error of the most probable class; `ratio_ice_mcc`, the MCC of ice of
+        the band ratio found on the training tiles, where bands and units allow one; and `notes` of what is odd.
 
     Raises:
         BundleError: As `predict_tiles`, other units, or values far from what the models know.
@@ -128,6 +130,9 @@ def evaluate(
     """
     positions, notes = np.arange(len(store)) if tiles is None else np.asarray(tiles, np.int64), list[str]()
     check_fit(model, store.path, store.base().profile(positions), notes, statistics, force)
+    if n := np.logical_or(*_seen(model, store))[positions].sum():
+        seen = f"{n} of {len(positions)} tiles, or the ground they lie on, were trained on"
+        note(f"{store.path}: {seen}, so these scores say little of other ground", notes)
     found = score_tiles(model, store, positions, device, statistics)
     return {**found, "notes": [*notes, *found["notes"]]}
 
@@ -157,8 +162,23 @@ def score_tiles(
         total += matrix
         tables.append(reliability(probs, truth, dim=0))
     mean = float(np.mean(per_image)) if per_image else None
-    ece = expected_calibration_error(reduce(add, tables))
-    return {**scores(total), "mcc_image_mean": mean, "ece": ece, "notes": notes}
+    found, ece = scores(total), expected_calibration_error(reduce(add, tables))
+    beside = _beside(model, store, positions, found, notes)
+    return {**found, "mcc_image_mean": mean, "ece": ece, **beside, "notes": notes}
+
+
+def _beside(
+    model: ModelBundle | Ensemble, store: TileStore, tiles: np.ndarray, found: dict[str, Any], notes: list[str]
+) -> dict[str, float]:
+    """Return the score of the band ratio, nothing where there is none, and say where scores `found` do not beat it."""
+    known = (m.bundle.baseline for m in Ensemble.of(model).members)
+    scored = (s for baseline in known if baseline and (s := score(baseline, store, tiles)) is not None)
+    if (ratio := next(scored, None)) is None:
+        return {}
+    if found["ice_mcc"] <= ratio and (ratio or found["ice_mcc"]):
+        both = f"MCC of ice {found['ice_mcc']:.4f} against {ratio:.4f}"
+        note(f"{store.path}: the model does not beat the band ratio: {both}", notes)
+    return {"ratio_ice_mcc": ratio}
 
 
 def tiles_to_score(
@@ -175,10 +195,9 @@ def tiles_to_score(
         DataError: The fold is out of range or of an ensemble, there are no test tiles, or the folds have changed.
     """
     bundles = [m.bundle for m in Ensemble.of(model).members]
-    n_tiles, alone, ground = len(store), len(bundles) == 1, store.ground()
+    n_tiles, alone = len(store), len(bundles) == 1
     valid = bundles[0].trained_on.knows(store, "valid") if alone else np.zeros(n_tiles, bool)
-    known = np.any([b.trained_on.knows(store, "train", *(() if alone else ("valid",))) for b in bundles], 0)
-    covered = np.any([b.trained_on.covers(ground) for b in bundles], 0)
+    known, covered = _seen(model, store)
     seen, what = known | covered, "the bundle was" if alone else "models were"
     if fold is None and valid.any():
         note = f"; {n} of them lie on ground that was trained on" if (n := (covered & valid).sum()) else ""
@@ -199,6 +218,13 @@ def tiles_to_score(
         chosen, name = np.flatnonzero(_fold_tiles(bundles[0], store, fold)), f"tiles of fold {fold}"
     note = f"; {what} trained on {seen[chosen].sum()} of them" if seen[chosen].any() else ""
     return chosen, f"the {len(chosen)} {name}{note}"
+
+
+def _seen(model: ModelBundle | Ensemble, store: TileStore) -> tuple[np.ndarray, np.ndarray]:
+    """Return which tiles were trained on (of an ensemble: or validated on), which lie on such ground; bool `(N,)`."""
+    about, ground = [m.bundle.trained_on for m in Ensemble.of(model).members], store.ground()
+    parts = ("train",) if len(about) == 1 else ("train", "valid")
+    return np.any([a.knows(store, *parts) for a in about], 0), np.any([a.covers(ground) for a in about], 0)
 
 
 def _fold_tiles(bundle: ModelBundle, store: TileStore, fold: int | str | None) -> np.ndarray:
@@ -248,5 +274,6 @@ def score_table(
     """Return scores as text: one a line, and the table of the classes."""
     names = {"mcc": "MCC", "ice_mcc": "ice MCC", "mean_iou": "mean IoU", "ice_iou": "ice IoU"}
     names |= {"mcc_image_mean": "MCC, mean of tiles", "ece": "ECE"}
+    names |= {"ratio_ice_mcc": "ice MCC, band ratio"} if "ratio_ice_mcc" in result else {}
     lines = [f"{name:<20}{'-' if result[key] is None else format(result[key], '.4f')}" for key, name in names.items()]
     return "\n".join([*lines, class_table(torch.tensor(result["confusion"]))])

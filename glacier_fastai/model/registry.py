@@ -1,7 +1,8 @@
 """The networks there are, by name: how each is built, its parameter groups, and how it adapts to other bands.
 
-Built in are those of `model.unet`. Own ones come by `register_model`, or from an installed package by an entry point of
-the group ``glacier_fastai.models``: its name is the model's, its object is a builder or an `Architecture`.
+Built in are those of `model.unet` and `model.ratio`. Own ones come by `register_model`, or from an installed package by
+an entry point of the group ``glacier_fastai.models``: its name is the model's, its object is a builder or an
+`Architecture`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ class Architecture:
     alone."""
     head: Callable[[nn.Module], Sequence[str]] | None = None
     """Names of the weights and biases whose first axis is the classes; None: of the same classes alone."""
+    fit: Callable[..., nn.Module] | None = None
+    """``fit(store, tiles, bands, stats, **options)`` -> trained module, where that takes no gradient; `tiles` are
+    positions of the training tiles, `stats` mean and deviation per band that images come normalised with."""
     options: Mapping[str, Any] = field(init=False)
     """Name and default of each option."""
 
@@ -86,9 +90,9 @@ def _origin(build: Builder) -> tuple[str, str]:
 
 @cache
 def _built_in() -> dict[str, Architecture]:
-    from .unet import ARCHITECTURES
+    from . import ratio, unet
 
-    return {architecture.name: architecture for architecture in ARCHITECTURES}
+    return {architecture.name: architecture for architecture in (*unet.ARCHITECTURES, *ratio.ARCHITECTURES)}
 
 
 @cache
@@ -132,10 +136,11 @@ def architecture(
 def of_recipe(model: ModelRecipe) -> tuple[Architecture, dict[str, Any]]:
     """Return the network that a recipe asks for, and all its options; raises `RecipeError` like `architecture`.
 
-    `encoder` and `attention` have defaults in every recipe, so only other values are refused by networks without them.
+    `encoder`, `attention` and `scale` have defaults in every recipe, so only other values are refused by networks
+    without them.
     """
     kind, default = architecture(model.arch)[0], ModelRecipe()
-    fields = {name: getattr(model, name) for name in ("encoder", "attention")}
+    fields = {name: getattr(model, name) for name in ("encoder", "attention", "scale")}
     given = {k: v for k, v in fields.items() if k in kind.options or v != getattr(default, k)}
     return architecture(model.arch, {**given, **model.options})
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..core.dihedral import at_scale
 from ..errors import RecipeError, did_you_mean
 from .registry import Architecture
 
@@ -53,9 +54,13 @@ class AnySize:
     """A network of segmentation-models-pytorch that pads inside to what its encoder needs, and crops back."""
 
     encoder: Any
+    scale: float
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits `(B, K, H, W)` of images `(B, C, H, W)`."""
+        return at_scale(self._padded, x, self.scale)
+
+    def _padded(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[-2:]
         stride = max(self.encoder.output_stride, 32)  # some decoders halve more often than their encoder
         down, right = -height % stride, -width % stride
@@ -114,8 +119,10 @@ class Segformer(AnySize, smp.Segformer):
 
 
 def _build(
-    network: type[nn.Module], bands: Sequence[str], classes: Sequence[str], encoder: str = "resnet34", **options: Any
+    network: type[nn.Module], bands: Sequence[str], classes: Sequence[str], encoder: str, scale: float, **options: Any
 ) -> nn.Module:
+    if not 0.25 <= scale <= 1:
+        raise RecipeError(f"scale {scale}: use 0.25 to 1, which is the image as it is")
     if not encoder.startswith("tu-") and encoder not in (known := smp.encoders.get_encoder_names()):
         raise RecipeError(
             f"encoder {encoder!r}: use one of segmentation-models-pytorch ({', '.join(known)}), or tu-NAME of timm"
@@ -124,6 +131,7 @@ def _build(
     model: Any = network(
         encoder_name=encoder, encoder_weights=None, in_channels=len(bands), classes=len(classes), **options
     )
+    model.scale = float(scale)
     for unused in ("_conv_head", "_bn1"):  # of EfficientNet's classifier: without a gradient they stop DDP
         if hasattr(model.encoder, unused):
             setattr(model.encoder, unused, nn.Identity())
@@ -131,14 +139,18 @@ def _build(
 
 
 def _unet(
-    bands: Sequence[str], classes: Sequence[str], encoder: str = "resnet34", attention: str | None = "scse"
+    bands: Sequence[str],
+    classes: Sequence[str],
+    encoder: str = "resnet34",
+    attention: str | None = "scse",
+    scale: float = 1.0,
 ) -> nn.Module:
-    return _build(Unet, bands, classes, encoder, attention=attention)
+    return _build(Unet, bands, classes, encoder, scale, attention=attention)
 
 
 def _plain(network: type[nn.Module]):
-    def build(bands: Sequence[str], classes: Sequence[str], encoder: str = "resnet34") -> nn.Module:
-        return _build(network, bands, classes, encoder)
+    def build(bands: Sequence[str], classes: Sequence[str], encoder: str = "resnet34", scale: float = 1.0) -> nn.Module:
+        return _build(network, bands, classes, encoder, scale)
 
     return build
 

@@ -35,7 +35,7 @@ from torch import nn
 
 from ..bands import CLASSES, COMPETITION_CODES, IGNORE, texture_of
 from ..core.calibration import all_glacier, calibrated, decide
-from ..core.dihedral import one_pass
+from ..core.dihedral import at_scale, one_pass
 from ..core.glcm import glcm_torch, quantize
 from ..core.moments import standardise
 from ..core.morphology import postprocess
@@ -293,11 +293,11 @@ class _Submission:
 class _Member:
     """One model."""
 
-    def __init__(self, arch, attention, bands, mean, std, texture, weight, weights):
+    def __init__(self, arch, attention, bands, mean, std, texture, weight, weights, scale):
         self.bands, self.weight = list(bands), float(weight)
         self.mean, self.std = (torch.tensor(s, dtype=torch.float32)[:, None, None] for s in (mean, std))
         self.texture = texture
-        self.net = _Unet(arch, len(self.bands), attention)
+        self.net = _Unet(arch, len(self.bands), attention, scale)
         self.net.load_state_dict({n: w.float() if w.is_floating_point() else w for n, w in weights.items()})
         self.net.eval().to(memory_format=torch.channels_last)
         for band in self.bands:
@@ -420,8 +420,9 @@ class _Up(nn.Module):
 class _Unet(nn.Module):
     """Images (B, C, H, W) of any size to logits (B, K, H, W)."""
 
-    def __init__(self, arch, bands, attention):
+    def __init__(self, arch, bands, attention, scale):
         super().__init__()
+        self.scale = scale
         kinds = {"scse": _Scse, "cse": _Cse, None: nn.Identity}
         self.encoder = _Encoder(arch, bands)
         skips, widths = [*self.encoder.channels[::-1], 0], (256, 128, 64, 32, 16)
@@ -433,6 +434,9 @@ class _Unet(nn.Module):
         self.segmentation_head = nn.Sequential(nn.Conv2d(widths[-1], len(CLASSES), 3, padding=1))
 
     def forward(self, x):
+        return at_scale(self._padded, x, self.scale)
+
+    def _padded(self, x):
         height, width = x.shape[-2:]
         down, right = -height % 32, -width % 32
         if down or right:

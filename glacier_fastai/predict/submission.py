@@ -122,6 +122,7 @@ def _member(member: Member) -> dict[str, Any]:
     return {
         "arch": bundle.options["encoder"],
         "attention": bundle.options["attention"],
+        "scale": bundle.options.get("scale", 1.0),
         "bands": list(bundle.bands),
         "mean": [(m - o) / s for m, (s, o) in zip(bundle.mean, how, strict=True)],
         "std": [d / s for d, (s, _) in zip(bundle.std, how, strict=True)],

@@ -138,7 +138,8 @@ def _read(path: Path, name: str) -> Run:
             raise BundleError(f"{path}: a run of {', '.join(classes)}; a report is of the classes {', '.join(CLASSES)}")
     if bundle and bundle.metrics and not scores:
         scores = bundle.metrics
-        lacks.append(f"its scores are those of epoch {scores['epoch']}, the best so far")
+        if "epoch" in scores:
+            lacks.append(f"its scores are those of epoch {scores['epoch']}, the best so far")
     run = Run(
         path=path,
         name=name,
@@ -153,7 +154,9 @@ def _read(path: Path, name: str) -> Run:
         lacks=lacks,
     )
     if not (path / "figures" / "batch.png").exists():  # the last that every run writes
-        lacks.insert(0, f"cut short, or not yet done: {len(run.history)} of {run.get('train', 'epochs')} epochs")
+        epochs, steps = (run.get("train", k) for k in ("epochs", "steps"))
+        wanted = f"epochs, {steps} steps wanted" if steps else f"of {epochs} epochs"
+        lacks.insert(0, f"cut short, or not yet done: {len(run.history)} {wanted}")
     return run
 
 

@@ -21,6 +21,7 @@ from ..core.calibration import expected_calibration_error
 from ..core.confusion import recall, with_ice
 from ..files import file_hash
 from ..model.bundle import described
+from ..model.ratio import why_not
 from ..plots import figures
 from .runs import Run
 from .validation import SHOWN, Validation, data_uri, evenly
@@ -60,13 +61,17 @@ def contents(
     """Return what the template shows, by its names there; what no run has is empty."""
     together = {name: chosen for name, chosen in groups.items() if len(chosen) > 1}
     known = [v for v in validations if v]
+    words = SCORES | (
+        {"ratio_ice_mcc": "ice MCC, band ratio"} if any("ratio_ice_mcc" in r.scores for r in runs) else {}
+    )
     composition, batches = _composition(runs, shares)
     return {
         "facts": _facts(runs),
         "recipes": _recipes(runs),
         "together": together,
-        "scores": {"": _with_means(across(runs, partial(_named, SCORES)), together)},
+        "scores": {"": _with_means(across(runs, partial(_named, words)), together)},
         "class_scores": _class_scores(runs, together),
+        "without_ratio": _without_ratio(runs),
         "losses": _losses(runs),
         "curves": _curves(runs),
         "confusion": _confusion(runs, groups),
@@ -154,7 +159,7 @@ def _recipe(r: Run) -> dict[str, Any]:
         "model": described(r.bundle.arch, r.bundle.options) if r.bundle else r.get("model"),
         "loss": ", ".join(f"{weight} {part}" for part, weight in loss.items() if weight),
         "ramp": f"{start} of its weight, over {r.get('ramp', 'epochs')} epochs" if start else "none",
-        "epochs": r.get("train", "epochs"),
+        **{k: n for k in ("epochs", "steps") if (n := r.get("train", k))},
         "batch size": r.get("train", "batch_size"),
         "learning rate": r.get("train", "lr"),
         "seed": r.get("seed"),
@@ -205,6 +210,16 @@ def _class_scores(runs: Sequence[Run], together: Mapping[str, Sequence[int]]) ->
     """Return the scores of each class, and of ice of any kind."""
     tables = {name.capitalize(): across(runs, partial(_named, CLASS_SCORES, of=name)) for name in (*CLASSES, "ice")}
     return _of_one(tables) if len(runs) == 1 else {name: _with_means(t, together) for name, t in tables.items()}
+
+
+def _without_ratio(runs: Sequence[Run]) -> dict[str, str]:
+    """Return why runs have no band ratio beside them, by reason, with their names."""
+    found: dict[str, list[str]] = {}
+    for r in runs:
+        if r.bundle and r.bundle.profile.units and r.bundle.baseline is None and r.bundle.arch != "ratio":
+            reason = why_not(r.bundle.profile.units) or "no threshold tells ice from the rest on the training tiles"
+            found.setdefault(reason, []).append(r.name)
+    return {reason: ", ".join(names) for reason, names in found.items()}
 
 
 def _of_one(tables: Tables) -> Tables:

@@ -24,9 +24,10 @@ from ..files import digest
 from ..model.bundle import ModelBundle, TrainedOn, trained_ground
 from ..model.fit import check_units
 from ..model.processes import on_rank_zero, world_size
+from ..model.ratio import baseline
 from ..model.registry import of_recipe
 from ..recipe import Recipe
-from .callbacks import AverageWeightsCallback, ProgressiveRampCallback, plateau
+from .callbacks import AverageWeightsCallback, ProgressiveRampCallback, WarmupDecayCallback, plateau
 from .checkpoint import CheckpointCallback
 from .console import ConsoleCallback
 from .folder import RunFolder
@@ -35,7 +36,7 @@ from .record import EventsCallback, HistoryCallback, TensorBoardRecord
 from .steps import AccumulateBatches, CpuMixedPrecision, FiniteLossCallback, FreezeEncoder, GradientGuard
 from .stop import StopCallback
 
-__all__ = ["make_callbacks", "make_dls", "make_learner"]
+__all__ = ["about_run", "make_callbacks", "make_dls", "make_learner"]
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,8 @@ def make_dls(
             channel; or statistics of weights are asked for, and there are none.
         BundleError: The weights know nothing of a band.
     """
-    size, n = recipe.train.batch_size, world_size()
+    t = recipe.train
+    size, n = t.batch_size, world_size()
     if size % n:
         near = size // n * n
         raise RecipeError(
@@ -65,6 +67,7 @@ def make_dls(
             raise RecipeError("data.statistics=weights: there are no weights; name a bundle, or set it to data")
         stats = weights.statistics(recipe.bands)
         check_units(weights, store.path, store.base().units)
+    gradient = of_recipe(recipe.model)[0].fit is None
     dls = GlacierDataLoaders.from_store(
         store,
         fold,
@@ -75,7 +78,8 @@ def make_dls(
         spatial=recipe.data.spatial,
         min_valid=recipe.data.min_valid,
         crops_per_tile=recipe.data.crops_per_tile,
-        balance=recipe.balance,
+        epoch_crops=t.epoch_steps and t.epoch_steps * t.accumulate * size,
+        balance=recipe.balance if gradient else None,
         augment=AugmentTiles(**recipe.augment.model_dump()),
         stats=stats,
         glcm_window=recipe.texture.window,
@@ -99,8 +103,11 @@ def make_learner(
     recipe: Recipe,  # what to train and how
     dls: GlacierDataLoaders,  # tiles, see `make_dls`
 ) -> GlacierLearner:
-    """Return the learner a recipe asks for, seeded."""
+    """Return the learner a recipe asks for, seeded; its model is trained already where that takes no gradient."""
     kind, options = of_recipe(recipe.model)
+    if kind.fit is not None:
+        model = kind.fit(dls.store, dls.train_tiles, dls.bands, dls.stats, **options)
+        return glacier_learner(dls, model, seed=recipe.seed)
     learn = glacier_learner(
         dls,
         kind.name,
@@ -118,6 +125,33 @@ def make_learner(
     if dls.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # crops are all of one size
     return learn
+
+
+def about_run(
+    recipe: Recipe,
+    dls: GlacierDataLoaders,
+    store: TileStore,  # tiles as they were given, without texture
+    fold: int | None,  # that is validated on
+    weights: ModelBundle | None = None,  # bundle that training starts from
+) -> dict[str, Any]:
+    """Return the fields of the run's bundle that do not depend on how training goes."""
+    keys = dls.store.keys()
+    trained_on = TrainedOn(
+        path=str(store.path),
+        hash=dls.store.fingerprint(),
+        folds_hash=folds_hash(dls.store, dls.fold_of),
+        train=tuple(keys[i] for i in dls.train_tiles),
+        valid=tuple(keys[i] for i in dls.valid_tiles),
+        tile_size=dls.store.size,
+        fold=fold,
+        folds=recipe.data.folds,
+        spatial=recipe.data.spatial,
+        ground=trained_ground(dls.store.ground()[dls.train_tiles], weights.trained_on.ground if weights else ""),
+    )
+    ratio = None
+    if of_recipe(recipe.model)[0].name != "ratio":
+        ratio = on_rank_zero(lambda: baseline(dls.store, dls.train_tiles))
+    return {"recipe": recipe.model_dump(mode="json"), "trained_on": trained_on, "baseline": ratio}
 
 
 class BestBundleCallback(TrackerCallback):
@@ -159,20 +193,8 @@ def make_callbacks(
 ) -> list[Callback]:
     """Return the callbacks a recipe asks for."""
     t, r, dls = recipe.train, recipe.record, learn.dls
-    validates, keys = len(dls.valid_tiles) > 0, dls.store.keys()
-    trained_on = TrainedOn(
-        path=str(store.path),
-        hash=dls.store.fingerprint(),
-        folds_hash=folds_hash(dls.store, dls.fold_of),
-        train=tuple(keys[i] for i in dls.train_tiles),
-        valid=tuple(keys[i] for i in dls.valid_tiles),
-        tile_size=dls.store.size,
-        fold=fold,
-        folds=recipe.data.folds,
-        spatial=recipe.data.spatial,
-        ground=trained_ground(dls.store.ground()[dls.train_tiles], weights.trained_on.ground if weights else ""),
-    )
-    about = {"recipe": recipe.model_dump(mode="json"), "trained_on": trained_on}
+    validates = len(dls.valid_tiles) > 0
+    about = about_run(recipe, dls, store, fold, weights)
     best = BestBundleCallback(folder.best, dls.watched if validates else None, **about)
     cbs: list[Callback] = [
         best,
@@ -195,6 +217,8 @@ def make_callbacks(
         cbs.append(AverageWeightsCallback(t.ema))
     if t.accumulate > 1:
         cbs.append(AccumulateBatches(t.accumulate))
+    if t.warmup or t.decay:
+        cbs.append(WarmupDecayCallback(t.warmup, t.decay))
     if t.freeze_epochs:
         cbs.append(FreezeEncoder(t.freeze_epochs))
     if validates:

@@ -37,6 +37,7 @@ __all__ = [
     "ConfusionMatrixCallback",
     "PlateauCallback",
     "ProgressiveRampCallback",
+    "WarmupDecayCallback",
     "mapped",
     "plateau",
 ]
@@ -373,6 +374,56 @@ class PlateauCallback(ReduceLROnPlateau):
         self.opt.set_hyper("lr", lower)
         if lower != rates:
             log.info("epoch %d: learning rate lowered to %.2e", self.epoch + 1, lower[-1])
+
+
+class WarmupDecayCallback(Callback):
+    """Raises the learning rates linearly from 0 and lets them fall linearly to 0 again, moving with every batch.
+
+    The factor multiplies what `ReduceLROnPlateau` lowers and what each group began with. Of n batches of the run, the
+    k-th has the factor ``min(1, k / (warmup n), (n + 1 - k) / (decay n))`` (Goyal et al. 2017,
+    doi:10.48550/arXiv.1706.02677; Defazio et al. 2023, doi:10.48550/arXiv.2310.07831).
+
+    >>> callback = WarmupDecayCallback(warmup=0.2, decay=0.5)
+    >>> [round(callback.factor(k, 10), 1) for k in range(1, 11)]
+    [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2]
+    """
+
+    order = ReduceLROnPlateau.order - 0.25  # after the record of the epoch
+
+    def __init__(
+        self,
+        warmup: float = 0.0,  # share of the run over which the rates rise
+        decay: float = 0.0,  # share of the run, at its end, over which they fall
+    ):
+        self.warmup, self.decay = warmup, decay
+
+    def factor(self, k: int, n: int) -> float:
+        """Return the factor of batch `k`, from 1, of `n`."""
+        rise = k / (self.warmup * n) if self.warmup else 1.0
+        fall = (n + 1 - k) / (self.decay * n) if self.decay else 1.0
+        return min(1.0, rise, fall)
+
+    def before_train(self):
+        """Take up the rates as they are without the factor."""
+        self.rates = [h["lr"] for h in self.opt.hypers]
+
+    def before_batch(self):
+        """Move with the batch."""
+        if self.training:
+            factor = self.factor(self.epoch * self.n_iter + self.iter + 1, self.n_epoch * self.n_iter)
+            self.opt.set_hyper("lr", [rate * factor for rate in self.rates])
+
+    def after_epoch(self):
+        """Put the rates in place, which a plateau lowers."""
+        self.opt.set_hyper("lr", self.rates)
+
+    def epoch_state(self) -> list[float]:
+        """Return the rates without the factor."""
+        return self.rates
+
+    def load_epoch_state(self, state: list[float]) -> None:
+        """Take these, where the optimiser's are those of a batch."""
+        self.rates = state
 
 
 def plateau(

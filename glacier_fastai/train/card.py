@@ -22,6 +22,7 @@ from ..data.tiles import TileStore
 from ..files import file_hash, write_text
 from ..model.bundle import ModelBundle, described
 from ..model.evaluate import class_table
+from ..model.registry import architecture
 
 __all__ = ["model_card", "stac_item", "write_card"]
 
@@ -72,7 +73,7 @@ def model_card(
     return template.render(
         name=path.parent.name,
         bands=bundle.bands,
-        network=described(bundle.arch, bundle.options),
+        network=str(bundle.model()) if architecture(bundle.arch)[0].fit else described(bundle.arch, bundle.options),
         parameters=_parameters(bundle),
         classes=CLASSES,
         made=made.strftime("%Y-%m-%dT%H:%M:%SZ"),

@@ -23,8 +23,8 @@ from ..bands import CLASSES, ICE_OF_ANY_KIND, IGNORE
 from ..core.dihedral import VIEWS, one_pass
 from ..core.losses import CombinedLoss, knows_ice
 from ..data.block import GlacierDataLoaders
-from ..errors import TrainingError, note
-from ..model.registry import build_model, groups
+from ..errors import RecipeError, TrainingError, note
+from ..model.registry import architecture, build_model, groups
 from .callbacks import CombinedLossCallback, CompositionCallback, ConfusionMatrixCallback, PlateauCallback
 from .distributed import GlacierTrainer
 from .losses import IceAsGlacier, LabelledPixels, adapted
@@ -205,12 +205,14 @@ def glacier_learner(
     ['mcc', 'mean_iou', 'ice_mcc', 'ice_iou', 'train_mcc', 'train_mean_iou']
 
     Raises:
-        RecipeError: No such network, or an option or value that it refuses.
+        RecipeError: No such network, one without gradients, or an option or value that it refuses.
         TrainingError: A loss or a callback that cannot work with masks.
     """
     if seed is not None:
         set_seed(seed)
     if isinstance(model, str):
+        if architecture(model)[0].fit is not None:
+            raise RecipeError(f"model {model!r}: is not trained by gradients; use finetune with model.arch={model}")
         model = build_model(model, dls.bands, CLASSES, **options)
     model = model.to(memory_format=torch.channels_last)  # faster convolutions, on CPU and GPU
     loss_func = loss if loss_func is None else loss_func

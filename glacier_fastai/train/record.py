@@ -16,7 +16,6 @@ import pandas as pd
 import psutil
 import torch
 from fastai.callback.core import Callback
-from fastai.callback.tracker import SaveModelCallback
 from fastai.torch_core import default_device
 
 from ..bands import CLASSES
@@ -171,7 +170,7 @@ def results_figure(
 class TensorBoardRecord(Callback):
     """Writes every column of the history, the scores of each class, and pictures of fixed tiles, by epoch."""
 
-    order = SaveModelCallback.order + 1
+    order = ConsoleCallback.order
 
     def __init__(
         self,

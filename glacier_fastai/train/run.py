@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,11 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.torch_core import default_device, rank_distrib, set_seed
 
+from ..data.block import GlacierDataLoaders
 from ..data.folds import store_folds
 from ..data.raw import open_tiles
 from ..data.tiles import TileStore
-from ..errors import DataError, OutputError, RunStopped, TrainingError
+from ..errors import DataError, OutputError, RecipeError, RunStopped, TrainingError, note
 from ..files import whole_file, write_text
 from ..model.bundle import ModelBundle, described
 from ..model.calibrate import calibrate
@@ -46,7 +48,7 @@ from ..model.oof import OutOfFold
 from ..model.processes import init_processes, on_rank_zero, world_size
 from ..model.registry import of_recipe
 from ..recipe import Recipe
-from .build import compile_model, effective_precision, make_callbacks, make_dls, make_learner
+from .build import about_run, compile_model, effective_precision, make_callbacks, make_dls, make_learner
 from .card import write_card
 from .console import balance_lines
 from .folder import BEST, RunFolder, run_identity
@@ -57,6 +59,8 @@ from .stop import StopCallback
 __all__ = ["crossval", "finetune", "pretrain", "train"]
 
 log = logging.getLogger(__name__)
+
+FEW = 5  # optimiser steps of an epoch; of fewer it is said
 
 
 def train(
@@ -89,7 +93,9 @@ def train(
     folder = RunFolder(path)
     init_processes()
     on_rank_zero(lambda: folder.check(resume))
-    of_recipe(recipe.model)  # refused before anything is made
+    kind, _ = of_recipe(recipe.model)  # refused before anything is made
+    if kind.fit is not None and weights is not None:
+        raise RecipeError(f"model.arch={kind.name}: starts from no weights; leave out {weights}")
     store = _store(recipe, data)
     bundle = None if weights is None else ModelBundle.load(weights)
     set_seed(recipe.seed)
@@ -101,9 +107,16 @@ def train(
     try:
         identity = run_identity(recipe, dls, fold, None if weights is None else Path(weights))
         checkpoint = on_rank_zero(lambda: folder.checkpoint(identity))
-        if checkpoint is not None and (checkpoint["ended"] or checkpoint["at"][0] == recipe.train.epochs):
+        if checkpoint is not None and (checkpoint["ended"] or checkpoint["at"][0] == recipe.train.n_epoch):
             log.info("%s: its training has ended already", path)
+        elif kind.fit is not None:
+            on_rank_zero(lambda: folder.record(recipe, dls, None))
+            _greet(recipe, learn, store, weights, adapted, checkpoint)
+            about = about_run(recipe, dls, store, fold)
+            on_rank_zero(lambda: ModelBundle.from_learner(learn, **about).save(folder.best))
+            on_rank_zero(lambda: write_text(path / "history.csv", "epoch\n"))
         else:
+            _count_steps(recipe, dls)
             on_rank_zero(lambda: folder.record(recipe, dls, checkpoint))
             _greet(recipe, learn, store, weights, adapted, checkpoint)
             built = make_callbacks(recipe, learn, folder, identity, checkpoint, started, store, fold, bundle)
@@ -126,12 +139,22 @@ def _store(recipe: Recipe, data: str | os.PathLike | TileStore | None) -> TileSt
     return open_tiles(path, recipe.bands)
 
 
+def _count_steps(recipe: Recipe, dls: GlacierDataLoaders) -> None:
+    """Say where epochs are of few optimiser steps."""
+    t, made = recipe.train, -(-len(dls.train) // recipe.train.accumulate)
+    if t.steps is None and made < FEW:
+        steps = f"{made} optimiser step{'s' * (made > 1)}, {t.n_epoch * made} in all"
+        text = f"an epoch makes {steps}; train.steps in place of train.epochs says how many"
+        note(f"{dls.store.base().path}: {text}", dls.notes)
+
+
 def _greet(recipe: Recipe, learn: GlacierLearner, store: TileStore, weights, adapted: list[str], checkpoint) -> None:
     dls, n = learn.dls, world_size()
     parameters = sum(p.numel() for p in learn.model.parameters())
     precision = effective_precision(recipe) + (" (auto)" if recipe.train.precision == "auto" else "")
     together = f", {n} processes" if n > 1 else ""
     kind, options = of_recipe(recipe.model)
+    t = recipe.train
     lines = [
         f"recipe   {recipe.about or '-'}",
         f"data     {store.path}: {len(dls.train_tiles)} tiles to train on, {len(dls.valid_tiles)} to validate on",
@@ -139,8 +162,14 @@ def _greet(recipe: Recipe, learn: GlacierLearner, store: TileStore, weights, ada
         f"seed     {recipe.seed}",
         f"device   {default_device()}, {precision}, {torch.get_num_threads()} threads{together}",
         f"model    {described(kind.name, options)}, {parameters:,} parameters",
-        f"batches  {len(dls.train)} per epoch of {dls.train.bs * n} crops of {recipe.data.crop} px",
     ]
+    if kind.fit is not None:
+        log.info("%s", "\n".join([*lines, f"found    {learn.model}; loss, balance, augment and train play no part"]))
+        return
+    lines.append(f"batches  {len(dls.train)} per epoch of {dls.train.bs * n} crops of {recipe.data.crop} px")
+    if t.epoch_steps is not None:
+        made = f"{t.n_epoch * t.epoch_steps} in {t.n_epoch} epochs of {t.epoch_steps}"
+        lines.append(f"steps    {made}{f', {t.steps} rounded up' if t.steps != t.n_epoch * t.epoch_steps else ''}")
     if dls.train.crops is not None:
         lines += [f"balance  {line}" for line in balance_lines(dls.train.crops.sampling)]
     if checkpoint is None:
@@ -165,7 +194,8 @@ def _fit(recipe: Recipe, learn: GlacierLearner, folder: RunFolder, cbs: list[Cal
     quiet = open(os.devnull, "w") if rank_distrib() else sys.stderr  # noqa: SIM115  stays open with the process
     try:
         with redirect_stdout(quiet):  # fastai's trackers print what they do, and stdout is for results
-            learn.fit(t.epochs, slice(t.lr * t.encoder_lr_factor, t.lr) if t.encoder_lr_factor != 1 else t.lr, cbs=cbs)
+            lr = slice(t.lr * t.encoder_lr_factor, t.lr) if t.encoder_lr_factor != 1 else t.lr
+            learn.fit(t.n_epoch, lr, cbs=cbs)
     except (MemoryError, RuntimeError) as err:
         if isinstance(err, torch.distributed.DistBackendError) or "/gloo/" in str(err):
             raise TrainingError("another process of the launch has ended, so this one cannot go on") from err
@@ -193,11 +223,19 @@ def _finish(learn: GlacierLearner, folder: RunFolder) -> None:
     bundle, valid = ModelBundle.load(folder.best), learn.dls.valid_tiles
     if len(valid):
         result = score_tiles(bundle, learn.dls.store, valid)
-        epoch = bundle.metrics["epoch"]
+        epoch = bundle.metrics.get("epoch")
         write_text(folder.path / "metrics.json", json.dumps({"epoch": epoch, **result}, indent=1))
+        if not bundle.metrics:
+            bundle = replace(bundle, metrics=result)
+            bundle.save(folder.best)
         log.info(
-            "best     epoch %d: MCC %.4f, ice MCC %.4f, mean IoU %.4f on %d validation tiles\n%s",
-            *(epoch, result["mcc"], result["ice_mcc"], result["mean_iou"], len(valid)),
+            "best     %sMCC %.4f, ice MCC %.4f%s, mean IoU %.4f on %d validation tiles\n%s",
+            f"epoch {epoch}: " if epoch else "",
+            result["mcc"],
+            result["ice_mcc"],
+            f" (band ratio {result['ratio_ice_mcc']:.4f})" if "ratio_ice_mcc" in result else "",
+            result["mean_iou"],
+            len(valid),
             class_table(torch.tensor(result["confusion"])),
         )
     elif learn.confusion_matrix.latest is not None:

@@ -63,7 +63,7 @@ SETTINGS = {
 }
 
 
-def seed_plan(counts, places, balance, elsewhere=None):
+def seed_plan(counts, places, balance):
     """The seed plan's weights: one over the L1 deviation of a tile's composition from the target, plus 0.01."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     p = 1 / (np.abs(shares - list(TARGET.values())).sum(1) + 0.01)

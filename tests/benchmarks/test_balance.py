@@ -28,7 +28,7 @@ def achieved(dls) -> np.ndarray:
 
 def test_target_reachable_and_achieved(store):
     own = store.class_counts().sum(0) / store.class_counts().sum()
-    augment = AugmentTiles(**load_recipe("competition_finetune").augment.model_dump())
+    augment = AugmentTiles(**load_recipe("seed_competition").augment.model_dump())
 
     def row(name, values):
         print(f"{name:<44}" + "".join(f"{100 * v:>12.3f}" for v in values))

@@ -162,6 +162,19 @@ def test_a_rotation_a_shift_and_a_scale_go_where_they_should():
     np.testing.assert_allclose(at[0, :, 8, 10], [13 - 6 * math.sin(angle), 4 + 6 * math.cos(angle)], atol=1e-5)
 
 
+@pytest.mark.parametrize("azimuth", [0, 135, 150])
+def test_a_mirror_about_the_sun_keeps_where_the_light_comes_from(azimuth):
+    at = random_coordinates(64, (33, 33), sun=azimuth, generator=seeded(0)) - 16
+    toward = torch.tensor([math.sin(math.radians(azimuth)), -math.cos(math.radians(azimuth))])
+    there = coordinates((33, 33), EYE) - 16
+    along, across = (torch.einsum("c,bchw->bhw", d, at) for d in (toward, toward[[1, 0]] * torch.tensor([1, -1])))
+    assert torch.allclose(along, torch.einsum("c,bchw->bhw", toward, there).expand(64, -1, -1), atol=1e-4)
+    mirrored = torch.tensor([not torch.allclose(a, there[0], atol=1e-4) for a in at])
+    assert 16 < mirrored.sum() < 48
+    moved = torch.einsum("c,bchw->bhw", toward[[1, 0]] * torch.tensor([1, -1]), there)
+    assert torch.allclose(across[mirrored], -moved.expand(64, -1, -1)[mirrored], atol=1e-4)
+
+
 def test_a_distorted_grid_bends_at_its_lines_and_fills_the_image():
     cells = torch.tensor([[1.0, 2, 1, 1]]), torch.tensor([[1.0, 1, 1, 1]])
     at = coordinates((9, 21), EYE, cells=cells)[0]

@@ -171,7 +171,7 @@ def test_an_unknown_preset_is_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rotat": 45}, "rotat: unknown key; allowed are flip, rotate, .*did you mean 'rotate'"),
+        ({"rotat": 45}, "rotat: unknown key; allowed are flip, sun, rotate, .*did you mean 'rotate'"),
         ({"rotate": 200}, "rotate: input should be less than or equal to 180, not 200"),
         ({"flip": "yes"}, 'flip: input should be a valid boolean, not "yes"'),
         ({"shift": -0.1, "blur": 99}, "shift: input .*; blur: input should be less than or equal to 10"),

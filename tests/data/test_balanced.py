@@ -14,7 +14,7 @@ from glacier_fastai.data.balanced import IgnoreSurplus
 from glacier_fastai.data.block import GlacierDataLoaders
 from glacier_fastai.data.tiles import TileStore, TileWriter
 from glacier_fastai.data.types import TensorGlacierMask, TensorMultispectral
-from glacier_fastai.errors import DataError
+from glacier_fastai.errors import DataError, DataNote
 
 WANT = np.array(list(TARGET.values()))
 
@@ -138,6 +138,29 @@ def test_every_process_has_a_batch_or_it_is_said(big, monkeypatch):
         loaders(big)
 
 
+@pytest.mark.parametrize("crops", [5, 12, 20, 31])
+@pytest.mark.parametrize("world", [1, 2])
+def test_of_epochs_of_any_length_every_tile_comes_as_often_as_any_other(big, monkeypatch, crops, world):
+    """Over the whole run, within one."""
+    dls, crops = [], crops // world * world
+    for rank in range(world):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+        dls.append(loaders(big, bs=2, balance=None, epoch_crops=crops))
+        assert len(dls[-1].train) == crops // world // 2
+    seen = np.zeros(12, int)
+    for epoch in range(9):
+        for rank, each in enumerate(dls):
+            monkeypatch.setenv("RANK", str(rank))
+            each.train.epoch = epoch
+            seen += np.bincount([tile for tile, _, _ in each.train.get_idxs()], minlength=12)
+        assert seen.sum() == (epoch + 1) * crops and np.ptp(seen) <= 1
+
+
+def test_balanced_epochs_have_the_crops_that_are_asked_for(big):
+    assert [len(y) for _, y in passes(loaders(big, bs=4, epoch_crops=20))] == [4] * 5
+
+
 def test_without_balance_windows_lie_anywhere(big):
     windows = np.array(loaders(big, balance=None, crops_per_tile=400).train.get_idxs())
     assert set(np.bincount(windows[:, 0])) == {400}
@@ -176,8 +199,9 @@ def test_a_class_that_only_validation_tiles_have_is_left_out(tmp_path):
             values, classes, valid = made_up(32, 32, seed=k)
             classes[classes == 3] = 3 if split == "valid" else 0
             writer.add(values, classes, valid=valid, scene=f"s{k}", split=split)
-    (note, *_) = loaders(tmp_path / "s", 0).train.crops.sampling.notes
-    assert note == "no training tile has lake; the other classes share its part"
+    with pytest.warns(DataNote, match="s: no training tile has lake: the other classes share its part of the balance"):
+        dls = loaders(tmp_path / "s", 0)
+    assert len(dls.notes) == 1 and dls.train.crops.sampling.expected[3] == 0
 
 
 def test_crops_come_nearer_to_the_target_than_tiles(big):
@@ -348,12 +372,12 @@ def test_crops_without_a_label_are_not_drawn(tmp_path):
     assert max(col for _, _, col in dls.train.get_idxs()) < 20
 
 
-def test_a_class_that_no_tile_has_is_refused_by_the_name_of_the_store(tmp_path):
+def test_a_target_of_nothing_that_is_there_is_refused_by_the_name_of_the_store(tmp_path):
     values, classes, _ = made_up(32, 32)
     with TileWriter(tmp_path / "s", BANDS, 32, "uint16", "test") as writer:
         writer.add(values, np.where(classes == 3, 0, classes), scene="s")
-    with pytest.raises(DataError, match="s: balance.target asks for lake, but no tile has a pixel of it"):
-        loaders(tmp_path / "s")
+    with pytest.raises(DataError, match="s: balance.target: the training tiles have none of its classes; change it"):
+        loaders(tmp_path / "s", balance=PixelBalance(target={"lake": 1.0}))
 
 
 # pixels

@@ -147,6 +147,11 @@ def test_loading_into_other_bands_and_classes_is_said(bundle):
     assert torch.equal(new["encoder.model.layer1.0.conv1.weight"], w["encoder.model.layer1.0.conv1.weight"])
 
 
+def test_weights_go_on_at_another_scale_which_is_said(bundle):
+    model = build_model("unet", bundle.bands, encoder=TINY, attention="scse", scale=0.5)
+    assert bundle.load_into(model, bundle.bands) == ["from images at scale 1 to scale 0.5"]
+
+
 def test_another_architecture_is_refused(bundle):
     with pytest.raises(BundleError, match=f'set model.arch="unet", model.encoder="{TINY}", model.attention="scse"'):
         bundle.load_into(glacier_unet("resnet34", 5), bundle.bands)

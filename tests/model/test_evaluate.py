@@ -104,6 +104,14 @@ def test_on_its_own_store_only_unseen_tiles_are_scored(bundle, trained, tmp_path
         tiles_to_score(bundle, store, "first")
 
 
+def test_tiles_that_were_trained_on_are_never_scored_without_a_word(bundle, trained):
+    with pytest.warns(DataNote, match="8 of 12 tiles, or the ground they lie on, were trained on"):
+        result = evaluate(bundle, trained[1])
+    assert any("8 of 12 tiles" in line for line in result["notes"])
+    own = evaluate(bundle, trained[1], tiles_to_score(bundle, trained[1])[0])
+    assert not any("trained on, so" in line for line in own["notes"])
+
+
 def test_other_folds_than_those_of_the_training_are_refused(bundle, trained):
     assert len(bundle.trained_on.folds_hash) == 16
     changed = replace(bundle, trained_on=bundle.trained_on.model_copy(update={"folds_hash": "0" * 16}))

@@ -69,7 +69,7 @@ def test_unknown_names_and_options_are_refused_with_the_nearest():
     with pytest.raises(RecipeError, match="no model 'unett': use .*unet.*register_model.*did you mean 'unet'"):
         architecture("unett")
     with pytest.raises(
-        RecipeError, match="'unet' has no option encodr; its options are encoder, attention; did you mean"
+        RecipeError, match="'unet' has no option encodr; its options are encoder, attention, scale; did you mean"
     ):
         architecture("unet", {"encodr": "resnet18"})
     with pytest.raises(RecipeError, match="'needy': its builder has no default for depth"):
@@ -78,13 +78,13 @@ def test_unknown_names_and_options_are_refused_with_the_nearest():
 
 def test_an_encoders_name_alone_is_a_unet_with_it():
     found, options = architecture("resnet18", {"attention": None})
-    assert (found.name, options) == ("unet", {"encoder": "resnet18", "attention": None})
+    assert (found.name, options) == ("unet", {"encoder": "resnet18", "attention": None, "scale": 1.0})
 
 
 def test_a_recipe_names_a_network_and_what_it_takes():
     register_model("own", Pixelwise)
-    assert of_recipe(ModelRecipe())[1] == {"encoder": "resnet34", "attention": "scse"}
-    assert of_recipe(ModelRecipe(arch="fpn", encoder="resnet50"))[1] == {"encoder": "resnet50"}
+    assert of_recipe(ModelRecipe())[1] == {"encoder": "resnet34", "attention": "scse", "scale": 1.0}
+    assert of_recipe(ModelRecipe(arch="fpn", encoder="resnet50"))[1] == {"encoder": "resnet50", "scale": 1.0}
     assert of_recipe(ModelRecipe(arch="own", options={"width": 4}))[1] == {"width": 4}
     with pytest.raises(RecipeError, match="'own' has no option encoder; its options are width"):
         of_recipe(ModelRecipe(arch="own", encoder="resnet18"))

@@ -1,12 +1,13 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from contract.models import ModelContract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import TINY
 
 from glacier_fastai.errors import RecipeError
-from glacier_fastai.model.registry import build_model, model_names
+from glacier_fastai.model.registry import architecture, build_model, model_names
 from glacier_fastai.model.unet import ChannelAttention, adapt_first_conv, adapt_head, glacier_unet
 
 
@@ -71,7 +72,7 @@ def test_every_network_that_is_built_in_has_its_contract():
         c.name for c in globals().values() if isinstance(c, type) and issubclass(c, ModelContract) and "name" in vars(c)
     }
     assert {"unet", "fpn"} <= mine <= set(model_names())
-    assert mine == {n for n in model_names() if build_model(n, ["red"], encoder=TINY).__module__.endswith("model.unet")}
+    assert mine == {n for n in model_names() if architecture(n)[0].build.__module__.endswith("model.unet")}
 
 
 @pytest.mark.parametrize(
@@ -93,6 +94,21 @@ def test_a_size_that_fits_is_not_padded():
 def test_any_image_size(height, width, attention):
     model = glacier_unet(TINY, 5, 4, attention).eval()
     assert model(torch.randn(1, 5, height, width)).shape == (1, 4, height, width)
+
+
+def test_at_half_its_scale_it_sees_means_of_four_pixels_with_data():
+    bands = ["blue", "green", "red", "swir1", "thermal"]
+    half = build_model("unet", bands, encoder=TINY, attention=None, scale=0.5).eval()
+    whole = build_model("unet", bands, encoder=TINY, attention=None).eval()
+    whole.load_state_dict(half.state_dict())
+    x = torch.randn(1, 5, 64, 96)
+    x[:, :, :3, :1] = 0
+    data = (x != 0).any(1, keepdim=True).float()
+    share = F.avg_pool2d(data, 2)
+    seen = torch.where(share >= 0.5, F.avg_pool2d(x, 2) / share.clamp(min=0.5), 0)
+    want = F.interpolate(whole(seen), scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(half(x), want)
+    assert half(x[..., :41, :77]).shape == (1, 4, 41, 77)
 
 
 def test_the_default_has_about_24_6_million_parameters():

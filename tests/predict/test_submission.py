@@ -30,9 +30,8 @@ def saved(path, seed, bands=BANDS, **about):
     weights = glacier_unet("resnet18", len(bands), attention="scse").state_dict()
     texture = {"window": 7, "edges": {"swir1": [3000.0, 5000.0, 7000.0]}} if len(bands) > 5 else None
     mean, std = (5000.0,) * 5 + (1.0,) * (len(bands) - 5), (2500.0,) * 5 + (1.0,) * (len(bands) - 5)
-    ModelBundle(
-        weights, "unet", {"encoder": "resnet18", "attention": "scse"}, bands, mean, std, texture=texture, **about
-    ).save(path)
+    options = {"encoder": "resnet18", "attention": "scse", "scale": 0.5 if seed else 1.0}
+    ModelBundle(weights, "unet", options, bands, mean, std, texture=texture, **about).save(path)
     return path
 
 

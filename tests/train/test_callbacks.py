@@ -5,6 +5,7 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.learner import Recorder
+from fastai.optimizer import Adam
 from learners import Small, column, small_learner
 from scenes import make_store
 from torch import nn
@@ -17,8 +18,10 @@ from glacier_fastai.train.callbacks import (
     AverageWeightsCallback,
     CombinedLossCallback,
     ProgressiveRampCallback,
+    WarmupDecayCallback,
     plateau,
 )
+from glacier_fastai.train.console import ConsoleCallback
 from glacier_fastai.train.learner import glacier_learner
 from glacier_fastai.train.metrics import ConfusionMetric
 
@@ -152,6 +155,36 @@ class Never(Callback):
 
     def after_epoch(self):
         self.recorder.values[-1][self.recorder.metric_names.index("mcc") - 1] = -self.epoch
+
+
+@pytest.mark.parametrize(("warmup", "decay"), [(0.3, 0.5), (0.1, 0.9), (0.0, 1.0), (0.25, 0.0)])
+@pytest.mark.parametrize("optimiser", [None, Adam])
+def test_warmup_and_decay_multiply_what_the_plateau_leaves(tmp_path, warmup, decay, optimiser):
+    learn, seen, shown = small_learner(tmp_path / "s"), [], []
+    learn.splitter = lambda model: [list(model.net[0].parameters()), list(model.net[1:].parameters())]
+    learn.opt_func = optimiser or learn.opt_func
+
+    class Watch(Callback):
+        order = ConsoleCallback.order
+
+        def before_step(self):
+            seen.append([h["lr"] for h in self.opt.hypers])
+
+        def after_epoch(self):
+            shown.append(self.opt.hypers[-1]["lr"])
+
+    learn.fit(5, slice(1e-4, 1e-3), cbs=[plateau("mcc", 0.5, 1), WarmupDecayCallback(warmup, decay), Never(), Watch()])
+    n, want, rates = 5 * len(learn.dls.train), [], np.array([1e-4, 1e-3])
+    for k in range(n):
+        rising = (k + 1) / (warmup * n) if warmup else 1
+        falling = (n - k) / (decay * n) if decay else 1
+        want.append(rates * min(rising, falling, 1))
+        if (k + 1) % (n // 5) == 0 and k // (n // 5) in (2, 4):  # twice without a better one
+            rates = rates / 2
+    np.testing.assert_allclose(seen, want, rtol=1e-9)
+    np.testing.assert_allclose(learn.recorder.lrs, np.array(want)[:, 1], rtol=1e-9)
+    assert shown == [learn.recorder.lrs[k] for k in range(n // 5 - 1, n, n // 5)]
+    assert learn.opt.hypers[-1]["lr"] == pytest.approx(rates[1])
 
 
 def test_a_growing_plateau_is_refused():

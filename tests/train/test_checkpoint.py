@@ -12,7 +12,12 @@ from learners import assert_same, small_learner
 from torch import nn
 
 from glacier_fastai.errors import CheckpointError, OutputError
-from glacier_fastai.train.callbacks import AverageWeightsCallback, ProgressiveRampCallback, plateau
+from glacier_fastai.train.callbacks import (
+    AverageWeightsCallback,
+    ProgressiveRampCallback,
+    WarmupDecayCallback,
+    plateau,
+)
 from glacier_fastai.train.checkpoint import CheckpointCallback, differences, load_checkpoint, save_checkpoint
 from glacier_fastai.train.steps import AccumulateBatches, FreezeEncoder, GradientGuard
 from glacier_fastai.train.stop import StopCallback
@@ -122,7 +127,8 @@ def fit(path, folder, resume=None, stop=None, cbs=lambda: [], epochs=3, **kwargs
     torch.manual_seed(1)
     save = CheckpointCallback(folder / "last.ckpt", {}, resume)
     more = [plateau("mcc", 0.5, 0), ProgressiveRampCallback(by="batch", epochs=5), AverageWeightsCallback(0.9)]
-    more += [GradientGuard(1.0), AccumulateBatches(3), FreezeEncoder(1), *([stop] if stop else [])]
+    more += [GradientGuard(1.0), AccumulateBatches(3), FreezeEncoder(1), WarmupDecayCallback(0.2, 0.7)]
+    more += [stop] if stop else []
     learn.fit(epochs, 1e-3, cbs=[save, *more, *cbs()])
     return learn
 
@@ -155,6 +161,7 @@ def test_without_the_random_state_it_would_not(tmp_path):
             lambda s: s["ranks"][0]["random"].update(python=random.Random(9).getstate()),
             lambda s: s.update(gradients=[]),
             lambda s: s["optimizer"]["state"].clear(),
+            lambda s: s["ranks"][0]["epoch"].update(warmup_decay=[1.0]),
             lambda s: s.update(at=(1, 1)),
         )
     ):

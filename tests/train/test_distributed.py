@@ -110,6 +110,8 @@ SMALL += [
     "train.precision=fp32",
     "train.ema=0.9",
     "train.accumulate=2",
+    "train.warmup=0.2",
+    "train.decay=0.5",
 ]
 
 

@@ -182,6 +182,42 @@ def test_the_same_recipe_gives_the_same_run(tmp_path):
     assert a == b
 
 
+def test_a_run_makes_the_steps_that_are_asked_for_whatever_the_number_of_tiles(tmp_path, capsys):
+    class Count(Callback):
+        made = 0
+
+        def after_step(self):
+            self.made += 1
+
+    more = ["train.epochs=null", "train.steps=53", "train.accumulate=2", "train.warmup=0.1", "train.decay=0.5"]
+    run = train(tiny_recipe(*more), make_store(tmp_path / "s"), tmp_path / "run", cbs=[count := Count()])
+    assert count.made == 54
+    said = capsys.readouterr().err
+    assert "batches  54 per epoch of 4 crops" in said
+    assert "steps    54 in 2 epochs of 27, 53 rounded up" in said
+    assert pd.read_csv(run / "history.csv")["lr"].tolist() == pytest.approx([1e-3, 1e-3 / 54])
+    assert json.loads((run / "events.jsonl").read_text().splitlines()[0])["notes"] == []
+
+
+def test_epochs_of_few_steps_are_said(tmp_path):
+    with pytest.warns(DataNote, match=r"s: an epoch makes 2 optimiser steps, 4 in all; train\.steps in place of"):
+        run = train(tiny_recipe(), make_store(tmp_path / "s"), tmp_path / "run")
+    notes = json.loads((run / "events.jsonl").read_text().splitlines()[0])["notes"]
+    assert len(notes) == 1 and "an epoch makes 2 optimiser steps" in notes[0]
+
+
+def test_a_balance_of_classes_that_are_not_there_is_said(tmp_path):
+    store = make_store(tmp_path / "s")
+    masks = np.load(store.path / "masks.npy", mmap_mode="r+")
+    masks[np.isin(masks, (2, 3))] = 1
+    masks.flush()
+    recipe = tiny_recipe("train.epochs=1", "data.crop=16", "balance.level=crop")
+    with pytest.warns(DataNote, match="s: no training tile has debris, lake: the other classes share its part"):
+        run = finetune(recipe, fold=2, data=store.path, out=tmp_path / "run")
+    events = (run / "events.jsonl").read_text()
+    assert "no training tile has debris, lake" in events.splitlines()[0]
+
+
 def test_pretrain_then_finetune_with_other_bands(tmp_path, capsys):
     pre = pretrain(tiny_recipe("train.epochs=1"), make_store(tmp_path / "a").path, tmp_path / "pre")
     recipe = tiny_recipe("train.epochs=1", "bands=[red, nir, blue]")

@@ -132,7 +132,7 @@ def burn_outlines(
 
     Polygons without class are ice of unknown kind (254), below all that have one. Debris lies over glacier, lake over
     both; background, such as a rock, cuts all of them, whichever file it is in. Only a background polygon that covers
-    whole polygons of other classes is an extent and lies below them. Invalid polygons are repaired. What is odd is
+    whole polygons of other classes is an extent and lies below them. Invalid polygons are repaired; what is odd is
     noted.
 
     >>> from tempfile import TemporaryDirectory

@@ -1,0 +1,314 @@
+"""Are our maps better than the peers', on real ground that no method has seen? All in one run, at equal time.
+
+    python tests/benchmarks/real_ground.py DATA --ground competition|everest [--folds 3] [--seeds 3] [--minutes 20]
+        [--only ours,forest] [--recipe NAME]... [--out results.json]
+
+DATA holds the folders `competition` and `everest`. Each spatial fold (of three, of `everest`: a third of the scene) is
+held out in turn and decides nothing: all methods train on the tiles that do not touch it, ours keeps its last weights,
+and nothing is stopped, chosen or normalised by it. One after another they have all cores; ours, smp and TorchGeo have
+the same minutes, the ratio and the forest take what they need. OUT gets a line of JSON as soon as one is measured; run
+the command again to go on, and name another file when the code or a recipe has changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import segmentation_models_pytorch as smp
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import uniform_filter
+from sklearn.ensemble import RandomForestClassifier
+
+from glacier_fastai.bands import CLASSES, ICE_OF_ANY_KIND, IGNORE
+from glacier_fastai.core.confusion import confusion_matrix, ice, mcc
+from glacier_fastai.core.folds import train_valid
+from glacier_fastai.data.folds import store_folds
+from glacier_fastai.data.sources.competition import prepare_competition
+from glacier_fastai.data.sources.scene import prepare_scenes
+from glacier_fastai.data.tiles import TileStore
+from glacier_fastai.errors import DataError, GlacierError, RunStopped
+from glacier_fastai.model.bundle import ModelBundle
+from glacier_fastai.model.evaluate import predict_tiles
+from glacier_fastai.model.predictor import default_device
+from glacier_fastai.recipe import Recipe, load_recipe
+from glacier_fastai.terminal import show_messages
+from glacier_fastai.train.build import effective_precision
+from glacier_fastai.train.folder import BEST
+from glacier_fastai.train.run import train
+
+RECIPES = {"competition": "competition_cpu", "everest": "everest"}
+PEERS = ("ratio", "forest", "smp", "torchgeo")
+GLACIER = CLASSES.index("glacier")
+
+Map = Callable[[int], np.ndarray]  # position of a tile -> classes (H, W)
+
+
+class Fold(NamedTuple):
+    """What is trained on and what is held out; in the store all but `train` is of the split "test"."""
+
+    number: int
+    store: TileStore
+    train: list[int]
+    test: list[int]
+
+    def truth(self, i: int, ice_is: int = GLACIER) -> np.ndarray:
+        """Return the labels of a tile, those of ice of unknown kind as `ice_is`."""
+        mask = np.array(self.store.masks[i])
+        mask[mask == ICE_OF_ANY_KIND] = ice_is
+        return mask
+
+    @property
+    def kinds(self) -> bool:
+        """Whether the labels tell more than ice and background."""
+        return bool(self.store.class_counts()[:, GLACIER + 1 :].any())
+
+
+def prepare(ground: str, data: Path, out: Path) -> TileStore:
+    """Make the store of a ground; Landsat 8 in units (Collection 2 Level 2)."""
+    if ground == "competition":
+        scale, offset = [2.75e-5] * 4 + [0.00341802], [-0.2] * 4 + [149.0]
+        return prepare_competition(data / ground, out, scale=scale, offset=offset)
+    scene, label = data / ground / "scene.tif", data / ground / "label.tif"
+    return prepare_scenes([scene], out, labels=[label], tile_size=128)
+
+
+def held_out(store: TileStore, folds: int, k: int, out: Path) -> Fold:
+    """Return a fold of the package's own, in a copy of the store from which nothing else can be trained on."""
+    train, test = (part.tolist() for part in train_valid(store_folds(store, folds), k, **store.footprints()))
+    shutil.copytree(store.path, out)
+    split = np.full(len(store), "test", object)
+    split[train] = "train"
+    store.table.assign(split=split).to_csv(out / "tiles.csv", index=False)
+    return Fold(k, TileStore(out), train, test)
+
+
+def of_recipe(recipe: Recipe, fold: Fold, out: Path) -> Map:
+    """Train a recipe, validating on nothing; what its time cuts off has the weights of its last whole epoch."""
+    try:
+        train(recipe, fold.store, out, fold=None)
+    except RunStopped as err:
+        if "max_minutes" not in str(err):
+            raise
+    if not (out / BEST).exists():
+        raise DataError(f"no epoch ended within {recipe.train.max_minutes:g} minutes")
+    bundle = ModelBundle.load(out / BEST)
+    return lambda i: next(predict_tiles(bundle, fold.store, [i])).classes
+
+
+def ratio(fold: Fold, seed: int, minutes: float, bands: tuple[str, ...], out: Path) -> Map:
+    """Train the package's own band ratio."""
+    size = fold.store.size
+    data, limit = {"tile_size": size, "crop": size}, {"max_minutes": minutes}
+    recipe = Recipe(bands=bands, data=data, model={"arch": "ratio"}, train=limit, seed=seed)
+    return of_recipe(recipe, fold, out)
+
+
+def features(values: np.ndarray) -> np.ndarray:
+    """Return of each pixel and band the value, and mean and deviation in windows of 5 and 15 px: (H * W, 5 C)."""
+    valid = np.isfinite(values[0])
+    filled = np.where(valid, values, 0).astype(np.float64)
+    found = [filled]
+    for side in (5, 15):
+        share = np.maximum(uniform_filter(valid.astype(np.float64), side), side**-2)
+        mean, square = (uniform_filter(x, (1, side, side)) / share for x in (filled, filled**2))
+        found += [mean, np.sqrt(np.maximum(square - mean**2, 0))]
+    return np.concatenate(found).reshape(-1, valid.size).T.astype(np.float32)
+
+
+def forest(fold: Fold, seed: int, pixels: int = 200_000) -> Map:
+    """Fit a random forest to the texture of labelled pixels, drawn as they come."""
+    store, truth = fold.store, np.stack([fold.truth(i) for i in fold.train])
+    known = np.flatnonzero(truth != IGNORE)
+    chosen = np.random.default_rng(seed).choice(known, min(pixels, len(known)), replace=False)
+    tile, pixel = np.divmod(chosen, store.size**2)
+    order = np.argsort(tile, kind="stable")
+    x = [features(store.read(i))[pixel[tile == n]] for n, i in enumerate(fold.train)]
+    model = RandomForestClassifier(200, min_samples_leaf=5, n_jobs=torch.get_num_threads(), random_state=seed)
+    model.fit(np.concatenate(x), truth.flat[chosen[order]])
+    return lambda i: model.predict(features(store.read(i))).reshape(store.size, store.size).astype(np.uint8)
+
+
+def plain_loop(
+    fold: Fold,
+    seed: int,
+    minutes: float,
+    network: Callable[[int, int], torch.nn.Module],  # of the numbers of bands and classes
+    lr: float,
+    decay: bool,  # of the lr, linearly to 0 at the end of the time
+    crop: int = 256,
+    batch: int = 4,
+) -> Map:
+    """Train a network as everyone would: random crops, flips, AdamW, cross-entropy, z-scores."""
+    started, store, rng = time.monotonic(), fold.store, np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    mean, std = (v.astype(np.float32)[:, None, None] for v in store.statistics(store.bands, fold.train))
+    device, crop = default_device(), min(crop, store.size)
+    reduced = effective_precision(Recipe(bands=store.bands)) != "fp32"  # where ours has half precision
+    layout = torch.channels_last
+    model = network(len(store.bands), len(CLASSES) if fold.kinds else 2).to(device, memory_format=layout)
+    optimiser = torch.optim.AdamW(model.parameters(), lr)
+
+    def image(i: int) -> np.ndarray:
+        return np.nan_to_num((store.read(i) - mean) / std)
+
+    def logits(images: np.ndarray) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
+            return model(torch.from_numpy(images).to(device, memory_format=layout)).float()
+
+    def crops() -> tuple[np.ndarray, np.ndarray]:
+        x, y = [], []
+        for _ in range(batch):
+            n, row, col = rng.integers(len(tiles)), *rng.integers(store.size - crop + 1, size=2)
+            step = rng.choice((-1, 1), 2)
+            for out, whole in zip((x, y), tiles[n], strict=True):
+                out.append(whole[..., row : row + crop, col : col + crop][..., :: step[0], :: step[1]])
+        return np.stack(x), np.stack(y)
+
+    tiles = [(image(i), fold.truth(i)) for i in fold.train]
+    model.train()
+    while (left := 1 - (time.monotonic() - started) / (60 * minutes)) > 0:
+        for group in optimiser.param_groups:
+            group["lr"] = lr * left if decay else lr
+        x, y = crops()
+        target = torch.from_numpy(y).long().to(device)
+        loss = F.cross_entropy(logits(x), target, ignore_index=IGNORE, reduction="sum")
+        optimiser.zero_grad()
+        (loss / (target != IGNORE).sum().clamp(min=1)).backward()
+        optimiser.step()
+
+    @torch.no_grad()
+    def predict(i: int) -> np.ndarray:
+        return logits(image(i)[None])[0].argmax(0).byte().cpu().numpy()
+
+    model.eval()
+    return predict
+
+
+def plain_smp(fold: Fold, seed: int, minutes: float) -> Map:
+    """Train a U-Net of segmentation-models-pytorch."""
+
+    def unet(bands: int, classes: int) -> torch.nn.Module:
+        return smp.Unet("resnet34", encoder_weights=None, in_channels=bands, classes=classes)
+
+    return plain_loop(fold, seed, minutes, unet, lr=5e-4, decay=True)
+
+
+def torchgeo(fold: Fold, seed: int, minutes: float) -> Map:
+    """Train the network of TorchGeo's task by its defaults; its plateau sees no validation, so never cuts its lr."""
+    try:
+        from torchgeo.trainers import SemanticSegmentationTask
+    except ImportError as err:
+        raise DataError("not installed") from err
+
+    def network(bands: int, classes: int) -> torch.nn.Module:
+        return SemanticSegmentationTask(in_channels=bands, num_classes=classes).model
+
+    return plain_loop(fold, seed, minutes, network, lr=1e-3, decay=False)
+
+
+def score(predict: Map, fold: Fold) -> dict:
+    """Return ice MCC, pooled, its mean over tiles and that of each; and MCC of the classes where labels tell kinds."""
+    pooled, classes, tiles = 0, 0, {}
+    for i in fold.test:
+        found = predict(i)
+        binary = ice(confusion_matrix(found, fold.truth(i), len(CLASSES)))
+        classes += confusion_matrix(found, fold.truth(i, IGNORE), len(CLASSES))
+        pooled, tiles[fold.store.table["id"][i]] = pooled + binary, mcc(binary)
+    four = mcc(classes) if fold.kinds else None
+    return {"ice_mcc": mcc(pooled), "ice_mcc_tiles": float(np.mean(list(tiles.values()))), "mcc": four, "tiles": tiles}
+
+
+def measure(method: str, fold: Fold, seed: int, minutes: float, recipe: str) -> dict:
+    """Train a method and return its scores and the minutes that training took."""
+    settings = [f"train.max_minutes={minutes}", f"seed={seed}", f"data.tile_size={fold.store.size}"]
+    ours = load_recipe(recipe, settings)
+    with TemporaryDirectory() as folder:
+        run, started = Path(folder) / "run", time.monotonic()
+        trained = {
+            "ratio": lambda: ratio(fold, seed, minutes, ours.bands, run),
+            "forest": lambda: forest(fold, seed),
+            "smp": lambda: plain_smp(fold, seed, minutes),
+            "torchgeo": lambda: torchgeo(fold, seed, minutes),
+        }.get(method, lambda: of_recipe(ours, fold, run))()
+        took = (time.monotonic() - started) / 60
+        return {"minutes": round(took, 2), **score(trained, fold)}
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Return the scores of each fold, mean over seeds; and the mean over all with the spread over seeds."""
+    columns = {"ice_mcc": "ice MCC", "ice_mcc_tiles": "mean over tiles", "mcc": "4-class MCC", "minutes": "minutes"}
+    rows = rows[["method", "fold", "seed", *columns]].astype(dict.fromkeys(columns, float)).rename(columns=columns)
+    folds = rows.drop(columns="seed").groupby(["fold", "method"], sort=False).mean().round(3)
+    lines = [f"fold {k}\n{part.droplevel(0).to_string(na_rep='-')}\n" for k, part in folds.groupby(level=0)]
+    seeds = rows.drop(columns="fold").groupby(["method", "seed"], sort=False).mean().groupby("method", sort=False)
+    mean, spread = (part.map("{:.3f}".format) for part in (seeds.mean(), seeds.std()))
+    both = (mean + " +- " + spread).replace("^nan.*", "-", regex=True).replace(r" \+- nan", "", regex=True)
+    both["runs"] = rows["method"].value_counts()
+    return "\n".join([*lines, "mean over folds and seeds +- spread over seeds", both.to_string()])
+
+
+def main() -> None:
+    """Measure what is missing, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--ground", choices=RECIPES, required=True)
+    parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--only", default=",".join(("ours", *PEERS)), help="methods, separated by commas")
+    parser.add_argument("--recipe", action="append", help="of ours; again for further rows")
+    parser.add_argument("--out", type=Path, default=Path("real_ground.json"))
+    args = parser.parse_args()
+    if unknown := {*args.only.split(",")} - {"ours", *PEERS}:
+        parser.error(f"unknown method {', '.join(sorted(unknown))}: use ours, {', '.join(PEERS)}")
+    recipes = args.recipe or [RECIPES[args.ground]]
+    methods = {f"ours {recipe}": recipe for recipe in recipes} if "ours" in args.only.split(",") else {}
+    methods |= {peer: recipes[0] for peer in PEERS if peer in args.only.split(",")}
+    show_messages()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+    about = {"ground": args.ground, "folds": args.folds, "limit": args.minutes, "threads": torch.get_num_threads()}
+    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    rows = [r for r in rows if about.items() <= r.items() and r["method"] in methods and r["seed"] < args.seeds]
+    done, skipped = {(r["method"], r["fold"], r["seed"]) for r in rows}, {}
+    with TemporaryDirectory() as folder:
+        store = prepare(args.ground, args.data, Path(folder) / "tiles")
+        for k in range(args.folds):
+            fold = held_out(store, args.folds, k, Path(folder) / f"fold{k}")
+            sizes = len(fold.train), len(fold.test)
+            apart = len(store) - sum(sizes)
+            print(f"fold {k}: {sizes[0]} tiles to train on, {sizes[1]} held out, {apart} left out as they touch these")
+            for seed, method in ((s, m) for s in range(args.seeds) for m in methods):
+                if (method, k, seed) in done or method in skipped:
+                    continue
+                try:
+                    found = measure(method, fold, seed, args.minutes, methods[method])
+                except RunStopped:
+                    raise
+                except GlacierError as err:
+                    skipped[method] = str(err)
+                    continue
+                rows.append({"method": method, "fold": k, "seed": seed, **about, **found})
+                with args.out.open("a") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+                print(f"fold {k}, seed {seed}, {method}: ice MCC {found['ice_mcc']:.3f}", flush=True)
+    print(f"\n{args.ground}, {args.folds} spatial folds, {args.minutes:g} minutes, {torch.get_num_threads()} threads\n")
+    for method, why in skipped.items():
+        print(f"{method}: skipped ({why})")
+    if rows:
+        print(table(pd.DataFrame(rows).sort_values(["fold", "seed"], kind="stable")))
+
+
+if __name__ == "__main__":
+    main()
