@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ def test_statistics_are_those_of_the_pixels_with_data_in_each_window():
     wanted = [values]
     for side in WINDOWS:
         for statistic in (np.nanmean, np.nanstd):
-            with pytest.warns(RuntimeWarning):
+            with warnings.catch_warnings(action="ignore"):  # of windows without data
                 done = [[generic_filter(b, statistic, side, mode="constant", cval=np.nan) for b in v] for v in values]
             wanted.append(np.array(done))
     wanted = np.concatenate(wanted, 1)
