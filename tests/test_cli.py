@@ -126,8 +126,8 @@ def test_recipes_are_listed_shown_and_described():
     invoke = CliRunner().invoke
     names = [line.split()[0] for line in invoke(app, ["recipes"]).stdout.splitlines()]
     assert names == [
-        *("competition_cpu", "competition_finetune", "competition_glcm", "demo", "everest", "hkh_pretrain"),
-        "seed_competition",
+        *("competition_cpu", "competition_finetune", "competition_glcm", "demo", "everest", "forest"),
+        *("hkh_pretrain", "ratio", "seed_competition"),
     ]
     shown = invoke(app, ["recipes", "show", "everest", "--set", "train.lr=1e-3"]).stdout
     assert "lr: 0.001" in shown
