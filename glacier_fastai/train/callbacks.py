@@ -228,7 +228,8 @@ class CompositionCallback(ColumnsCallback):
 
     def before_fit(self):
         """Add the columns to the Recorder."""
-        names = [*CLASSES, "ice"] if self.dls.store.ice_pixels(self.dls.train_tiles)[1] else CLASSES
+        store = getattr(self.dls, "store", None)  # an exported learner has none
+        names = [*CLASSES, "ice"] if store is not None and store.ice_pixels(self.dls.train_tiles)[1] else CLASSES
         self.add_columns({f"share_{name}": partial(self.share, k) for k, name in enumerate(names)})
 
     def share(self, k: int) -> float:

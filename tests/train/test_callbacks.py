@@ -262,3 +262,25 @@ def test_scores_are_known_to_a_process_that_validates_no_batch(learn):
     learn.dls.valid.share = (0, 1)
     assert all(m.source is learn.confusion_matrix for m in learn.metrics if isinstance(m, ConfusionMetric))
     assert not learn.confusion_matrix.matrix["valid"].any()
+
+
+def test_ice_of_unknown_kind_has_a_row_and_a_share(tmp_path):
+    dls = GlacierDataLoaders.from_store(make_store(tmp_path / "s", kinds=False), 0, 4, folds=3)
+    learn = glacier_learner(dls, model=Small())
+    learn.remove_cbs(ProgressCallback)
+    learn.logger = lambda row: None
+    learn.fit(1, 1e-3)
+    matrix = learn.confusion_matrix.matrix["train"]
+    dls.train.epoch = 0
+    pixels = sum(y.as_subclass(torch.Tensor).flatten().bincount(minlength=256) for _, y in dls.train)
+    assert matrix.sum(1).tolist() == [*pixels[:4].tolist(), int(pixels[254])]
+    assert column(learn, "share_ice")[0] == pytest.approx(float(pixels[254] / pixels[:255].sum()))
+    assert not matrix[:, 2].any()  # as in its maps
+
+
+def test_a_matrix_of_a_checkpoint_of_before_is_counted_on(learn):
+    counted = learn.confusion_matrix
+    counted.load_epoch_state(torch.eye(4, dtype=torch.int64))
+    assert counted.epoch_state().tolist() == [*torch.eye(4, dtype=torch.int64).tolist(), [0] * 4]
+    counted.load_epoch_state(counted.epoch_state())
+    assert counted.epoch_state().shape == (5, 4)
