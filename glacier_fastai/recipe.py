@@ -73,7 +73,9 @@ class TextureRecipe(Section):
 class ModelRecipe(Section):
     """The network, trained from scratch unless weights are given; `model.registry` knows what each of them takes."""
 
-    arch: str = Field("unet", description="unet, unetplusplus, fpn, deeplabv3plus, segformer, ..., ratio, or your own")
+    arch: str = Field(
+        "unet", description="unet, unetplusplus, fpn, deeplabv3plus, segformer, ..., ratio, forest, or your own"
+    )
     encoder: str = Field("resnet34", description="encoder of segmentation-models-pytorch, or of timm as tu-NAME")
     attention: Literal["scse", "cse"] | None = Field(
         "scse", description="attention in the decoder of unet: scse, cse or null"

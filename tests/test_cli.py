@@ -126,8 +126,8 @@ def test_recipes_are_listed_shown_and_described():
     invoke = CliRunner().invoke
     names = [line.split()[0] for line in invoke(app, ["recipes"]).stdout.splitlines()]
     assert names == [
-        *("competition_cpu", "competition_finetune", "competition_glcm", "demo", "everest", "hkh_pretrain", "ratio"),
-        "seed_competition",
+        *("competition_cpu", "competition_finetune", "competition_glcm", "demo", "everest", "forest"),
+        *("hkh_pretrain", "ratio", "seed_competition"),
     ]
     shown = invoke(app, ["recipes", "show", "everest", "--set", "train.lr=1e-3"]).stdout
     assert "lr: 0.001" in shown
@@ -147,9 +147,9 @@ def test_the_whole_way_from_a_scene_to_a_map(run, tmp_path):
     assert "epoch 1/1" in done.stderr
     done = run("evaluate", out / "best.safetensors", "--data", store, "--json")
     result = json.loads(done.stdout)
-    assert set(result) == {
-        *("mcc", "ice_mcc", "mean_iou", "ice_iou", "mcc_image_mean", "ece", "classes", "ice", "confusion", "notes")
-    }
+    assert {"mcc", "ice_mcc", "mean_iou", "ice_iou", "mcc_image_mean", "ece", "classes", "confusion", "notes"} == set(
+        result
+    )
     assert set(result["classes"]["lake"]) == {"iou", "precision", "recall", "f1", "pixels"}
     assert "the 3 tiles of fold 0" in done.stderr
     done = run("evaluate", out / "best.safetensors", "--data", store, "--fold", "all")

@@ -19,7 +19,7 @@ def test_every_shipped_recipe_is_valid_and_survives_a_round_trip(name, tmp_path)
 
 def test_the_recipes_of_the_design_are_there():
     competition = {"competition_finetune", "competition_glcm", "competition_cpu", "seed_competition"}
-    assert set(recipe_names()) == {*competition, "demo", "everest", "hkh_pretrain", "ratio"}
+    assert set(recipe_names()) == {*competition, "demo", "everest", "forest", "hkh_pretrain", "ratio"}
 
 
 def test_the_two_main_recipes_say_what_the_design_says():

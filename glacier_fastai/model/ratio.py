@@ -226,6 +226,7 @@ def _fit(
     tiles: Sequence[int],
     bands: Sequence[str],
     stats: tuple[Sequence[float], Sequence[float]],
+    seed: int,  # nothing is drawn
     index: str | None = None,
 ) -> nn.Module:
     return find_ratio(store, tiles, bands, index).model(bands, stats)

@@ -1,8 +1,8 @@
 """The networks there are, by name: how each is built, its parameter groups, and how it adapts to other bands.
 
-Built in are those of `model.unet` and `model.ratio`. Own ones come by `register_model`, or from an installed package by
-an entry point of the group ``glacier_fastai.models``: its name is the model's, its object is a builder or an
-`Architecture`.
+Built in are those of `model.unet`, `model.ratio` and `model.forest`. Own ones come by `register_model`, or from an
+installed package by an entry point of the group ``glacier_fastai.models``: its name is the model's, its object is a
+builder or an `Architecture`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Architecture:
     head: Callable[[nn.Module], Sequence[str]] | None = None
     """Names of the weights and biases whose first axis is the classes; None: of the same classes alone."""
     fit: Callable[..., nn.Module] | None = None
-    """``fit(store, tiles, bands, stats, **options)`` -> trained module, where that takes no gradient; `tiles` are
+    """``fit(store, tiles, bands, stats, seed, **options)`` -> trained module, where that takes no gradient; `tiles` are
     positions of the training tiles, `stats` mean and deviation per band that images come normalised with."""
     options: Mapping[str, Any] = field(init=False)
     """Name and default of each option."""
@@ -90,9 +90,9 @@ def _origin(build: Builder) -> tuple[str, str]:
 
 @cache
 def _built_in() -> dict[str, Architecture]:
-    from . import ratio, unet
+    from . import forest, ratio, unet
 
-    return {architecture.name: architecture for architecture in (*unet.ARCHITECTURES, *ratio.ARCHITECTURES)}
+    return {kind.name: kind for part in (unet, ratio, forest) for kind in part.ARCHITECTURES}
 
 
 @cache

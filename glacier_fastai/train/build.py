@@ -106,7 +106,7 @@ def make_learner(
     """Return the learner a recipe asks for, seeded; its model is trained already where that takes no gradient."""
     kind, options = of_recipe(recipe.model)
     if kind.fit is not None:
-        model = kind.fit(dls.store, dls.train_tiles, dls.bands, dls.stats, **options)
+        model = kind.fit(dls.store, dls.train_tiles, dls.bands, dls.stats, recipe.seed, **options)
         return glacier_learner(dls, model, seed=recipe.seed)
     learn = glacier_learner(
         dls,
