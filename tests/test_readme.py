@@ -274,7 +274,7 @@ def test_the_python_of_readme_and_docs(tmp_path, monkeypatch):
     execute("parts", scope, {"(dls, ": f"(dls, {encoder}, "})
     execute("callback", scope, {"(dls, ": f"(dls, {encoder}, "})
     execute("model", scope, {})
-    execute("runs", scope, {'["train.epochs=20"]': repr([*TINY_RUN, "data.folds=3", "predict.views=false"])})
+    execute("runs", scope, {'["train.steps=200"]': repr([*TINY_RUN, "data.folds=3", "predict.views=false"])})
     assert Path("mine.safetensors").is_file() and Path("small.safetensors").is_file()
     assert Path(scope["files"]["classes"]).is_file()
     execute("source", scope, {"size=128": "size=32"})

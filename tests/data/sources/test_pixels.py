@@ -1,18 +1,13 @@
 import geopandas
 import numpy as np
-import polygons
 import pytest
 import rasterio
 import shapely
-from polygons import CRS, LOCAL, PARTS, ROTATED_POLE, X, Y, across, outlines, rectangle, refused, shifted, want
+from polygons import CRS, LOCAL, PARTS, ROTATED_POLE, X, Y, across, burn, outlines, rectangle, refused, shifted, want
 from pyproj import Transformer
 from rasterio import Affine
 from rasterio.transform import from_origin
 from shapely.geometry import MultiPolygon, box
-
-
-def burn(*files, **about):
-    return polygons.burn(*(("glacier", file) for file in files), **about)
 
 
 def test_a_landsat_scene_in_polar_stereographic_has_its_poleward_outlines(tmp_path):
