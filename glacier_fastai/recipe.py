@@ -343,7 +343,8 @@ def load_recipe(
     for one, *others in (("train.epochs", "train.steps"), ("train.steps", "train.epochs", "data.crops_per_tile")):
         if one in said and tree["train"][one.partition(".")[2]] is not None:
             for section, _, field in (other.partition(".") for other in others if other not in said):
-                (tree.get(section) or {}).pop(field, None)  # its word of how long is what was changed
+                if isinstance(tree.get(section), dict):
+                    tree[section].pop(field, None)  # the file's word of how long is what was changed
     return recipe_from(tree, str(path))
 
 

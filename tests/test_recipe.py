@@ -254,7 +254,7 @@ def test_an_override_changes_no_preset():
     assert load_recipe("hkh_pretrain").augment == before
 
 
-def test_steps_that_are_set_take_the_place_of_epochs_and_the_other_way_round():
+def test_steps_that_are_set_take_the_place_of_epochs_and_the_other_way_round(tmp_path):
     train = load_recipe("demo", ["train.steps=600"]).train
     assert (train.steps, train.epochs) == (600, None)
     train = load_recipe("competition_cpu", ["train.epochs=3"]).train
@@ -262,3 +262,6 @@ def test_steps_that_are_set_take_the_place_of_epochs_and_the_other_way_round():
     assert load_recipe("competition_cpu", ["train.epochs=null"]) == load_recipe("competition_cpu")
     with pytest.raises(RecipeError, match="epochs=3 and steps=600 are both given"):
         load_recipe("demo", ["train.steps=600", "train.epochs=3"])
+    (tmp_path / "odd.yaml").write_text("bands: [red]\ndata: 3\n")
+    with pytest.raises(RecipeError, match="odd.yaml: data: "):
+        load_recipe(tmp_path / "odd.yaml", ["train.steps=600"])

@@ -146,7 +146,7 @@ def random_coordinates(
     size: tuple[int, int],  # height and width of the images
     *,
     flip: bool = False,  # the 8 views, where the images are square; else the 4 flips
-    sun: float | None = None,  # azimuth, degrees from north; every second sample is mirrored about it
+    sun: float | None = None,  # azimuth, degrees from north; one sample in two is mirrored about it
     rotate: float = 0.0,  # largest rotation, degrees
     scale: float = 0.0,  # largest relative change of scale
     shift: float = 0.0,  # largest shift, share of the side

@@ -58,7 +58,7 @@ class AugmentTiles(ItemTransform):
     def encodes(self, batch):  # fastai skips an annotated ItemTransform.encodes
         """Change a batch of images and masks."""
         x, y = (t.as_subclass(torch.Tensor) for t in batch)
-        if any(amount not in (None, 0) for amount in self.geometry.values()):
+        if any(self.geometry.values()) or self.settings.sun is not None:  # which may be 0, in the north
             size = x.shape[-2:]
             at = random_coordinates(
                 len(x), size, flip=self.flip, **self.geometry, generator=self.generator, device=x.device

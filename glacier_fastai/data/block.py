@@ -21,7 +21,7 @@ from fastai.vision.all import (
     delegates,
 )
 
-from ..bands import CLASSES, Bands
+from ..bands import CLASSES, ICE, Bands
 from ..core.balance import PixelBalance
 from ..core.confusion import watched
 from ..core.folds import ALWAYS, NEVER, train_valid
@@ -241,9 +241,13 @@ class GlacierDataLoaders(DataLoaders):
         self,
         before: bool | None = None,  # whether the weights that training starts from could; None: there are none
     ) -> bool:
-        """Return whether a model that is trained on these tiles can tell debris from clean ice."""
-        known, unknown = self.store.ice_pixels(self.train_tiles)
-        return known > 0 or (not unknown if before is None else before)
+        """Return whether a model that is trained on these tiles can tell debris from clean ice: both must be labelled.
+
+        Where no ice is of unknown kind, labels of one kind alone, from scratch, are taken at their word.
+        """
+        if self.store.class_counts()[self.train_tiles][:, ICE].any(0).all():
+            return True
+        return not self.store.ice_counts()[self.train_tiles].any() if before is None else before
 
     @cached_property
     def profile(self) -> Profile:

@@ -242,7 +242,7 @@ class _Submission:
             self.temperature, self.bias, self.offsets, self.cleaning = (
                 content[n] for n in ("temperature", "bias", "offsets", "postprocess")
             )
-            self.seconds, self.tells_debris = content["seconds_per_tile"], content.get("tells_debris", True)
+            self.seconds, self.tells_debris = content["seconds_per_tile"], content["tells_debris"]
             if not self.members or not self.passes:
                 raise ValueError("no member, view or scale")
             self._classes(torch.full((len(CLASSES), 1, 1), 1 / len(CLASSES)), np.zeros((1, 1), bool))

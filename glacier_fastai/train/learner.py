@@ -20,6 +20,7 @@ from fastai.torch_core import set_seed
 from torch import nn
 
 from ..bands import CLASSES, ICE_OF_ANY_KIND, IGNORE
+from ..core.calibration import all_glacier
 from ..core.dihedral import VIEWS, one_pass
 from ..core.losses import CombinedLoss, knows_ice
 from ..data.block import GlacierDataLoaders
@@ -148,6 +149,16 @@ class GlacierLearner(Learner):
     def show_results(self, ds_idx=1, dl=None, max_n=9, shuffle=False, **kwargs):
         """Show whole tiles, in order; shuffled ones are crops, augmented as in training."""
         super().show_results(ds_idx, dl, max_n, shuffle, **kwargs)
+
+    def get_preds(self, ds_idx=1, dl=None, *args, act=None, **kwargs):
+        """Return predictions as fastai does, of which maps are made: without kinds, where the model tells none."""
+        if not self.tells_debris:
+            own = act or self.loss_func.activation
+
+            def act(x):
+                return all_glacier(own(x), 1)
+
+        return super().get_preds(ds_idx, dl, *args, act=act, **kwargs)
 
     def tta(self, ds_idx=1, dl=None):
         """Return probabilities averaged over the 8 flips and quarter turns, and targets.

@@ -67,6 +67,16 @@ def test_no_label_appears_that_was_not_there_and_one_pixel_classes_stay_whole(ki
     assert (ox[:, 0][oy == 0] <= 1 + 8 / 2 + 1e-4).all()
 
 
+def test_a_sun_in_the_north_alone_mirrors_east_and_west():
+    x, y = batch(32)
+    ox, oy = augmented(x, y, flip=False, sun=0)
+    mirrored = [bool(torch.equal(a, b.flip(-1))) for a, b in zip(oy, y, strict=True)]
+    assert 4 < sum(mirrored) < 28
+    for a, b, c, d, turned in zip(ox, x, oy, y, mirrored, strict=True):
+        torch.testing.assert_close(a, b.flip(-1) if turned else b, atol=1e-4, rtol=0)
+        assert torch.equal(c, d.flip(-1) if turned else d)
+
+
 def test_flips_alone_are_exact_permutations():
     x, y = batch(64)
     ox, oy = augmented(x, y)

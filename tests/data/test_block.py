@@ -267,6 +267,9 @@ def test_what_tells_debris_from_clean_ice(tmp_path):
     assert mixed.watched == "ice_mcc"  # half of each tile, and some of the rest is background
     without = loaders(with_unknown_ice(tmp_path / "without", 0, kept=(0, 3, 1, 2)), fold=None)
     assert without.tells_debris() and without.watched == "mcc"
+    for kind in (1, 2):
+        one = loaders(with_unknown_ice(tmp_path / f"one{kind}", kept=(0, kind)), fold=None)
+        assert not one.tells_debris() and not one.tells_debris(before=False) and one.tells_debris(before=True)
 
 
 def test_tiles_of_ice_of_unknown_kind_are_divided_like_those_of_glacier(tmp_path):

@@ -109,6 +109,18 @@ def test_get_preds_gives_probabilities_and_classes(learn):
     assert isinstance(inputs, TensorMultispectral)
 
 
+@pytest.mark.parametrize("loss", [None, CrossEntropyLossFlat(axis=1, ignore_index=255)])
+def test_a_learner_that_tells_no_debris_predicts_what_its_maps_show(dls, loss):
+    learn = quiet(glacier_learner(dls, Small(), loss_func=loss, seed=0))
+    before = torch.as_tensor(learn.get_preds()[0])
+    learn.tells_debris = False
+    probs, _, classes = (torch.as_tensor(t) for t in learn.get_preds(with_decoded=True))
+    torch.testing.assert_close(probs[:, 1], before[:, 1] + before[:, 2])
+    assert (before.argmax(1) == 2).any() and not probs[:, 2].any()
+    assert torch.equal(classes, probs.argmax(1)) and not (learn.predict(0)[0] == 2).any()
+    torch.testing.assert_close(torch.as_tensor(learn.tta()[0])[:, 2], torch.zeros_like(probs[:, 2]))
+
+
 def test_show_results_shows_truth_prediction_and_errors(learn):
     learn.show_results(max_n=2)
     fig = plt.gcf()
