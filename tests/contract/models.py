@@ -1,5 +1,8 @@
 """What every network does: a class that the tests of each inherit, on the encoder with which smp tests itself."""
 
+import json
+
+import pandas as pd
 import pytest
 import torch
 from fastai.callback.progress import ProgressCallback
@@ -9,10 +12,23 @@ from glacier_fastai.bands import CLASSES
 from glacier_fastai.data.block import GlacierDataLoaders
 from glacier_fastai.errors import BundleError
 from glacier_fastai.model.bundle import ModelBundle
+from glacier_fastai.model.evaluate import evaluate
 from glacier_fastai.model.registry import architecture, build_model, groups
 from glacier_fastai.train.learner import glacier_learner
 
 BANDS = ("blue", "green", "red", "swir1", "thermal")
+
+
+def run_without_epochs(path, store):
+    """Check the folder of a run that is fitted without gradients; return its bundle and what is on record of it."""
+    assert {p.name for p in path.rglob("*") if p.is_file()} == {
+        *("recipe.yaml", "environment.json", "folds.csv", "history.csv", "events.jsonl", "best.safetensors"),
+        *("best.stac.json", "MODEL_CARD.md", "metrics.json", "batch.png", "results.png"),
+    }
+    bundle, record = ModelBundle.load(path / "best.safetensors"), json.loads((path / "metrics.json").read_text())
+    valid = pd.read_csv(path / "folds.csv").query("part == 'valid'").index
+    assert {"epoch": None, **evaluate(bundle, store, valid), "notes": []} == record
+    return bundle, record
 
 
 class ModelContract:
