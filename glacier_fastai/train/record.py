@@ -212,4 +212,9 @@ class TensorBoardRecord(Callback):
 
     def after_fit(self):
         """Close."""
-        self.writer.close()
+        self.release()
+
+    def release(self):
+        """Let the thread that writes end, which no error of the training does."""
+        if hasattr(self, "writer"):
+            self.writer.close()

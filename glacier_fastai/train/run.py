@@ -53,7 +53,7 @@ from .card import write_card
 from .console import balance_lines
 from .folder import BEST, RunFolder, run_identity
 from .learner import GlacierLearner
-from .record import results_figure
+from .record import TensorBoardRecord, results_figure
 from .stop import StopCallback
 
 __all__ = ["crossval", "finetune", "pretrain", "train"]
@@ -186,6 +186,7 @@ def _greet(recipe: Recipe, learn: GlacierLearner, store: TileStore, weights, ada
 def _fit(recipe: Recipe, learn: GlacierLearner, folder: RunFolder, cbs: list[Callback]) -> None:
     t, dls = recipe.train, learn.dls
     stop = next(cb for cb in cbs if isinstance(cb, StopCallback))
+    held = [cb for cb in cbs if isinstance(cb, (StopCallback, TensorBoardRecord))]
     if world_size() > 1:
         learn.to_distributed(sync_bn=t.sync_bn)
     learn.remove_cbs(ProgressCallback)
@@ -207,7 +208,8 @@ def _fit(recipe: Recipe, learn: GlacierLearner, folder: RunFolder, cbs: list[Cal
             "crops in a step; what was saved is kept"
         ) from err
     finally:
-        stop.release()
+        for cb in held:
+            cb.release()
     if stop.reason:
         folder.log("stop", reason=stop.reason)
         raise RunStopped(f"stopped by {stop.reason}; all is saved in {folder.last}; resume it to go on")
