@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -28,6 +28,7 @@ from .core.settings import (
 )
 from .errors import RecipeError, did_you_mean
 from .files import whole_file
+from .reading import parse_yaml, read_yaml
 
 __all__ = ["PredictRecipe", "Recipe", "Section", "explain", "load_recipe", "recipe_dir", "recipe_names"]
 
@@ -286,15 +287,6 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number, as everyone expects; YAML 1.1 takes it for text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
 def recipe_dir() -> Path:
     """Return the folder of the recipes that come with the package (inside the wheel, or beside a source tree)."""
     inside = Path(str(files("glacier_fastai"))) / "recipes"
@@ -321,20 +313,15 @@ def load_recipe(
             message gives the field's path, what is allowed and the nearest right name.
     """
     path = Path(name)
-    if not path.suffix and not path.is_file():
+    if not path.suffix and not os.path.isfile(path):
         path = recipe_dir() / f"{name}.yaml"
-        if not path.is_file():
+        if not os.path.isfile(path):
             names = recipe_names()
             raise RecipeError(
                 f"no recipe {str(name)!r}: use {', '.join(names)}, or the path of a YAML file"
                 f"{did_you_mean(str(name), names)}"
             )
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as err:
-        raise RecipeError(f"{path}: cannot be read ({err.strerror})") from err
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise RecipeError(f"{path}: not YAML ({' '.join(str(err).split())})") from err
+    tree = read_yaml(path, RecipeError, link=True)
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: not a recipe; `glacier-fastai recipes show demo` prints one")
     for item in overrides:
@@ -376,10 +363,7 @@ def _override(tree: dict[str, Any], item: str) -> None:
     key, sign, text = item.partition("=")
     if not sign or not key.strip():
         raise RecipeError(f"{item}: write it as section.field=value, for instance train.lr=1e-4")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as err:
-        raise RecipeError(f"{item}: the value is not YAML ({' '.join(str(err).split())})") from err
+    value = parse_yaml(text, item, RecipeError)
     *parents, last = key.strip().split(".")
     if parents == ["augment"] and isinstance(tree.get("augment"), (str, list)):
         try:

@@ -45,7 +45,7 @@ def test_the_two_main_recipes_say_what_the_design_says():
         ("los.dice=1", r"los: unknown key.*did you mean 'loss'"),
         ("train.epochs=many", r"train\.epochs: input should be a valid integer.*not \"many\""),
         ("train.epochs=true", r"train\.epochs: input should be a valid integer"),
-        ("train.lr=.inf", r"train\.lr: input should be a finite number"),
+        ("train.lr=.inf", "train.lr=.inf: cannot be used"),
         ("ramp.start={borders: 0.1}", r"ramp\.start\.borders: input should be 'focal'"),
         ("train.epochs=0", r"train\.epochs: input should be greater than or equal to 1, not 0"),
         ("train={epochs: 15, steps: 100}", r"train: epochs=15 and steps=100 are both given: set one of them to null"),
@@ -82,7 +82,7 @@ def test_the_two_main_recipes_say_what_the_design_says():
         ("balance.leve=tile", r"balance\.leve: unknown key.*did you mean 'level'"),
         ("train", "write it as section.field=value"),
         ("bands.more.x=1", "'bands' has no fields below it"),
-        ("train.lr=[", "the value is not YAML"),
+        ("train.lr=[", "train.lr=\\[: not YAML"),
     ],
 )
 def test_bad_fields_are_refused_in_one_line(override, message):
@@ -132,7 +132,7 @@ def test_files_that_are_no_recipes(tmp_path, text, message):
 def test_missing_recipes_are_named():
     with pytest.raises(RecipeError, match="no recipe 'everst': use competition_cpu.*did you mean 'everest'"):
         load_recipe("everst")
-    with pytest.raises(RecipeError, match=r"nowhere\.yaml: cannot be read"):
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml: no such file"):
         load_recipe("nowhere.yaml")
 
 

@@ -255,6 +255,7 @@ class PixelBalancedDL(TfmdDL):
         for k, (item, row, col) in enumerate(places):
             tile, window = self.tiles[item], np.s_[row : row + side, col : col + side]
             labels[k] = self.store.labels(tile, window)
+            self.store.check(tile, "image")
             for b, band in enumerate(self.index):  # band by band, as a list of bands would copy twice
                 values[k, b] = images[tile, band][window]
         if images.dtype.kind == "f" or self.index == list(range(images.shape[1])):

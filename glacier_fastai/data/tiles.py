@@ -1,11 +1,11 @@
 """The tile store: one folder that every source writes and every loader reads.
 
     STORE/dataset.json   format version, bands, their units, scale and offset, classes, tile size, dtype, nodata, mean,
-                         std, source, sensor, notes of what is odd, how made
+                         std, source, sensor, notes of what is odd, how made, digest of tiles.csv
     STORE/tiles.csv      one row per tile: id, scene, row, col, crs, transform, group, split, valid share, pixels per
-                         class and of ice of unknown kind (n_ice), and sum and sum of squares of the numbers per band
-                         over valid pixels. `split` is "train", "valid", "test" or empty; test tiles are never trained
-                         on, validated on or measured
+                         class and of ice of unknown kind (n_ice), sum and sum of squares of the numbers per band over
+                         valid pixels, and CRC-32 of image and mask. `split` is "train", "valid", "test" or empty; test
+                         tiles are never trained on, validated on or measured
     STORE/images.npy     (N, C, H, W), numbers (uint8, uint16, float16 or float32), memory-mapped: values are
                          scale * number + offset, in the band's unit
     STORE/masks.npy      (N, H, W) uint8, class codes, 254 = ice of unknown kind, 255 = ignore
@@ -19,23 +19,27 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
+from pydantic import Field, ValidationError, model_validator
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
 from ..bands import CLASSES, ICE, ICE_OF_ANY_KIND, IGNORE, UNITS, Bands, texture_of
 from ..core.ground import outlines
 from ..core.moments import constant, moments
+from ..core.settings import Section, explain
 from ..errors import DataError, note
 from ..files import digest, whole_folder
+from ..reading import read_array, read_json, read_table, refusing
 from .profile import QUANTILES, Profile
 from .scenes.raster import horizontal, pixel_size
 from .scenes.units import Scaling
@@ -43,8 +47,10 @@ from .scenes.units import Scaling
 __all__ = ["TileStore", "TileWriter", "store_dtype"]
 
 FORMAT = "glacier_fastai tile store"
-VERSION = 2
-READS = (1, 2)  # 1: every band had unit dn
+VERSION = 3
+READS = (1, 2, 3)  # 1: every band had unit dn; before 3 nothing told whether arrays are as they were written
+AGAIN = "prepare the store again"
+TEXT = ("id", "scene", "crs", "transform", "group", "split")  # columns of tiles.csv
 SYNC = 2**26  # bytes after which what was written is sent to the disk
 LOOK = 256  # tiles that are looked at for a profile
 DTYPES = ("uint8", "uint16", "float16", "float32")
@@ -59,6 +65,46 @@ def store_dtype(dtype: Any) -> np.dtype:
     """
     dtype = np.dtype(dtype)
     return dtype if dtype.name in DTYPES else np.dtype("float32")
+
+
+class _Info(Section):
+    """What dataset.json says."""
+
+    format: Literal["glacier_fastai tile store"]
+    version: Literal[1, 2, 3]
+    bands: list[str] = Field(min_length=1)
+    size: int = Field(ge=1, le=2**16)
+    dtype: Literal["uint8", "uint16", "float16", "float32"]
+    classes: list[str]
+    units: list[str] | None = None
+    scale: list[float] | None = None
+    offset: list[float] | None = None
+    table: str | None = None  # digest of tiles.csv, but for split and group
+    source: str = ""
+    sensor: str = ""
+    notes: list[str] = []
+    standardised: bool = False
+    base: str | None = None  # the store that computed bands were added to
+    texture: dict[str, Any] | None = None
+
+    model_config = {**Section.model_config, "extra": "allow"}
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        n = len(Bands(self.bands))
+        if any(v is not None and len(v) != n for v in (self.units, self.scale, self.offset)):
+            raise ValueError("units, scale or offset do not fit the bands")
+        if not {*(self.units or ())} <= {*UNITS} or 0 in (self.scale or ()):
+            raise ValueError("an unknown unit, or a scale of 0")
+        if self.version == 3 and not self.table:
+            raise ValueError("no digest of tiles.csv")
+        return self
+
+
+def _fixed(table: pd.DataFrame) -> str:
+    """Return the columns of a table of text that nobody may edit."""
+    kept = table.drop(columns=["split", "group"])
+    return "\n".join("\t".join(row) for row in [kept.columns, *kept.to_numpy(str)])
 
 
 class TileStore:
@@ -79,61 +125,66 @@ class TileStore:
         path: str | os.PathLike,  # folder that holds `dataset.json`
     ):
         self.path = Path(path)
-        info_path = self.path / "dataset.json"
+        info_path, table_path = self.path / "dataset.json", self.path / "tiles.csv"
         if not info_path.is_file():
             raise DataError(f"{self.path}: not a tile store (no dataset.json); make one with `glacier-fastai prepare`")
-        try:
-            self.info: dict[str, Any] = json.loads(info_path.read_text(encoding="utf-8"))
-        except ValueError as err:
-            raise DataError(f"{info_path}: damaged, not JSON ({err}); prepare the store again") from err
-        if not isinstance(self.info, dict) or self.info.get("format") != FORMAT:
+        told = read_json(info_path, DataError)
+        if told.get("format") != FORMAT:
             raise DataError(f"{info_path}: not of a tile store; make one with `glacier-fastai prepare`")
-        if self.info.get("version") not in READS:
+        if told.get("version") not in READS:
             raise DataError(
-                f"{info_path}: tile store version {self.info.get('version')}, this glacier_fastai reads 1 to "
-                f"{VERSION}; prepare the store again"
+                f"{info_path}: tile store version {told.get('version')}, this glacier_fastai reads 1 to "
+                f"{VERSION}; {AGAIN}"
             )
         try:
-            self.bands: tuple[str, ...] = Bands(self.info["bands"])
-            self.size: int = int(self.info["size"])
-            n = len(self.bands)
-            self.units = dict(zip(self.bands, self.info.get("units", ["dn"] * n), strict=True))
-            self.scale = np.array(self.info.get("scale", [1.0] * n), np.float64)
-            self.offset = np.array(self.info.get("offset", [0.0] * n), np.float64)
-            fits = self.scale.shape == self.offset.shape == (n,) and set(self.units.values()) <= {*UNITS}
-            if not fits or 0 in self.scale or not np.isfinite([self.scale, self.offset]).all():
-                raise ValueError("units, scale or offset do not fit the bands")
-        except (AttributeError, KeyError, TypeError, ValueError) as err:
-            raise DataError(f"{info_path}: damaged ({err!r}); prepare the store again") from err
-        self.images = self._map("images.npy")
-        self.masks = self._map("masks.npy")
-        text = dict.fromkeys(("id", "scene", "crs", "transform", "group", "split"), str)
-        try:
-            self.table = pd.read_csv(self.path / "tiles.csv", keep_default_na=False, dtype=text)
-        except (OSError, ValueError) as err:
-            raise DataError(f"{self.path / 'tiles.csv'}: missing or damaged ({err}); prepare the store again") from err
-        wanted = [*text, "row", "col", "valid", "n_valid", *(f"n_{c}" for c in CLASSES)]
-        wanted += [f"{kind}_{b}" for kind in ("sum", "sumsq") for b in self.bands]
-        if lacking := [c for c in wanted if c not in self.table]:
-            raise DataError(f"{self.path / 'tiles.csv'}: no column {', '.join(lacking)}; prepare the store again")
+            about = _Info.model_validate(told)
+        except ValidationError as err:
+            raise DataError(f"{info_path}: damaged ({explain(err, _Info)}); {AGAIN}") from err
+        self.info: dict[str, Any] = about.model_dump(exclude_unset=True)
+        self.bands: tuple[str, ...] = Bands(about.bands)
+        self.size = about.size
+        n = len(self.bands)
+        self.units = dict(zip(self.bands, about.units or ["dn"] * n, strict=True))
+        self.scale = np.array(about.scale or [1.0] * n)
+        self.offset = np.array(about.offset or [0.0] * n)
+        numbers = ["row", "col", "n_valid", *(f"n_{c}" for c in CLASSES)]
+        numbers += ["n_ice", "crc_image", "crc_mask"] if about.table else []
+        sums = [f"{kind}_{b}" for kind in ("sum", "sumsq") for b in self.bands]
+        kinds = {**dict.fromkeys(TEXT, str), **dict.fromkeys(numbers, int), **dict.fromkeys(["valid", *sums], float)}
+        self.table = read_table(table_path, DataError, kinds)
+        if about.table and digest(_fixed(read_table(table_path, DataError, {}))) != about.table:
+            raise DataError(f"{table_path}: not as it was written, and not in split and group alone; {AGAIN}")
+        if (self.table[[k for k in numbers if k not in ("row", "col")]] < 0).any(axis=None):
+            raise DataError(f"{table_path}: a number of pixels is negative; {AGAIN}")
+        with refusing(table_path, DataError, "a transform is not six numbers", AGAIN):
+            placed = [text.split() for text in self.table["transform"] if text]
+            if not np.isfinite(np.array(placed, np.float64).reshape(-1, 6)).all():
+                raise ValueError("nan or inf")
         if "n_ice" not in self.table:  # written before there was ice of unknown kind
             self.table["n_ice"] = 0
-        n = len(self.table)
-        want = (n, len(self.bands), self.size, self.size)
-        if self.images.shape != want or self.masks.shape != (n, self.size, self.size):
-            raise DataError(
-                f"{self.path}: images {self.images.shape} and masks {self.masks.shape} do not fit the "
-                f"{n} rows of tiles.csv; prepare the store again"
-            )
+        shape = (len(self.table), self.size, self.size)
+        self.images = read_array(self.path / "images.npy", DataError, about.dtype, (shape[0], n, *shape[1:]), AGAIN)
+        self.masks = read_array(self.path / "masks.npy", DataError, "uint8", shape, AGAIN)
+        self._known = {kind: np.full(len(self.table), about.table is None) for kind in ("image", "mask")}
 
     def __reduce__(self):
         return TileStore, (self.path,)  # worker processes map the files themselves
 
-    def _map(self, name: str) -> np.ndarray:
-        try:
-            return np.load(self.path / name, mmap_mode="r")
-        except (OSError, ValueError, EOFError) as err:
-            raise DataError(f"{self.path / name}: missing or cut short ({err}); prepare the store again") from err
+    def check(
+        self,
+        i: int,  # position of the tile
+        kind: str,  # "image" or "mask"
+    ) -> None:
+        """Make sure, once in a process, that what is read of a tile is what was written; raises `DataError`."""
+        if not self._known[kind][i]:
+            if (
+                zlib.crc32(np.ascontiguousarray((self.images if kind == "image" else self.masks)[i]))
+                != self.table[f"crc_{kind}"].iat[i]
+            ):
+                raise DataError(
+                    f"{self.path}: the {kind} of tile {self.table['id'].iat[i]} is not as it was written; {AGAIN}"
+                )
+            self._known[kind][i] = True
 
     def __len__(self) -> int:
         return len(self.table)
@@ -153,7 +204,7 @@ class TileStore:
 
     def base(self) -> TileStore:
         """Return the store that computed bands were added to, if this one is of that kind, else the store itself."""
-        return TileStore(self.info["base"]) if "base" in self.info else self
+        return TileStore(self.info["base"]) if self.info.get("base") else self
 
     def keys(self) -> list[str]:
         """Return what tells each tile from all others: a hash of its name and place, or without place of its labels.
@@ -234,6 +285,10 @@ class TileStore:
         window: tuple[slice, slice] = (slice(None), slice(None)),  # rows, columns
     ) -> np.ndarray:
         """Return a tile's values, in units, float32 `(C, H, W)`, NaN in every band where there is no data."""
+        self.check(i, "image")
+        return self._values(i, index, window)
+
+    def _values(self, i: int, index: Sequence[int] | None, window: tuple[slice, slice]) -> np.ndarray:
         raw = np.asarray(self.images[(i, slice(None), *window)])
         nodata = np.isnan(raw).all(0) if raw.dtype.kind == "f" else (raw == 0).all(0)
         chosen = list(range(len(self.bands)) if index is None else index)
@@ -258,7 +313,7 @@ class TileStore:
         some = chosen[np.unique(np.linspace(0, len(chosen) - 1, min(len(chosen), LOOK)).round().astype(int))]
         step = slice(None, None, max(1, self.size // 32))
         none = np.empty((len(self.bands), 0), np.float32)
-        found = np.concatenate([none, *(self.read(i, window=(step, step)).reshape(len(none), -1) for i in some)], 1)
+        found = np.concatenate([none, *(self._values(i, None, (step, step)).reshape(len(none), -1) for i in some)], 1)
         found = found[:, ~np.isnan(found[0])].astype(np.float64)
         quantiles = np.quantile(found, QUANTILES, axis=1).T.tolist() if found.size else []
         rows = self.table.iloc[some[:: max(1, len(some) // 8)]][["crs", "transform"]].to_numpy()
@@ -279,6 +334,7 @@ class TileStore:
         window: tuple[slice, slice] = (slice(None), slice(None)),  # rows, columns
     ) -> np.ndarray:
         """Return a tile's mask `(H, W)` uint8."""
+        self.check(i, "mask")
         return np.array(self.masks[(i, *window)])
 
     def class_counts(
@@ -443,9 +499,6 @@ class TileWriter:
                 f"tile of scene {scene}: class codes {unknown}; allowed are 0..{len(CLASSES) - 1} and {IGNORE}, and "
                 f"{ICE_OF_ANY_KIND} for ice of unknown kind"
             )
-        self._pending.append(self._pool.submit(self._write, values, mask))
-        if len(self._pending) > 2:
-            self._pending.popleft().result()
         self.rows.append(
             {
                 "id": name or f"{scene}_{row}_{col}",
@@ -462,16 +515,22 @@ class TileWriter:
                 "n_ice": int(counts[ICE_OF_ANY_KIND]),
                 **{f"sum_{b}": float(v) for b, v in zip(self.bands, sums, strict=True)},
                 **{f"sumsq_{b}": float(v) for b, v in zip(self.bands, squares, strict=True)},
+                "crc_image": 0,
+                "crc_mask": 0,
             }
         )
+        self._pending.append(self._pool.submit(self._write, values, mask, self.rows[-1]))
+        if len(self._pending) > 2:
+            self._pending.popleft().result()
 
     def note(self, text: str) -> None:
         """Say what is odd about the input (`errors.note`), and keep it in `dataset.json`."""
         note(text, self.info["notes"])
 
-    def _write(self, image: np.ndarray, mask: np.ndarray) -> None:
+    def _write(self, image: np.ndarray, mask: np.ndarray, row: dict[str, Any]) -> None:
         """Write a tile, in a thread of its own: the next one is made meanwhile, and the disk is kept busy."""
-        for file, array in ((self._images, image), (self._masks, mask)):
+        for kind, file, array in (("image", self._images, image), ("mask", self._masks, mask)):
+            row[f"crc_{kind}"] = zlib.crc32(array)
             before = file.tell()
             file.write(array.data)
             if before // SYNC != file.tell() // SYNC:
@@ -486,6 +545,8 @@ class TileWriter:
     def _finish(self) -> None:
         if self.size is None or not self.rows:
             raise DataError(f"{self.path}: not one tile to write; nothing was kept of the source")
+        while self._pending:
+            self._pending.popleft().result()
         table = pd.DataFrame(self.rows)
         if twice := sorted(table["id"][table["id"].duplicated()]):
             raise DataError(f"{self.path}: tile id {twice[0]!r} occurs twice; name the scenes apart")
@@ -495,13 +556,13 @@ class TileWriter:
         if "base" not in self.info:  # whose notes were said of it
             self._note_labels(table)
             self._note_constant(table)
-        while self._pending:
-            self._pending.popleft().result()
         self._headers(self.size)
         for file in (self._images, self._masks):
             file.flush()
             os.fsync(file.fileno())
-        table.to_csv(self.partial / "tiles.csv", index=False)
+        text = table.to_csv(index=False)
+        (self.partial / "tiles.csv").write_text(text, encoding="utf-8")
+        self.info["table"] = digest(_fixed(read_table(self.partial / "tiles.csv", DataError, {})))
         (self.partial / "dataset.json").write_text(json.dumps(self.info, indent=1), encoding="utf-8")
 
     def _note_labels(self, table: pd.DataFrame) -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
 import numpy as np
 import shapely
 import torch
-from pydantic import ValidationError, field_validator
-from safetensors import SafetensorError, safe_open
+from pydantic import Field, ValidationError, field_validator, model_validator
 from safetensors.torch import save as serialize
 from torch import nn
 
@@ -23,11 +20,12 @@ from ..core.ground import SEEN, coarse, share
 from ..data.channels import Channel, Texture, channels_of
 from ..data.profile import Profile
 from ..data.tiles import TileStore
-from ..errors import BundleError, RecipeError
+from ..errors import BundleError, DataError, RecipeError
 from ..files import whole_file
+from ..reading import parse_json, read_tensors
 from ..recipe import PredictRecipe, Section, explain
 from .ratio import RatioThresholds
-from .registry import architecture, build_model, built_as
+from .registry import architecture, build_model, built_as, weight_shapes
 from .unet import adapt_first_conv, adapt_head
 
 __all__ = ["ModelBundle", "TrainedOn", "trained_ground", "unwrapped"]
@@ -37,6 +35,7 @@ VERSION = 3
 NOWHERE = "POLYGON EMPTY"
 # before 3 nothing told of values and ground trained on; 1: `arch` named the encoder of a U-Net, beside `attention`
 READS = ("1", "2", "3")
+HEAD = ("format", "version")  # the rest is JSON
 
 
 class TrainedOn(Section):
@@ -79,6 +78,44 @@ class TrainedOn(Section):
     ) -> np.ndarray:
         """Return bool `(N,)`: which tiles lie on ground that was trained on, whatever they are called."""
         return share(tiles, shapely.make_valid(shapely.from_wkt(self.ground or NOWHERE))) > SEEN
+
+
+class _About(Section):
+    """What the file says of the weights; the fields of `ModelBundle`."""
+
+    arch: str
+    options: dict[str, Any]
+    bands: tuple[str, ...] = Field(min_length=1)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...] = Field(min_length=2)
+    recipe: dict[str, Any] | None = None
+    texture: Texture | None = None
+    standardised: bool = False
+    metrics: dict[str, Any] = {}
+    trained_on: TrainedOn = TrainedOn()
+    profile: Profile = Profile()
+    tells_debris: bool = True
+    baseline: RatioThresholds | None = None
+
+    model_config = {**Section.model_config, "strict": False}  # JSON has lists, no tuples
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not len(self.bands) == len(self.mean) == len(self.std):
+            raise ValueError("bands and statistics differ in number")
+        mean, std = np.array([self.mean, self.std], np.float32)  # as they are used
+        if not np.isfinite([mean, std]).all() or (std <= 0).any():
+            raise ValueError("statistics are not finite, or a deviation is not positive")
+        if (texture := self.texture) is not None:
+            steps = [np.diff([*edges]) for edges in texture.edges.values()]
+            if texture.window not in range(3, 32, 2) or not all(0 < len(s) + 1 < 64 and (s >= 0).all() for s in steps):
+                raise ValueError("window or grey levels of texture are out of range")
+        bases = {base for _, base in Bands(self.bands).textures.values()}
+        if self.texture is not None and not bases <= self.texture.edges.keys():
+            raise ValueError("no grey levels of a band whose texture it takes")
+        PredictRecipe.model_validate((self.recipe or {}).get("predict", {}))
+        return self
 
 
 def trained_ground(
@@ -265,52 +302,44 @@ class ModelBundle:
             BundleError: No such file, not a safetensors file, cut short, not a bundle, of another version, of a network
                 that is not registered here, or weights that do not fit it.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise BundleError(f"{path}: no such file")
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                weights = {k: _restored(file.get_tensor(k)) for k in file.keys()}  # noqa: SIM118  not a mapping
-        except (SafetensorError, OSError) as err:
-            raise BundleError(f"{path}: not a model bundle, or cut short ({' '.join(str(err).split())})") from err
+        metadata, tensors = read_tensors(path, BundleError, link=True)
         if metadata.get("format") != FORMAT:
             raise BundleError(f"{path}: a safetensors file, but no model bundle of glacier_fastai")
         if metadata.get("version") not in READS:
             raise BundleError(
                 f"{path}: bundle version {metadata.get('version')}; this glacier_fastai reads 1 to {VERSION}"
             )
+        told = {k: parse_json(v, f"{path}: {k}", BundleError) for k, v in metadata.items() if k not in HEAD}
+        if metadata["version"] == "1":
+            told["options"] = {"encoder": told.pop("arch", None), "attention": told.pop("attention", None)}
+            told["arch"] = "unet"
         try:
-            about: dict[str, Any] = {k: json.loads(v) for k, v in metadata.items() if k not in ("format", "version")}
-            if metadata["version"] == "1":
-                about["options"] = {"encoder": about.pop("arch"), "attention": about.pop("attention")}
-                about["arch"] = "unet"
-            about |= {k: tuple(about[k]) for k in ("bands", "mean", "std", "classes")}
-            about["trained_on"] = TrainedOn(**about["trained_on"])
-            about["profile"] = Profile(**about.get("profile", {}))
-            about["baseline"] = RatioThresholds(**found) if (found := about.get("baseline")) else None
-            bundle = cls(weights=weights, **about)
-            if not len(bundle.bands) == len(bundle.mean) == len(bundle.std):
-                raise ValueError("bands and statistics differ in number")
-            if not all(math.isfinite(m) and 0 < s < math.inf for m, s in zip(bundle.mean, bundle.std, strict=True)):
-                raise ValueError("statistics are not finite, or a deviation is not positive")
-            mappings = (bundle.recipe or {}, bundle.texture or {}, bundle.metrics, bundle.options)
-            if not all(isinstance(d, dict) for d in mappings):
-                raise ValueError("recipe, texture, metrics or options is no mapping")
-            if not isinstance(bundle.tells_debris, bool):
-                raise ValueError("tells_debris is neither true nor false")
-            bases = {base for _, base in bundle.bands.textures.values()}
-            if bundle.texture is not None and not bases <= Texture(**bundle.texture).edges.keys():
-                raise ValueError("no grey levels of a band whose texture it takes")
-            bundle.model()
-            _ = bundle.predict
-        except RecipeError as err:
-            raise BundleError(f"{path}: {err}") from err
+            about = _About.model_validate(told)
+            bundle = cls(
+                weights={k: _restored(v) for k, v in tensors.items()},
+                **{name: getattr(about, name) for name in _About.model_fields if name != "texture"},
+                texture=about.texture and asdict(about.texture),
+            )
+            bundle._check_weights()
         except ValidationError as err:
-            raise BundleError(f"{path}: damaged or made by other code ({explain(err, TrainedOn)})") from err
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as err:
+            raise BundleError(f"{path}: damaged or made by other code ({explain(err, _About)})") from err
+        except (RecipeError, DataError) as err:
+            raise BundleError(f"{path}: {err}") from err
+        except (RuntimeError, ValueError) as err:
             raise BundleError(f"{path}: damaged or made by other code ({' '.join(str(err).split())[:200]})") from err
         return bundle
+
+    def _check_weights(self) -> None:
+        """Raise `ValueError` for weights that are not those of the network, before it takes any memory."""
+        if bad := next((k for k, v in self.weights.items() if not torch.isfinite(v).all()), None):
+            raise ValueError(f"{bad} is not finite")
+        if (wanted := weight_shapes(self.arch, self.bands, self.classes, **self.options)) is None:
+            self.model()
+            return
+        there = {name: tuple(weight.shape) for name, weight in self.weights.items()}
+        if other := sorted(there.items() ^ wanted.items()):
+            name = other[0][0]
+            raise ValueError(f"{name} is {there.get(name, 'missing')}, wanted is {wanted.get(name, 'none')}")
 
     def load_into(
         self,

@@ -188,8 +188,11 @@ def _tiles(predictions: Sequence[OutOfFold]) -> Iterator[Tile]:
         for oof, k in where:
             if oof.labels.shape[1:] != first.labels.shape[1:]:
                 raise DataError(f"{oof.path}: tiles of another size than in {first.path}; use the same tile store")
-            total = total + torch.from_numpy(oof.probabilities[k].astype(np.float32))
-        yield Tile(int(first.table["fold"][i]), total / len(where), np.array(first.labels[i]))
+            probs, labels = oof.tile(k)
+            total = total + torch.from_numpy(probs)
+            if oof is first:
+                truth = labels
+        yield Tile(int(first.table["fold"][i]), total / len(where), truth)
 
 
 def _sample(predictions: Sequence[OutOfFold]) -> tuple[np.ndarray, Tensor, Tensor]:

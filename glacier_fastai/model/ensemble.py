@@ -30,19 +30,21 @@ from ..core.calibration import all_glacier, calibrated, decide
 from ..data.channels import Channel
 from ..errors import BundleError
 from ..files import file_hash, whole_file
+from ..reading import read_yaml
 from ..recipe import PredictRecipe, Section, explain, predict_with
 from .bundle import ModelBundle
 
 __all__ = ["Calibration", "Ensemble", "Member"]
 
-PerClass = Annotated[tuple[float, ...], Field(strict=False, min_length=len(CLASSES), max_length=len(CLASSES))]
+Logit = Annotated[float, Field(ge=-1e3, le=1e3)]
+PerClass = Annotated[tuple[Logit, ...], Field(strict=False, min_length=len(CLASSES), max_length=len(CLASSES))]
 NONE = (0.0,) * len(CLASSES)
 
 
 class Calibration(Section):
     """What was fitted to out-of-fold predictions (`core.calibration`). By default it changes nothing."""
 
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
     bias: PerClass = NONE
     offsets: PerClass = Field(NONE, description="added to the log probabilities before the class is chosen")
     area: Annotated[tuple[float, float], Field(strict=False)] | None = None
@@ -57,7 +59,7 @@ class Calibration(Section):
 
 class _Listed(Section):
     bundle: str
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
 
 
 class _File(Section):
@@ -210,14 +212,10 @@ class Ensemble:
 
 
 def _read(path: Path) -> _File:
+    tree = read_yaml(path, BundleError, link=True)
+    if not isinstance(tree, dict):
+        raise BundleError(f"{path}: no ensemble; `glacier-fastai crossval` and `calibrate` write such files")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(tree, dict):
-            raise BundleError(f"{path}: no ensemble; `glacier-fastai crossval` and `calibrate` write such files")
         return _File.model_validate(tree)
-    except OSError as err:
-        raise BundleError(f"{path}: cannot be read ({err.strerror})") from err
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise BundleError(f"{path}: not YAML ({' '.join(str(err).split())})") from err
     except ValidationError as err:
         raise BundleError(f"{path}: {explain(err, _File)}") from err

@@ -17,14 +17,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..bands import CLASSES
+from ..bands import CLASSES, ICE_OF_ANY_KIND, IGNORE
 from ..data.tiles import TileStore
 from ..errors import DataError, note
 from ..files import file_hash, whole_folder
+from ..reading import read_array, read_json, read_table
 from .bundle import ModelBundle
 from .evaluate import predict_tiles
 
 __all__ = ["OutOfFold"]
+
+AGAIN = "repeat the cross-validation"
 
 
 class OutOfFold:
@@ -36,20 +39,30 @@ class OutOfFold:
     ):
         path = Path(path)
         self.path = path / "oof" if (path / "oof").is_dir() else path
-        try:
-            self.models = dict(json.loads((self.path / "models.json").read_text(encoding="utf-8")))
-            self.table = pd.read_csv(self.path / "tiles.csv", dtype={"key": str, "id": str})
-            self.probabilities = np.load(self.path / "probabilities.npy", mmap_mode="r")
-            self.labels = np.load(self.path / "labels.npy", mmap_mode="r")
-        except (OSError, TypeError, ValueError) as err:
-            raise DataError(
-                f"{path}: no out-of-fold predictions, or damaged ({' '.join(str(err).split())}); "
-                "a cross-validation writes them"
-            ) from err
+        if not (self.path / "models.json").is_file():
+            raise DataError(f"{path}: no out-of-fold predictions; a cross-validation writes them")
+        self.models: dict[str, str] = read_json(self.path / "models.json", DataError)
+        self.table = read_table(self.path / "tiles.csv", DataError, {"key": str, "id": str, "fold": int})
+        self.probabilities = read_array(self.path / "probabilities.npy", DataError, np.float16, hint=AGAIN)
+        self.labels = read_array(self.path / "labels.npy", DataError, np.uint8, hint=AGAIN)
         self.folder = self.path.parent
-        n, k = self.probabilities.shape[:2]
-        if not len(self.table) == n == len(self.labels) or k != len(CLASSES) or not self.models:
-            raise DataError(f"{self.path}: files do not fit each other; repeat the cross-validation")
+        n = len(self.table)
+        if self.probabilities.shape != (n, len(CLASSES), *self.labels.shape[1:]) or self.labels.shape[:1] != (n,):
+            raise DataError(f"{self.path}: files do not fit each other; {AGAIN}")
+        if not self.models or not all(isinstance(sha256, str) for sha256 in self.models.values()):
+            raise DataError(f"{self.path / 'models.json'}: names no models with their SHA-256; {AGAIN}")
+
+    def tile(
+        self,
+        i: int,  # row of `table`
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return probabilities `(K, H, W)` float32 and labels `(H, W)` of a tile; raises `DataError`."""
+        probs, labels = self.probabilities[i].astype(np.float32), np.array(self.labels[i])
+        if not np.isin(labels, [*range(len(CLASSES)), ICE_OF_ANY_KIND, IGNORE]).all():
+            raise DataError(f"{self.path}: labels of tile {self.table['id'][i]} hold unknown codes; {AGAIN}")
+        if not ((probs >= 0) & (probs <= 1)).all():
+            raise DataError(f"{self.path}: probabilities of tile {self.table['id'][i]} are not in 0 to 1; {AGAIN}")
+        return probs, labels
 
     def stale(self) -> str | None:
         """Return the first model that is not the one that predicted, or None."""

@@ -15,6 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 
 from ..bands import CLASSES
@@ -175,20 +176,43 @@ def build_model(
         RecipeError: No such network or option, a value that it refuses, or a builder that gives other shapes.
     """
     found, options = architecture(name, options)
-    try:
-        model = found.build(bands, classes, **options)
-    except GlacierError:
-        raise
-    except (KeyError, TypeError, ValueError, AssertionError, RuntimeError) as err:
-        given = ", ".join(f"{k}={v!r}" for k, v in options.items())
-        why = " ".join(str(err).split())[:300]
-        raise RecipeError(f"model {found.name!r} cannot be built for {len(bands)} bands with {given} ({why})") from err
+    model = _build(found, bands, classes, options)
     if not isinstance(model, nn.Module):
         raise RecipeError(f"model {found.name!r}: its builder returned {type(model).__name__}, not a torch.nn.Module")
     if options.get("encoder") not in ENCODERS:  # of strangers, and of encoders that only take images of one size
         _try(found.name, model, len(bands), len(classes))
     model.__dict__["built_as"] = (found.name, options)
     return model
+
+
+def _build(found: Architecture, bands: Sequence[str], classes: Sequence[str], options: dict[str, Any]) -> nn.Module:
+    try:
+        return found.build(bands, classes, **options)
+    except GlacierError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, AssertionError, RuntimeError) as err:
+        given = ", ".join(f"{k}={v!r}" for k, v in options.items())
+        why = " ".join(str(err).split())[:300]
+        raise RecipeError(f"model {found.name!r} cannot be built for {len(bands)} bands with {given} ({why})") from err
+
+
+def weight_shapes(
+    name: str,  # of the network
+    bands: Sequence[str],  # names of the bands
+    classes: Sequence[str] = CLASSES,  # names of the classes
+    **options: Any,  # of the network
+) -> dict[str, tuple[int, ...]] | None:
+    """Return the shape of each weight of a network of ours without taking memory for it; None for other networks.
+
+    Raises:
+        RecipeError: As `build_model`.
+    """
+    found, options = architecture(name, options)
+    if found is not _built_in().get(found.name) or found.fit is not None:
+        return None
+    with init_empty_weights():
+        model = _build(found, bands, classes, options)
+    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
 
 
 def _try(name: str, model: nn.Module, bands: int, classes: int) -> None:

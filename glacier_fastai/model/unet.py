@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import segmentation_models_pytorch as smp
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -123,7 +124,9 @@ def _build(
 ) -> nn.Module:
     if not 0.25 <= scale <= 1:
         raise RecipeError(f"scale {scale}: use 0.25 to 1, which is the image as it is")
-    if not encoder.startswith("tu-") and encoder not in (known := smp.encoders.get_encoder_names()):
+    known = smp.encoders.get_encoder_names()
+    # a name that timm does not hold it would look for on a hub, or on the disk
+    if encoder not in known and not (encoder.startswith("tu-") and timm.is_model(encoder.removeprefix("tu-"))):
         raise RecipeError(
             f"encoder {encoder!r}: use one of segmentation-models-pytorch ({', '.join(known)}), or tu-NAME of timm"
             f"{did_you_mean(encoder, known)}"

@@ -8,17 +8,17 @@ with `weights_only=True`: no code in it is run.
 from __future__ import annotations
 
 import os
-import pickle
 import random
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.tracker import TrackerCallback
 from fastai.torch_core import rank_distrib
+from pydantic import Field
 from torch import nn
 
 from .. import __version__
@@ -26,12 +26,24 @@ from ..errors import CheckpointError
 from ..files import whole_file
 from ..model.bundle import unwrapped
 from ..model.processes import all_gather, all_reduce_max, on_rank_zero
+from ..reading import read_checkpoint, refusing
+from ..recipe import Section
 from .stop import StopCallback
 
 __all__ = ["CheckpointCallback", "differences", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = "glacier_fastai checkpoint"
 VERSION = 1
+DAMAGED = "damaged, or not of this run"
+
+
+class _Head(Section):
+    """What is read of a checkpoint before the run has what the rest is put into."""
+
+    identity: dict[str, Any]
+    at: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]  # epoch, and batches of the next one
+    ended: bool
+    torch: str
 
 
 def save_checkpoint(
@@ -44,13 +56,8 @@ def save_checkpoint(
         OutputError: It cannot be written, as when the disk is full.
     """
     about = {"format": FORMAT, "version": VERSION, "code": __version__, "torch": str(torch.__version__)}
-    checksums = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)  # torch.load looks at none, and they cost a sixth of the time
-    try:
-        with whole_file(path) as file:
-            torch.save({**about, **state}, file)
-    finally:
-        torch.serialization.set_crc32_options(checksums)
+    with whole_file(path) as file:
+        torch.save({**about, **state}, file)
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
@@ -59,20 +66,17 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         CheckpointError: No checkpoint, cut short, or of another version.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as err:
-        raise CheckpointError(
-            f"{path}: no checkpoint, or cut short; take another one, or remove it to start anew"
-        ) from err
+    state = read_checkpoint(path, CheckpointError)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path}: a file of torch, but no checkpoint of glacier_fastai")
-    if (state["version"], state["code"]) != (VERSION, __version__):
+    version, code = state.get("version"), state.get("code")
+    if (version, code) != (VERSION, __version__):
         raise CheckpointError(
-            f"{path}: made by glacier_fastai {state['code']} (format {state['version']}), this is {__version__} "
+            f"{path}: made by glacier_fastai {code} (format {version}), this is {__version__} "
             f"(format {VERSION}); go on with that one, or start a new run from its weights"
         )
-    return state
+    with refusing(path, CheckpointError, DAMAGED):
+        return {**state, **_Head.model_validate({k: state.get(k) for k in _Head.model_fields}).model_dump()}
 
 
 def differences(
@@ -144,7 +148,11 @@ class CheckpointCallback(Callback):
         self.pending, self.criterion = self.resume, self.loss_func  # MixUp puts a function in the place of the loss
         if self.resume is None:
             return
-        state, recorder = self.resume, self.recorder
+        with refusing(self.path, CheckpointError, DAMAGED):
+            self._take_up(self.resume)
+
+    def _take_up(self, state: dict[str, Any]) -> None:
+        recorder = self.recorder
         self.at = self.saved_at = state["at"]
         self.learn.first_epoch, self.learn.train_iter = state["at"][0], state["train_iter"]
         for name, network in self.networks.items():
@@ -168,15 +176,17 @@ class CheckpointCallback(Callback):
         """Go on in the middle of the epoch, where the checkpoint stands there."""
         if self.pending is not None:
             state, self.pending = self.pending, None
-            mine = state["ranks"][rank_distrib()]
-            self.dls.train.epoch, self.dls.train.start = state["loader"], state["at"][1]
-            self.learn.pct_train = state["pct_train"] if state["at"][1] else self.learn.pct_train
-            for cb in self._stateful("epoch_state") if state["at"][1] else []:
-                cb.load_epoch_state(mine["epoch"][cb.name])
-            for p, gradient in zip(self._parameters(), state["gradients"], strict=True) if state["gradients"] else []:
-                p.grad = None if gradient is None else gradient.to(p.device)
-            self.trained = mine
-            _set_random_state(mine["random"])
+            with refusing(self.path, CheckpointError, DAMAGED):
+                mine = state["ranks"][rank_distrib()]
+                self.dls.train.epoch, self.dls.train.start = state["loader"], state["at"][1]
+                self.learn.pct_train = state["pct_train"] if state["at"][1] else self.learn.pct_train
+                for cb in self._stateful("epoch_state") if state["at"][1] else []:
+                    cb.load_epoch_state(mine["epoch"][cb.name])
+                pairs = zip(self._parameters(), state["gradients"], strict=True) if state["gradients"] else ()
+                for p, gradient in pairs:
+                    p.grad = None if gradient is None else gradient.to(p.device)
+                self.trained = mine
+                _set_random_state(mine["random"])
         self.at, self.loader = (self.epoch, self.dls.train.start), self.dls.train.epoch
 
     def _parameters(self) -> list[nn.Parameter]:

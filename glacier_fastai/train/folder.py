@@ -99,7 +99,7 @@ class RunFolder:
             return None
         checkpoint = load_checkpoint(self.last)
         there = checkpoint["identity"]
-        there = {**there, "recipe": comparable(recipe_from(there["recipe"], str(self.last)))}
+        there = {**there, "recipe": comparable(recipe_from(there.get("recipe", {}), str(self.last)))}
         if found := differences(there, identity):
             raise CheckpointError(
                 f"{self.last}: of another run ({'; '.join(found)}); resume it with the same settings, or choose "

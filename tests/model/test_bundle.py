@@ -79,9 +79,9 @@ def test_foreign_and_damaged_files_are_refused(bundle, tmp_path):
     bundle.save(good)
     refuse(tmp_path / "none.safetensors", "no such file")
     (tmp_path / "cut.safetensors").write_bytes(good.read_bytes()[:-1000])
-    refuse(tmp_path / "cut.safetensors", "not a model bundle, or cut short")
+    refuse(tmp_path / "cut.safetensors", "not a safetensors file, or cut short")
     torch.save({"a": 1}, tmp_path / "pickle.safetensors")
-    refuse(tmp_path / "pickle.safetensors", "not a model bundle, or cut short")
+    refuse(tmp_path / "pickle.safetensors", "not a safetensors file, or cut short")
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     refuse(tmp_path / "foreign.safetensors", "no model bundle of glacier_fastai")
 
@@ -101,11 +101,11 @@ def resaved(bundle, path, drop=None, **changes):
     [
         ({"version": "4"}, "bundle version 4; this glacier_fastai reads 1 to 3"),
         ({"bands": None}, "damaged or made by other code"),
-        ({"bands": "{"}, "damaged or made by other code"),
+        ({"bands": "{"}, "bands: damaged, or not JSON"),
         ({"mean": "[1.0]"}, "bands and statistics differ in number"),
         ({"options": '{"encoder": "resnet34"}'}, "damaged or made by other code"),
         ({"arch": json.dumps("nonet")}, "no model 'nonet'"),
-        ({"arch": "3"}, "no model 3"),
+        ({"arch": "3"}, "arch: input should be a valid string, not 3"),
         ({"bands": "[1, 2, 3, 4, 5]"}, "damaged or made by other code"),
         ({"std": "[1, 1, 0, 1, 1]"}, "a deviation is not positive"),
         ({"texture": "{}"}, "missing"),
@@ -113,9 +113,9 @@ def resaved(bundle, path, drop=None, **changes):
             {"bands": '["glcm_energy(red)", "blue", "green", "red", "nir"]', "texture": '{"window": 7, "edges": {}}'},
             "no grey levels",
         ),
-        ({"recipe": "3"}, "recipe, texture, metrics or options is no mapping"),
-        ({"options": "[]"}, "recipe, texture, metrics or options is no mapping"),
-        ({"tells_debris": "3"}, "tells_debris is neither true nor false"),
+        ({"recipe": "3"}, "recipe: input should be a valid dictionary, not 3"),
+        ({"options": "[]"}, "options: input should be a valid dictionary"),
+        ({"tells_debris": "3"}, "tells_debris: input should be a valid boolean"),
         ({"trained_on": "null"}, "damaged or made by other code"),
         ({"trained_on": '{"train": 3}'}, "damaged or made by other code.*train"),
         ({"trained_on": '{"ground": "POINT (86 28)"}'}, "damaged or made by other code.*ground.*no polygons in WKT"),

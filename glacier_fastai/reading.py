@@ -1,0 +1,319 @@
+"""The one door for files that others wrote: regular, bounded before they are read, of the kind that is wanted.
+
+Every reader takes the class of error to raise, whose one line names the file. No parser is called outside of here
+(`tests/test_reading.py` looks for that), but for GDAL's, which have a door of their own (`data.scenes.raster`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO, Any, BinaryIO
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from .errors import GlacierError
+
+__all__ = [
+    "array_header",
+    "opened",
+    "parse_json",
+    "parse_yaml",
+    "read_array",
+    "read_checkpoint",
+    "read_json",
+    "read_table",
+    "read_tensors",
+    "read_text",
+    "read_yaml",
+    "refusing",
+]
+
+DEPTH = 64  # levels of lists and mappings
+JSON, YAML = (2**28, 2**23), (2**20, 20_000)  # largest file, bytes, and most values in it; an alias counts every time
+TABLE = 2**30  # largest CSV, bytes
+HEADER = 2**25  # largest header of safetensors, and pickle of a checkpoint, bytes
+WHOLE = 2**63  # integers are smaller, as everything that takes them wants
+
+Kind = type[GlacierError]
+
+
+@contextmanager
+def refusing(
+    where: str | os.PathLike,  # file or option named in the error
+    error: Kind,  # what is raised
+    what: str,  # what is wrong, in words
+    hint: str = "",  # what to do
+) -> Iterator[None]:
+    """Turn whatever a parser raises into one line; there is no end to the kinds of error that damaged files cause.
+
+    >>> with refusing("a.json", GlacierError, "not JSON", "copy it again"):
+    ...     json.loads("{")
+    Traceback (most recent call last):
+    glacier_fastai.errors.GlacierError: a.json: not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)); copy it again
+    """  # noqa: E501
+    try:
+        yield
+    except GlacierError:
+        raise
+    except Exception as err:
+        why = err.strerror if isinstance(err, OSError) and err.strerror else str(err) or type(err).__name__
+        said = f" ({' '.join(why.split())[:160]})"
+        raise error(f"{where}: {what}{said}{f'; {hint}' if hint else ''}") from err
+
+
+@contextmanager
+def opened(
+    path: str | os.PathLike,
+    error: Kind,  # what is raised
+    most: int | None = None,  # largest size, bytes
+    *,
+    link: bool = False,  # whether it may be a link: where the user named it
+) -> Iterator[BinaryIO]:
+    """Open a regular file for reading: no folder, pipe or device, and no link to another place."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | (0 if link else getattr(os, "O_NOFOLLOW", 0))
+    try:
+        file = open(os.open(path, flags), "rb")  # noqa: SIM115  closed below
+    except FileNotFoundError as err:
+        raise error(f"{path}: no such file") from err
+    except (OSError, ValueError) as err:  # of a NUL, or a lone surrogate
+        is_link = os.path.islink(path) if isinstance(err, OSError) else False
+        why = "a link, which may lead anywhere; put the file itself there" if is_link and not link else "cannot be read"
+        raise error(f"{path}: {why} ({err.strerror if isinstance(err, OSError) else err})") from err
+    with file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            kind = "a folder" if stat.S_ISDIR(about.st_mode) else "no regular file (a pipe or a device)"
+            raise error(f"{path}: {kind}; give a file")
+        if most is not None and about.st_size > most:
+            raise error(f"{path}: of {about.st_size:,} bytes; such a file has at most {most:,}")
+        yield file
+
+
+def read_text(
+    path: str | os.PathLike,
+    error: Kind,  # what is raised
+    most: int = 2**24,  # largest size, bytes
+    *,
+    link: bool = False,  # see `opened`
+) -> str:
+    """Return the text of a file in UTF-8."""
+    with opened(path, error, most, link=link) as file, refusing(path, error, "no text in UTF-8"):
+        return file.read().decode("utf-8-sig")
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
+def parse_json(
+    text: str | bytes,
+    where: str | os.PathLike,  # named in errors
+    error: Kind,  # what is raised
+) -> Any:
+    """Return what a text in JSON says: finite numbers, no lone surrogates, of bounded size and depth.
+
+    >>> parse_json('{"a": [1, 2.5]}', "a.json", GlacierError)
+    {'a': [1, 2.5]}
+    """
+    with refusing(where, error, "damaged, or not JSON"):
+        if len(text) > JSON[0]:
+            raise ValueError(f"more than {JSON[0]:,} bytes")
+        tree = json.loads(text if isinstance(text, str) else text.decode(), parse_constant=_no_number)
+    with refusing(where, error, "cannot be used"):
+        return _bounded(tree, JSON[1])
+
+
+def read_json(
+    path: str | os.PathLike,
+    error: Kind,  # what is raised
+    *,
+    link: bool = False,  # see `opened`
+) -> dict[str, Any]:
+    """Return the mapping that a JSON file holds, see `parse_json`."""
+    tree = parse_json(read_text(path, error, JSON[0], link=link), path, error)
+    if not isinstance(tree, dict):
+        raise error(f"{path}: holds {type(tree).__name__}; wanted is a mapping")
+    return tree
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number, as everyone expects, a date is text, and mappings are not merged."""
+
+    def flatten_mapping(self, node: Any) -> None:
+        """Merge nothing: a mapping that merges two of the same grows without bound."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  as of its base
+        first: [(tag, form) for tag, form in found if not tag.endswith((":timestamp", ":merge"))]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(
+    text: str,
+    where: str | os.PathLike,  # named in errors
+    error: Kind,  # what is raised
+) -> Any:
+    """Return what a text in YAML says, within the bounds of `parse_json`.
+
+    >>> parse_yaml("lr: 1e-4", "r.yaml", GlacierError)
+    {'lr': 0.0001}
+    """
+    with refusing(where, error, "not YAML"):
+        if len(text) > YAML[0]:
+            raise ValueError(f"more than {YAML[0]:,} characters")
+        tree = yaml.load(text, _Loader)
+    with refusing(where, error, "cannot be used"):
+        return _bounded(tree, YAML[1])
+
+
+def read_yaml(
+    path: str | os.PathLike,
+    error: Kind,  # what is raised
+    *,
+    link: bool = False,  # see `opened`
+) -> Any:
+    """Return what a YAML file holds, see `parse_yaml`."""
+    return parse_yaml(read_text(path, error, YAML[0], link=link), path, error)
+
+
+def _bounded(tree: Any, most: int) -> Any:
+    """Return plain data as they are; raises `ValueError` for what no file of ours holds."""
+    waiting: list[tuple[Any, int, Any]] = [(tree, 0, "")]
+    for _ in range(most):
+        if not waiting:
+            return tree
+        value, depth, key = waiting.pop()
+        if isinstance(value, (dict, list)):
+            if depth == DEPTH:
+                raise ValueError(f"nested {DEPTH} deep, or in itself")
+            waiting += [(v, depth + 1, key) for v in value] if isinstance(value, list) else ()
+            for name, v in value.items() if isinstance(value, dict) else ():
+                waiting += [(name, depth + 1, name), (v, depth + 1, name)]
+        elif isinstance(value, str):
+            value.encode()  # no lone surrogates
+        elif isinstance(value, int):
+            if abs(value) >= WHOLE:
+                raise ValueError(
+                    f"{key or 'it'} is a whole number of {value.bit_length()} bits; at most 63 can be used"
+                )
+        elif isinstance(value, float):
+            if not math.isfinite(value):
+                raise ValueError(f"{key or 'it'} is {value}, no finite number")
+        elif value is not None:
+            raise ValueError(f"{key or 'it'} is a {type(value).__name__}; use text, numbers, lists and mappings")
+    raise ValueError(f"more than {most:,} values")
+
+
+def read_table(
+    path: str | os.PathLike,
+    error: Kind,  # what is raised
+    columns: Mapping[str, type],  # those wanted: str, int, float (finite)
+    *,
+    link: bool = False,  # see `opened`
+) -> pd.DataFrame:
+    """Return a CSV file with a header; columns that are not wanted stay text."""
+    with opened(path, error, TABLE, link=link) as file, refusing(path, error, "no table in CSV, or damaged"):
+        table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        if lacking := [c for c in columns if c not in table]:
+            raise error(f"{path}: no column {', '.join(lacking)}; it has {', '.join(map(str, table.columns))}")
+        for name, kind in columns.items():
+            if kind is not str:
+                with refusing(path, error, f"column {name} holds what is no {kind.__name__}"):
+                    numbers = table[name].to_numpy(str).astype(np.dtype(kind))
+                    if not np.isfinite(numbers).all():
+                        raise ValueError("nan or inf")
+                    table[name] = numbers
+        return table
+
+
+def array_header(
+    file: IO[bytes],  # at the start of an .npy file
+) -> tuple[tuple[int, ...], np.dtype]:
+    """Return shape and dtype of an array in C order, and leave the file where its values begin; raises `ValueError`.
+
+    >>> from io import BytesIO
+    >>> np.save(file := BytesIO(), np.zeros((2, 3), "uint8")), file.seek(0)
+    (None, 0)
+    >>> array_header(file)
+    ((2, 3), dtype('uint8'))
+    """
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if read is None:
+        raise ValueError(f"version {version}")
+    shape, fortran, dtype = read(file)
+    if fortran and len(shape) > 1 or dtype.hasobject or dtype.kind not in "biuf":
+        raise ValueError(f"values are {dtype}{' in Fortran order' if fortran else ''}; wanted are numbers in C order")
+    return shape, dtype
+
+
+def read_array(
+    path: str | os.PathLike,
+    error: Kind,  # what is raised
+    dtype: Any,  # that it must have, or several
+    shape: Sequence[int] | None = None,  # that it must have
+    hint: str = "",  # what to do if it has not
+) -> np.ndarray:
+    """Return an .npy file, memory-mapped for reading."""
+    allowed = [np.dtype(d) for d in (dtype if isinstance(dtype, (tuple, list)) else [dtype])]
+    with opened(path, error) as file, refusing(path, error, "no .npy file, or damaged", hint):
+        there, kind = array_header(file)
+        if kind not in allowed or kind.byteorder not in "=|" or shape is not None and there != tuple(shape):
+            wanted = " or ".join(d.name for d in allowed) + (f" {tuple(shape)}" if shape is not None else "")
+            raise ValueError(f"{kind.str} {there}; wanted is {wanted}")
+        if os.fstat(file.fileno()).st_size != file.tell() + math.prod(there) * kind.itemsize:
+            raise ValueError("cut short, or longer than its header says")
+        return np.memmap(file, kind, "r", file.tell(), there) if math.prod(there) else np.zeros(there, kind)
+
+
+def read_tensors(
+    path: str | os.PathLike,
+    error: Kind,  # what is raised
+    *,
+    link: bool = False,  # see `opened`
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return metadata and tensors of a safetensors file, which holds no code."""
+    from safetensors import safe_open
+
+    with opened(path, error, link=link) as file, refusing(path, error, "not a safetensors file, or cut short"):
+        if (header := int.from_bytes(file.read(8), "little")) > HEADER:
+            raise ValueError(f"a header of {header:,} bytes; at most {HEADER:,} are read")
+        with safe_open(path, "pt") as tensors:
+            return tensors.metadata() or {}, {k: tensors.get_tensor(k) for k in tensors.keys()}  # noqa: SIM118
+
+
+def read_checkpoint(
+    path: str | os.PathLike,
+    error: Kind,  # what is raised
+    *,
+    link: bool = False,  # see `opened`
+) -> Any:
+    """Return what `torch.save` wrote: tensors, numbers, text, lists and mappings; no code in it is run."""
+    import torch
+
+    hint = "take another one, or remove it to start anew"
+    with opened(path, error, link=link) as file, refusing(path, error, "no checkpoint, or cut short", hint):
+        archive = zipfile.ZipFile(file)
+        records = archive.infolist()
+        packed = [r.filename for r in records if r.compress_type != zipfile.ZIP_STORED or r.file_size > r.compress_size]
+        pickles = [r.file_size for r in records if r.filename.endswith(".pkl")]
+        if packed or sum(r.file_size for r in records) > os.fstat(file.fileno()).st_size or max(pickles) > HEADER:
+            raise ValueError("larger than torch writes it")
+        if any(r.CRC for r in records) and (bad := archive.testzip()):  # before 0.2 they were not written
+            raise ValueError(f"{bad} is not as it was written")
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
