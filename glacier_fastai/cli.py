@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .errors import DataError, GlacierError, RunStopped, TrainingError
-from .terminal import progress, rank, show_messages
+from .errors import DataError, GlacierError, RunStopped, TrainingError, printable
+from .terminal import launched, progress, rank, show_messages
 
 __all__ = ["app", "main"]
 
@@ -104,10 +104,14 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
-    who = f"glacier-fastai, process {rank()}" if rank() else "glacier-fastai"
+    who, mine = "glacier-fastai", 0
     os.environ.setdefault("MPLBACKEND", "Agg")  # pictures are written, never shown
-    show_messages()
     try:
+        if launched()[1] == 1:
+            os.environ.pop("RANK", None)  # a batch script's, which fastai would read as a number
+        if mine := rank():
+            who += f", process {mine}"
+        show_messages()
         app()
     except GlacierError as err:
         if debug:
@@ -115,13 +119,14 @@ def main() -> None:
         line = str(err).rpartition("\n\t")[2]  # fastai puts the name of the callback in front
         if isinstance(err, RunStopped):
             line += f", with {_again()}" if "WORLD_SIZE" not in os.environ else ", with the same launch and --resume"
-        if not (rank() and isinstance(err, RunStopped)):  # all processes stop alike
+        if not (mine and isinstance(err, RunStopped)):  # all processes stop alike
             print(f"{who}: {line}", file=sys.stderr)
         sys.exit(err.exit_code)
     except OSError as err:  # a full or read-only disk
         if debug:
             raise
-        print(f"{who}: {err.filename or 'input or output'}: {err.strerror or err}", file=sys.stderr)
+        what = f"{err.filename or 'input or output'}: {err.strerror or err}"
+        print(f"{who}: {printable(what)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -205,8 +210,8 @@ def prepare_scene(
     sensor: Sensor = "",
     scale: Scale = "",
     offset: Offset = "",
-    tile_size: Annotated[int, typer.Option(min=32, help="Side of a tile, pixels.")] = 128,
-    overlap: Annotated[int, typer.Option(min=0, help="Least overlap of neighbouring tiles, pixels.")] = 0,
+    tile_size: Annotated[int, typer.Option(min=32, max=65536, help="Side of a tile, pixels.")] = 128,
+    overlap: Annotated[int, typer.Option(min=0, max=65536, help="Least overlap of neighbouring tiles, pixels.")] = 0,
     min_ice: MinIce = 0.0,
     min_valid: MinValid = 0.0,
 ) -> None:
@@ -309,11 +314,11 @@ def prepare_hkh(
 def prepare_synthetic(
     out: Annotated[Path, typer.Option("--out", help="Tile store to make; must not exist.")],
     sensor: Annotated[str, typer.Option(help="Made-up sensor: landsat7 or landsat8.")] = "landsat8",
-    scenes: Annotated[int, typer.Option(min=1, help="Number of landscapes.")] = 6,
-    scene_size: Annotated[int, typer.Option(min=64, help="Side of a landscape, pixels of 30 m.")] = 256,
-    tile_size: Annotated[int, typer.Option(min=32, help="Side of a tile, pixels.")] = 128,
+    scenes: Annotated[int, typer.Option(min=1, max=10_000, help="Number of landscapes.")] = 6,
+    scene_size: Annotated[int, typer.Option(min=64, max=16_384, help="Side of a landscape, pixels of 30 m.")] = 256,
+    tile_size: Annotated[int, typer.Option(min=32, max=16_384, help="Side of a tile, pixels.")] = 128,
     bands: Annotated[str, typer.Option(help="Bands, by name.")] = "blue,green,red,swir1,thermal",
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same landscapes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same landscapes.")] = 0,
 ) -> None:
     """Make up glacier landscapes: synthetic data, to try things without a download."""
     from .data.sources.synthetic import synthetic_store
@@ -448,8 +453,8 @@ LAUNCHED = ("pretrain", "finetune", "crossval", "predict")
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def launch(
     context: typer.Context,
-    processes: Annotated[int, typer.Option(min=1, help="Processes on this machine, one a GPU.")],
-    machines: Annotated[int, typer.Option(min=1, help="Machines; the same command is run on each.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, max=1024, help="Processes on this machine, one a GPU.")],
+    machines: Annotated[int, typer.Option(min=1, max=1024, help="Machines; the same command is run on each.")] = 1,
     rendezvous: Annotated[str, typer.Option(help="HOST:PORT of one of the machines, where all of them meet.")] = "",
 ) -> None:
     """Train, or predict, in several processes, on one machine or many, with torchrun. After `--` comes the command.
@@ -523,12 +528,15 @@ def predict(
     ] = False,
     geoparquet: Annotated[bool, typer.Option("--geoparquet", help="Write them as GeoParquet, too.")] = False,
     simplify: Annotated[
-        float, typer.Option(min=0, help="Simplify the outlines: tolerance in pixels. Areas are measured before.")
+        float,
+        typer.Option(min=0, max=1000, help="Simplify the outlines: tolerance in pixels. Areas are measured before."),
     ] = 0.0,
     stats: Stats = "bundle",
-    window: Annotated[int, typer.Option(min=32, help="Side of the windows that the model sees, pixels.")] = 512,
+    window: Annotated[
+        int, typer.Option(min=32, max=65536, help="Side of the windows that the model sees, pixels.")
+    ] = 512,
     batch_size: Annotated[
-        int, typer.Option(min=0, help="Windows at once; 0 finds out on a GPU, and is 1 on a CPU.")
+        int, typer.Option(min=0, max=65536, help="Windows at once; 0 finds out on a GPU, and is 1 on a CPU.")
     ] = 0,
     part: Annotated[str, typer.Option(help="i/n: do only every n-th scene, from the i-th on, here.")] = "",
     on_error: Annotated[
@@ -587,9 +595,11 @@ def submit(
     out: Annotated[Path, typer.Option("--out", help="Folder to make; must not exist.")],
     seconds: Annotated[
         float,
-        typer.Option(min=0, help="Seconds per tile: what views and scales take beyond that is left out. 0: no limit."),
+        typer.Option(
+            min=0, max=1e6, help="Seconds per tile: what views and scales take beyond that is left out. 0: no limit."
+        ),
     ] = 0.0,
-    max_size: Annotated[float, typer.Option(min=1, help="Megabytes that model.pth may have.")] = 300.0,
+    max_size: Annotated[float, typer.Option(min=1, max=1e6, help="Megabytes that model.pth may have.")] = 300.0,
     check: Annotated[
         Path | None,
         typer.Option(

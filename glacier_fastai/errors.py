@@ -19,13 +19,30 @@ __all__ = [
     "TrainingError",
     "did_you_mean",
     "note",
+    "printable",
 ]
+
+
+def printable(
+    text: str,
+    most: int = 400,  # characters; of longer ones the middle is left out
+) -> str:
+    r"""Return a text as one line that a terminal shows as it is: what is no printable character is escaped.
+
+    >>> printable("a\x1b[2J\nb")
+    'a\\x1b[2J\\nb'
+    """
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    return line if len(line) <= most else f"{line[: most - 150]} ... {line[-145:]}"
 
 
 class GlacierError(Exception):
     """Root of every error that glacier_fastai raises on purpose; the command line shows it as one line."""
 
     exit_code = 2
+
+    def __init__(self, message: str = ""):
+        super().__init__(printable(message))
 
 
 class DataError(GlacierError, ValueError):
@@ -78,6 +95,7 @@ def note(
     >>> kept, said[0].category.__name__
     (['s.tif: band nir is constant'], 'DataNote')
     """
+    text = printable(text, 1000)
     if text not in kept:
         kept.append(text)
         warnings.warn(text, DataNote, stacklevel=2)

@@ -40,10 +40,12 @@ class DataRecipe(Section):
     """What to train on."""
 
     path: str | None = Field(None, description="tile store, or raw folder of the competition or of HKH")
-    tile_size: int = Field(512, ge=32, description="side of the tiles it is made for, pixels")
-    crop: int = Field(256, ge=16, description="side of a training crop, pixels; at most the tile's side")
-    crops_per_tile: int = Field(1, ge=1, description="crops per epoch for each training tile; not with train.steps")
-    folds: int = Field(5, ge=2, description="number of folds")
+    tile_size: int = Field(512, ge=32, le=65_536, description="side of the tiles it is made for, pixels")
+    crop: int = Field(256, ge=16, le=65_536, description="side of a training crop, pixels; at most the tile's side")
+    crops_per_tile: int = Field(
+        1, ge=1, le=10_000, description="crops per epoch for each training tile; not with train.steps"
+    )
+    folds: int = Field(5, ge=2, le=1_000, description="number of folds")
     spatial: bool = Field(True, description="no training tile touches a validation tile")
     min_valid: Fraction = Field(0.1, description="least share of pixels with data for a tile to be used")
     statistics: Literal["data", "weights"] = Field(
@@ -98,7 +100,7 @@ class RampRecipe(Section):
     """Parts of the loss that start small and grow linearly to their full weight."""
 
     start: dict[Part, Fraction] = Field({"boundary": 0.05}, description="part -> fraction of its weight at first")
-    epochs: int = Field(30, ge=1, description="epochs until the weight is full")
+    epochs: int = Field(30, ge=1, le=1_000_000, description="epochs until the weight is full")
     by: Literal["epoch", "batch"] = Field("epoch", description="move once an epoch, or with every batch")
 
 
@@ -114,35 +116,44 @@ def _augment_schema(schema: dict[str, Any]) -> None:
 class TrainRecipe(Section):
     """How to train."""
 
-    epochs: int | None = Field(None, ge=1, description="epochs; 60 where there are no steps")
-    steps: int | None = Field(None, ge=1, description="optimiser steps, in place of epochs; at most 20 epochs of them")
-    batch_size: int = Field(8, ge=1, description="crops per batch, of all processes together")
-    accumulate: int = Field(1, ge=1, description="batches per optimiser step")
+    epochs: int | None = Field(None, ge=1, le=1_000_000, description="epochs; 60 where there are no steps")
+    steps: int | None = Field(
+        None, ge=1, le=1_000_000_000, description="optimiser steps, in place of epochs; at most 20 epochs of them"
+    )
+    batch_size: int = Field(8, ge=1, le=10_000, description="crops per batch, of all processes together")
+    accumulate: int = Field(1, ge=1, le=1_000_000, description="batches per optimiser step")
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest norm of the gradient, 0 = no clipping")
     lr: Positive = Field(5e-4, description="learning rate of AdamW")
     warmup: Fraction = Field(0.0, description="share of the run, at its start, over which lr rises linearly from 0")
     decay: Fraction = Field(0.0, description="share of the run, at its end, over which lr falls linearly to 0")
     encoder_lr_factor: Positive = Field(1.0, description="learning rate of the encoder, as a multiple of lr")
     freeze_epochs: int = Field(
-        0, ge=0, description="first epochs that leave the encoder as it came, norm layers included"
+        0, ge=0, le=1_000_000, description="first epochs that leave the encoder as it came, norm layers included"
     )
     weight_decay: Weight = Field(1e-4, description="weight decay of AdamW")
-    plateau_patience: int = Field(5, ge=0, description="epochs without a better MCC before lr is cut, as in PyTorch")
+    plateau_patience: int = Field(
+        5, ge=0, le=1_000_000, description="epochs without a better MCC before lr is cut, as in PyTorch"
+    )
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="lr is multiplied by it")
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="moving average of the weights is validated and kept: its decay per step, 0 = off"
     )
-    early_stop: int | None = Field(None, ge=1, description="stop after so many epochs without a better MCC")
+    early_stop: int | None = Field(
+        None, ge=1, le=1_000_000, description="stop after so many epochs without a better MCC"
+    )
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
         "auto", description="auto: fp16 on CUDA, bf16 on CPUs that are made for it, else fp32"
     )
     compile: bool = Field(False, description="compile the model (torch.compile): minutes at first, then faster steps")
     sync_bn: bool = Field(False, description="norm layers share their statistics between the GPUs of a launch")
     bad_batches: int = Field(
-        10, ge=1, description="batches in a row without finite loss and gradients that end the run; such are skipped"
+        10,
+        ge=1,
+        le=1_000_000,
+        description="batches in a row without finite loss and gradients that end the run; such are skipped",
     )
     max_minutes: Positive | None = Field(None, description="save and stop after so many minutes; it can be resumed")
-    workers: int = Field(2, ge=0, description="threads that read data ahead")
+    workers: int = Field(2, ge=0, le=256, description="threads that read data ahead")
 
     @model_validator(mode="before")
     @classmethod
@@ -173,10 +184,14 @@ class TrainRecipe(Section):
 class RecordRecipe(Section):
     """What a run keeps while it goes. Nothing here changes what is trained."""
 
-    save_every: int = Field(1, ge=1, description="epochs between checkpoints (last.ckpt)")
+    save_every: int = Field(1, ge=1, le=1_000_000, description="epochs between checkpoints (last.ckpt)")
     save_minutes: Positive | None = Field(10.0, description="save within long epochs, too, after so many minutes")
-    keep: int = Field(1, ge=1, description="checkpoints to keep; all but last.ckpt are named epochNNNN.ckpt")
-    panels_every: int = Field(10, ge=0, description="epochs between TensorBoard's pictures of tiles, 0 = none")
+    keep: int = Field(
+        1, ge=1, le=1_000_000, description="checkpoints to keep; all but last.ckpt are named epochNNNN.ckpt"
+    )
+    panels_every: int = Field(
+        10, ge=0, le=1_000_000, description="epochs between TensorBoard's pictures of tiles, 0 = none"
+    )
     wandb: str | None = Field(None, description="project on Weights & Biases to report to, too")
 
 
@@ -245,7 +260,7 @@ class Recipe(Section):
     train: TrainRecipe = TrainRecipe()
     record: RecordRecipe = RecordRecipe()
     predict: PredictRecipe = PredictRecipe()
-    seed: int = Field(42, ge=0, description="seed of every random number")
+    seed: int = Field(42, ge=0, lt=2**63, description="seed of every random number")
 
     @field_validator("bands")
     @classmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import sys
 import time
 import warnings
@@ -16,17 +17,32 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from .errors import DataNote
+from .errors import DataNote, TrainingError
 
-__all__ = ["in_terminal", "one_arena", "progress", "rank", "show_messages"]
+__all__ = ["in_terminal", "launched", "one_arena", "progress", "rank", "show_messages"]
 
 log = logging.getLogger(__name__)
 EVERY = 30  # seconds between the lines that stand in for a bar
 
 
+def launched() -> tuple[int, int]:
+    """Return which of how many processes of a launch this is; 0 of 1 without one.
+
+    Raises:
+        TrainingError: The environment speaks of a launch that cannot be.
+    """
+    told = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")}
+    if not all(told.values()):  # a batch script's own
+        return 0, 1
+    if all(re.fullmatch(r"\d{1,6}", text) for text in told.values()) and int(told["RANK"]) < int(told["WORLD_SIZE"]):
+        return int(told["RANK"]), int(told["WORLD_SIZE"])
+    said = ", ".join(f"{name}={text}" for name, text in told.items())
+    raise TrainingError(f"{said}: no launch numbers its processes so; unset both to work alone")
+
+
 def rank() -> int:
     """Return which of the processes of a launch this is; 0 without one."""
-    return int(os.environ.get("RANK", 0))
+    return launched()[0]
 
 
 class _Stderr(logging.StreamHandler):

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["likely_fill"]
+__all__ = ["NO_VALUE", "likely_fill"]
+
+NO_VALUE = 1e20
+"""No band holds a number so far from 0; -3.4e38 and 1e30 say that there is no data, declared or not."""
 
 LEAST = 0.005  # share of the pixels from which on a repeated value is looked at
 GAP = 0.5  # distance from all other values, in widths of their range, that no measurement has

@@ -113,5 +113,8 @@ def _whole(path: Path) -> TileStore | None:
 def _homes(beside: Path) -> list[Path]:
     if beside.parent.name == HOME:  # what is made from a cached store is kept next to it
         return [beside.parent]
-    user = platformdirs.user_cache_path("glacier_fastai", appauthor=False)
-    return [beside.parent / HOME, user / digest(str(beside.parent), 12) / HOME]
+    homes = [beside.parent / HOME]
+    with suppress(RuntimeError):  # a user without a home folder
+        user = platformdirs.user_cache_path("glacier_fastai", appauthor=False)
+        homes.append(user / digest(str(beside.parent), 12) / HOME)
+    return homes

@@ -34,6 +34,7 @@ from pyproj import CRS
 from pyproj.exceptions import CRSError
 
 from ..bands import CLASSES, ICE, ICE_OF_ANY_KIND, IGNORE, UNITS, Bands, texture_of
+from ..core.fill import NO_VALUE
 from ..core.ground import outlines
 from ..core.moments import constant, moments
 from ..core.settings import Section, explain
@@ -99,6 +100,11 @@ class _Info(Section):
         if self.version == 3 and not self.table:
             raise ValueError("no digest of tiles.csv")
         return self
+
+
+def _numbers(values: np.ndarray) -> np.ndarray:
+    """Return where all bands of `(C, H, W)` floats hold a value, bool `(H, W)`."""
+    return (np.abs(values) < NO_VALUE).all(0)
 
 
 def _fixed(table: pd.DataFrame) -> str:
@@ -290,7 +296,7 @@ class TileStore:
 
     def _values(self, i: int, index: Sequence[int] | None, window: tuple[slice, slice]) -> np.ndarray:
         raw = np.asarray(self.images[(i, slice(None), *window)])
-        nodata = np.isnan(raw).all(0) if raw.dtype.kind == "f" else (raw == 0).all(0)
+        nodata = ~_numbers(raw) if raw.dtype.kind == "f" else (raw == 0).all(0)
         chosen = list(range(len(self.bands)) if index is None else index)
         out = raw[chosen].astype(np.float32)
         if self.scaled:
@@ -487,7 +493,9 @@ class TileWriter:
         if image.shape != shape or mask.shape != shape[1:]:
             raise DataError(f"tile of scene {scene}: image {image.shape}, mask {mask.shape}; wanted {shape}")
         values = image.astype(self.dtype, order="C")
-        has_data = np.isfinite(values).all(0) if self.dtype.kind == "f" else (values != 0).any(0)
+        has_data = _numbers(values) if self.dtype.kind == "f" else (values != 0).any(0)
+        if self.dtype.kind == "f" and (np.isfinite(values).all(0) & ~has_data).any():
+            self.note(f"{self.path}: holds numbers beyond {NO_VALUE:g}; such pixels have no data")
         valid = has_data if valid is None else valid & has_data
         sums, squares = moments(values, valid)
         values[:, ~valid] = 0 if self.dtype.kind == "u" else np.nan
@@ -530,7 +538,7 @@ class TileWriter:
     def _write(self, image: np.ndarray, mask: np.ndarray, row: dict[str, Any]) -> None:
         """Write a tile, in a thread of its own: the next one is made meanwhile, and the disk is kept busy."""
         for kind, file, array in (("image", self._images, image), ("mask", self._masks, mask)):
-            row[f"crc_{kind}"] = zlib.crc32(array)
+            row[f"crc_{kind}"] = zlib.crc32(array.data)
             before = file.tell()
             file.write(array.data)
             if before // SYNC != file.tell() // SYNC:

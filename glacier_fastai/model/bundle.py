@@ -317,8 +317,8 @@ class ModelBundle:
             about = _About.model_validate(told)
             bundle = cls(
                 weights={k: _restored(v) for k, v in tensors.items()},
-                **{name: getattr(about, name) for name in _About.model_fields if name != "texture"},
-                texture=about.texture and asdict(about.texture),
+                **{name: getattr(about, name) for name in _About.model_fields}
+                | {"texture": about.texture and asdict(about.texture)},
             )
             bundle._check_weights()
         except ValidationError as err:
@@ -333,6 +333,8 @@ class ModelBundle:
         """Raise `ValueError` for weights that are not those of the network, before it takes any memory."""
         if bad := next((k for k, v in self.weights.items() if not torch.isfinite(v).all()), None):
             raise ValueError(f"{bad} is not finite")
+        if bad := next((k for k, v in self.weights.items() if k.endswith("running_var") and (v < 0).any()), None):
+            raise ValueError(f"{bad} is negative")
         if (wanted := weight_shapes(self.arch, self.bands, self.classes, **self.options)) is None:
             self.model()
             return

@@ -102,6 +102,11 @@ class Predictor:
                     for k, probs in enumerate(found, at):
                         totals[k] += probs
         whole = sum(m.weight for m in self.ensemble.members) * len(self.ensemble.predict.passes)
+        for window, probs in zip(windows, totals, strict=True):
+            valid = torch.from_numpy(np.isfinite(window).all(0)).to(probs.device)
+            if not (torch.isfinite(probs).all(0) | ~valid).all():
+                names = ", ".join(str(m.path or "the model") for m in self.ensemble.members)
+                raise PredictionError(f"{names}: gives what is no probability; its weights are damaged")
         return [t / whole for t in totals]
 
     def _sum(self, windows: Sequence[np.ndarray], group: Sequence[int], models: Sequence[Callable]) -> Tensor:

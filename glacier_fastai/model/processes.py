@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import GlacierError, TrainingError
-from ..terminal import rank
+from ..terminal import launched, rank
 from .predictor import default_device
 
 __all__ = [
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 def world_size() -> int:
     """Return the number of processes that train together."""
-    return int(os.environ.get("WORLD_SIZE", 0)) or 1
+    return launched()[1]
 
 
 def select_gpu() -> bool:
@@ -48,7 +48,10 @@ def select_gpu() -> bool:
     """
     if world_size() == 1 or default_device().type != "cuda":
         return False
-    local = int(os.environ["LOCAL_RANK"])
+    text = os.environ.get("LOCAL_RANK", "")
+    if not text.isdecimal():
+        raise TrainingError(f"LOCAL_RANK={text}: the launch must number the processes of this machine, from 0")
+    local = int(text)
     if local >= torch.cuda.device_count():
         raise TrainingError(
             f"process {local + 1} on this machine, which has {torch.cuda.device_count()} GPU; start one process a "
@@ -67,7 +70,13 @@ def init_processes() -> None:
     if world_size() == 1 or dist.is_initialized():
         return
     patience = timedelta(days=1)  # the first process predicts and writes while the others wait
-    dist.init_process_group("cpu:gloo,cuda:nccl" if select_gpu() else "gloo", timeout=patience)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if select_gpu() else "gloo", timeout=patience)
+    except (RuntimeError, ValueError) as err:
+        why = " ".join(str(err).split())[:200]
+        raise TrainingError(
+            f"the {world_size()} processes of the launch cannot meet ({why}); unset RANK and WORLD_SIZE to work alone"
+        ) from err
     atexit.register(dist.destroy_process_group)
 
 

@@ -27,6 +27,7 @@ from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
 from ..model.fit import check_fit
 from ..model.predictor import Predictor
+from ..reading import read_json
 from .outlines import Outlines
 from .postprocess import postprocessed
 from .sink import SIDECAR, ClassMap, ConfidenceMap, ProbabilityMap, Sink, Strip, check_grid
@@ -158,6 +159,7 @@ def predict_scene(
                     statistics = source.statistics() if wanted.statistics == "scene" else None
                     predictor = Predictor(ensemble, device, batch_size, statistics)
                     counts = _write(source, predictor, wanted, {k: partial / p.name for k, p in files.items()})
+                    notes += [text for text in source.notes if text not in notes]
                 pixels = dict(zip(CLASSES, counts[: len(CLASSES)].tolist(), strict=True))
                 sidecars = sorted(p.name for p in partial.glob(f"*{SIDECAR}"))
                 if sidecars:
@@ -267,7 +269,6 @@ def _seen(raster: rasterio.DatasetReader) -> list[Any]:
 def read_record(path: Path) -> dict[str, Any]:
     """Return what a `SCENE_prediction.json` says; nothing if it is not there, or of something else."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path, DataError)
+    except DataError:
         return {}
-    return record if isinstance(record, dict) else {}

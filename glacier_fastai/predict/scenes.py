@@ -16,6 +16,8 @@ from ..errors import DataError, GlacierError, PredictionError, note
 from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
 from ..model.processes import all_gather, init_processes, select_gpu, world_size
+from ..reading import read_table, read_text
+from ..terminal import launched
 from .scene import Wanted, predict_scene, read_record
 from .sink import SIDECAR
 
@@ -90,18 +92,10 @@ def _is_map(path: Path) -> bool:
 
 
 def _listed(path: Path) -> list[Path]:
-    try:
-        if path.suffix.lower() == ".csv":
-            table = pd.read_csv(path, dtype=str, encoding="utf-8-sig")
-            if "scene" not in table:
-                raise DataError(f"{path}: no column scene; it has {', '.join(table.columns)}")
-            lines = table["scene"].dropna().tolist()
-        else:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as err:
-        raise DataError(f"{path}: cannot be read ({err.strerror})") from err
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as err:
-        raise DataError(f"{path}: no list of scenes ({' '.join(str(err).split())})") from err
+    if path.suffix.lower() == ".csv":
+        lines = read_table(path, DataError, {"scene": str}, link=True)["scene"].tolist()
+    else:
+        lines = read_text(path, DataError, link=True).splitlines()
     if not (scenes := [path.parent / line for line in map(str.strip, lines) if line and line[0] != "#"]):
         raise DataError(f"{path}: names no scene")
     return scenes
@@ -117,7 +111,8 @@ def part_of(
         DataError: `part` is not i/n with 1 <= i <= n.
     """
     if not part:
-        return list(scenes[int(os.environ.get("RANK", 0)) :: int(os.environ.get("WORLD_SIZE", 1))])
+        rank, n = launched()
+        return list(scenes[rank::n])
     try:
         i, n = map(int, part.split("/"))
     except ValueError:

@@ -2,24 +2,82 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import pandas as pd
-import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ..bands import CLASSES
-from ..errors import BundleError, DataError
+from ..errors import BundleError, DataError, GlacierError
 from ..model.bundle import ModelBundle, TrainedOn
+from ..reading import parse_json, read_json, read_table, read_text, read_yaml, refusing
+from ..recipe import Section, explain, recipe_from
 
 __all__ = ["Run", "not_comparable", "read_runs"]
 
 BEST = "best.safetensors"
+MOST = 1000  # folds
+Count = Annotated[int, Field(ge=0)]
+Numbers = dict[str, int | float | None]
+
+
+class _Section(Section):
+    """What a file of a run holds; fields that a report does not use are left as they are."""
+
+    model_config = {**Section.model_config, "extra": "allow"}
+
+
+class _Git(_Section):
+    commit: str
+    changed: bool
+
+
+class _Environment(_Section):
+    python: str | None = None
+    packages: dict[str, str] = {}
+    device: str | None = None
+    command: list[str] = []
+    git: _Git | None = None
+    folds_hash: str | None = None
+
+
+class _Scores(_Section):
+    epoch: int | None = None
+    classes: dict[str, Numbers] = {}
+    ice: Numbers = {}
+    confusion: list[list[Count]] = []
+    mcc: float | None = None
+    ice_mcc: float | None = None
+    mean_iou: float | None = None
+    ice_iou: float | None = None
+    mcc_image_mean: float | None = None
+    ratio_ice_mcc: float | None = None
+
+    @field_validator("confusion")
+    @classmethod
+    def _square(cls, matrix: list[list[int]]) -> list[list[int]]:
+        if matrix and ({*map(len, matrix)} != {k := len(CLASSES)} or len(matrix) not in (k, k + 1)):
+            raise ValueError(f"no matrix of {len(CLASSES)} classes")
+        return matrix
+
+
+class _Event(_Section):
+    time: str
+    event: str
+    epoch: int | None = None
+    seconds: float | None = None
+    gpu_peak_mb: float | None = None
+    notes: list[str] = []
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.event == "epoch" and None in (self.epoch, self.seconds):
+            raise ValueError("an epoch without its number or seconds")
+        return self
 
 
 @dataclass(frozen=True)
@@ -28,7 +86,8 @@ class Run:
 
     path: Path
     name: str  # tells it from the others of a report
-    recipe: dict[str, Any]
+    recipe: dict[str, Any]  # as the file has it
+    settings: dict[str, Any]  # the same, validated, every default included
     environment: dict[str, Any]
     history: pd.DataFrame  # a row per epoch
     events: list[dict[str, Any]]
@@ -56,7 +115,7 @@ class Run:
 
     def get(self, *keys: str) -> Any:
         """Return a field of the recipe by its path, or None."""
-        value: Any = self.recipe
+        value: Any = self.settings
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
         return value
@@ -105,28 +164,32 @@ def _members(path: Path) -> list[Path]:
 def _read(path: Path, name: str) -> Run:
     lacks: list[str] = []
 
-    def read(file: str, parse: Callable[[str], Any], empty: Any) -> Any:
+    def read(file: str, parse: Callable[[Path], Any], empty: Any) -> Any:
         try:
-            return parse((path / file).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            lacks.append(f"no {file}")
-        except (LookupError, OSError, TypeError, ValueError, yaml.YAMLError) as err:
-            lacks.append(f"{file} is damaged ({' '.join(str(err).split())[:100]})")
+            return parse(path / file)
+        except (GlacierError, ValidationError) as err:
+            why = explain(err, _Section) if isinstance(err, ValidationError) else str(err)
+            why = why.removeprefix(f"{path / file}: ")[:160]
+            lacks.append(f"{file} is damaged ({why})" if (path / file).exists() else f"no {file}")
         return empty
 
-    recipe = read("recipe.yaml", lambda text: dict(yaml.safe_load(text)), {})
-    environment = read("environment.json", lambda text: dict(json.loads(text)), {})
-    history = read("history.csv", lambda text: pd.read_csv(StringIO(text)).astype({"epoch": int}), None)
-    lines = read("events.jsonl", str.splitlines, [])
+    def typed(model: type[Section]) -> Callable[[Path], dict[str, Any]]:
+        return lambda file: model.model_validate(read_json(file, DataError)).model_dump(exclude_unset=True)
+
+    recipe = read("recipe.yaml", _mapping, {})
+    settings = read("recipe.yaml", lambda file: _settings(recipe, file), {}) if recipe else {}
+    environment = read("environment.json", typed(_Environment), {})
+    history = read("history.csv", _history, None)
+    lines = read("events.jsonl", lambda file: read_text(file, DataError).splitlines(), [])
     events = [event for line in lines if (event := _event(line))]
     if len(events) < len(lines):
         lacks.append(f"{len(lines) - len(events)} damaged or half-written line of events.jsonl left out")
-    table = read("folds.csv", lambda text: pd.read_csv(StringIO(text))[["fold", "part"]], None)
+    table = read("folds.csv", _folds, None)
     parts = {} if table is None else table["part"].value_counts().to_dict()
     scores: dict[str, Any] = {}
     bundle = None
     if not parts or "valid" in parts:
-        scores = read("metrics.json", lambda text: dict(json.loads(text)), {})
+        scores = read("metrics.json", typed(_Scores), {})
     else:
         lacks.append("trained on every tile, without validation, so there is nothing to score it on")
     try:
@@ -144,10 +207,11 @@ def _read(path: Path, name: str) -> Run:
         path=path,
         name=name,
         recipe=recipe,
+        settings=settings,
         environment=environment,
         history=pd.DataFrame({"epoch": []}) if history is None else history,
         events=events,
-        folds=0 if table is None else int(table["fold"].max()) + 1,
+        folds=0 if table is None else int(table["fold"].to_numpy().max(initial=-1)) + 1,
         parts=parts,
         scores=scores,
         bundle=bundle,
@@ -160,12 +224,36 @@ def _read(path: Path, name: str) -> Run:
     return run
 
 
+def _mapping(file: Path) -> dict[str, Any]:
+    tree = read_yaml(file, DataError)
+    if not isinstance(tree, dict):
+        raise DataError(f"{file}: no mapping")
+    return {str(k): v for k, v in tree.items()}
+
+
+def _settings(recipe: dict[str, Any], file: Path) -> dict[str, Any]:
+    return recipe_from(recipe, str(file)).model_dump(mode="json")
+
+
+def _history(file: Path) -> pd.DataFrame:
+    """Return the history; epochs without a value of a column have NaN there."""
+    table = read_table(file, DataError, {"epoch": int})
+    with refusing(file, DataError, "a column holds what is no number"):
+        return table.apply(pd.to_numeric)
+
+
+def _folds(file: Path) -> pd.DataFrame:
+    table = read_table(file, DataError, {"fold": int, "part": str})
+    if not table["fold"].between(-10, MOST).all():
+        raise DataError(f"{file}: a fold is not in 0 to {MOST}")
+    return table
+
+
 def _event(line: str) -> dict[str, Any] | None:
     try:
-        event = json.loads(line)
-    except ValueError:
+        return _Event.model_validate(parse_json(line, "events.jsonl", DataError)).model_dump(exclude_unset=True)
+    except (DataError, ValidationError):
         return None
-    return event if isinstance(event, dict) and {"event", "time"} <= event.keys() else None
 
 
 def not_comparable(

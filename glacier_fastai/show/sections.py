@@ -29,6 +29,7 @@ from .validation import SHOWN, Validation, data_uri, evenly
 __all__ = ["Picture", "across", "contents", "number", "percent", "plain"]
 
 LISTED = 10  # hardest tiles in the table
+COLUMNS = 60  # of a history that are looked at
 LOSSES = ("focal", "dice", "mcc", "boundary", "bf1")
 SCORES = {
     "mcc": "MCC",
@@ -297,13 +298,13 @@ def _curve(runs: Sequence[Run], caption: str, train: str | None, valid: str | No
 
 
 def _losses(runs: Sequence[Run]) -> list[Picture]:
-    columns = list(dict.fromkeys(str(c) for r in runs for c in r.history))
+    columns = list(dict.fromkeys(str(c) for r in runs for c in r.history))[:COLUMNS]
     drawn = _curve(runs, "loss", "train_loss", "valid_loss")
     for part in LOSSES:
         drawn += _curve(runs, f"{part} loss", f"train_{part}_loss", f"{part}_loss")
     for column in columns:
-        if column.startswith("ramp_"):
-            drawn += _curve(runs, f"ramp of the {column.removeprefix('ramp_')} loss", column, None)
+        if (part := column.removeprefix("ramp_")) != column and part.isidentifier() and len(part) < 40:
+            drawn += _curve(runs, f"ramp of the {part} loss", column, None)
     return drawn + _curve(runs, "learning rate", "lr", None, log=True)
 
 
@@ -316,7 +317,7 @@ def _confusion(runs: Sequence[Run], groups: Mapping[str, Sequence[int]]) -> list
     alone = [k for k in range(len(runs)) if not any(k in chosen for chosen in groups.values())]
     drawn = []
     for name, chosen in [*groups.items(), *((runs[k].name, [k]) for k in alone)]:
-        known = [np.array(runs[k].scores["confusion"]) for k in chosen if "confusion" in runs[k].scores]
+        known = [np.array(m) for k in chosen if (m := runs[k].scores.get("confusion"))]
         if known:
             rows = max(map(len, known))
             matrix = np.sum([np.pad(m, ((0, rows - len(m)), (0, 0))) for m in known], 0)

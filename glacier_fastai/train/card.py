@@ -19,10 +19,12 @@ from shapely.geometry import mapping
 
 from ..bands import BANDS, CLASS_COLOURS, CLASSES, UNKNOWN_ICE
 from ..data.tiles import TileStore
+from ..errors import DataError
 from ..files import file_hash, write_text
 from ..model.bundle import ModelBundle, described
 from ..model.evaluate import class_table
 from ..model.registry import architecture
+from ..reading import read_json
 
 __all__ = ["model_card", "stac_item", "write_card"]
 
@@ -41,7 +43,7 @@ def write_card(
     store: TileStore,  # the tiles it was trained on
 ) -> None:
     """Write RUN/MODEL_CARD.md, and a STAC item beside the bundle, named like it."""
-    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    environment = read_json(run / "environment.json", DataError)
     made = datetime.fromtimestamp(path.stat().st_mtime, UTC).replace(microsecond=0)
     item = stac_item(bundle, store, path, made).to_dict(include_self_link=False)
     write_text(run / "MODEL_CARD.md", model_card(bundle, store, path, made, environment))

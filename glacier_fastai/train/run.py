@@ -47,6 +47,7 @@ from ..model.evaluate import class_table, score_tiles
 from ..model.oof import OutOfFold
 from ..model.processes import init_processes, on_rank_zero, world_size
 from ..model.registry import of_recipe
+from ..reading import read_json
 from ..recipe import Recipe
 from .build import about_run, compile_model, effective_precision, make_callbacks, make_dls, make_learner
 from .card import write_card
@@ -317,7 +318,7 @@ def crossval(
 
 
 def _scores(run: Path) -> dict[str, Any]:
-    return json.loads((run / "metrics.json").read_text())
+    return read_json(run / "metrics.json", DataError)
 
 
 def _combine(out: Path, store: TileStore, folds: int) -> None:

@@ -205,7 +205,7 @@ def test_the_command_prints_the_path(trained, tmp_path):
 def test_a_damaged_bundle_costs_only_the_tiles(run, tmp_path):
     (run / "best.safetensors").write_bytes((run / "best.safetensors").read_bytes()[:1000])
     found = made(tmp_path, run)
-    assert "not a model bundle, or cut short" in found.notes()[0]
+    assert "not a safetensors file, or cut short" in found.notes()[0]
     assert "Confusion matrix" in found.html and not found.all("input")
 
 

@@ -14,8 +14,8 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
 from ...bands import Bands, natural_unit
-from ...core.fill import likely_fill
-from ...errors import DataError
+from ...core.fill import NO_VALUE, likely_fill
+from ...errors import DataError, note
 from ..profile import QUANTILES, Profile
 from .names import described_otherwise, name_bands
 from .raster import open_raster, pixel_size, reading
@@ -289,6 +289,9 @@ class SceneRaster:
                 valid &= band != declared
         if values.dtype.kind == "f":
             valid &= np.isfinite(values).all(0)
+            if (far := valid & (np.abs(values) >= NO_VALUE).any(0)).any():
+                note(f"{self.path}: holds numbers beyond {NO_VALUE:g}; such pixels have no data", self.notes)
+                valid &= ~far
         if values.dtype.kind == "u" or all(declared == 0 for declared in nodata):
             valid &= (values != 0).any(0)
         return values, valid

@@ -8,7 +8,6 @@ footprint covers its slice but for the last 6 rows and columns, the overlap.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from pathlib import PureWindowsPath
@@ -18,6 +17,7 @@ import numpy as np
 from rasterio.crs import CRS
 
 from ...errors import DataError
+from ...reading import parse_json
 
 __all__ = ["OVERLAP", "SLICE", "read_footprints"]
 
@@ -36,8 +36,8 @@ def read_footprints(
         DataError: Not what it should be.
     """
     scenes, known, mirrored = defaultdict(list), {}, 0
+    table = parse_json(text, where, DataError)
     try:
-        table = json.loads(text)
         crs = table["crs"]["properties"]["name"] if table.get("crs") else "CRS84"  # what GeoJSON has without a word
         crs = "EPSG:4326" if crs.endswith("CRS84") else CRS.from_user_input(crs).to_string()
         for feature in table["features"]:

@@ -21,7 +21,7 @@ Places: from `slices.geojson` (see `footprints`). Without it tiles have none, an
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import shutil
 from collections import Counter
@@ -30,7 +30,6 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from io import RawIOBase
 from pathlib import Path
-from tokenize import TokenError
 from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -38,6 +37,7 @@ import numpy as np
 from ...bands import BANDS, ICE, ICE_OF_ANY_KIND, IGNORE, Bands, texture_of
 from ...core.jit import jit
 from ...errors import DataError, OutputError
+from ...reading import array_header, opened, read_array, read_json, read_text, refusing
 from ..download import Progress, RemoteStream, fetch, members
 from ..scenes.names import name_bands
 from ..tiles import TileStore, TileWriter
@@ -71,6 +71,7 @@ MIRRORS = (
 
 SPLITS = {"train": "train", "dev": "valid", "test": "test"}  # folder -> our name
 PLACES, STATS = "slices.geojson", "stats_train.json"
+PLACES_MOST = 2**28  # bytes of slices.geojson
 ANY_ICE = (*ICE, ICE_OF_ANY_KIND)
 LARGEST = 2048  # side of a tile, pixels
 NEGATIVE = 0.01  # share of negative values in a band that is not raw; resampling leaves a few
@@ -153,11 +154,11 @@ def _imputed(folder: Path) -> dict[str, float]:
     """Return what nodata became in each channel of z-scored images, as far as that is known."""
     if (path := _beside(folder, STATS)) is None:
         return {}
+    stats = read_json(path, DataError, link=True)
     try:
-        stats = json.loads(path.read_bytes())
         rows = zip(CHANNELS, map(float, stats["means"]), map(float, stats["stds"]), strict=True)
         return {channel: -mean / std for channel, mean, std in rows if std > 0 and mean == mean}
-    except (OSError, KeyError, TypeError, ValueError) as err:
+    except (KeyError, OverflowError, TypeError, ValueError) as err:
         raise DataError(f'{path}: damaged ({err!r}); wanted are 15 "means" and 15 "stds", or no such file') from err
 
 
@@ -233,21 +234,16 @@ class _Reader:
 
     def _array(self, f: _File, file: IO[bytes]) -> np.ndarray:
         depth, dtypes = (len(CHANNELS), ("float32", "float64")) if f.kind == "img" else (3, ("uint8", "bool"))
-        try:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-        except DataError:  # from the archive
-            raise
-        except (MemoryError, OSError, SyntaxError, TokenError, ValueError) as err:
-            line = " ".join(str(err).split())
-            raise DataError(f"{f.where}: not an .npy file, cut short or damaged ({line}); copy it again") from err
-        if array.dtype.name not in dtypes:
-            raise DataError(f"{f.where}: values are {array.dtype}; allowed are {' and '.join(dtypes)}")
-        side = self.size or len(array) if array.ndim else 0
-        if array.shape != (side, side, depth) or not OVERLAP < side <= LARGEST:
-            sides = f"{self.size} as in the first tile" if self.size else f"{OVERLAP + 1} to {LARGEST}"
-            raise DataError(f"{f.where}: shape {array.shape}; wanted is (N, N, {depth}) with N {sides}")
-        self.size = side
-        return array
+        with refusing(f.where, DataError, "not an .npy file, cut short or damaged", "copy it again"):
+            shape, dtype = array_header(file)
+            if dtype.name not in dtypes:
+                raise DataError(f"{f.where}: values are {dtype}; allowed are {' and '.join(dtypes)}")
+            side = self.size or (shape[0] if shape else 0)
+            if shape != (side, side, depth) or not OVERLAP < side <= LARGEST:
+                sides = f"{self.size} as in the first tile" if self.size else f"{OVERLAP + 1} to {LARGEST}"
+                raise DataError(f"{f.where}: shape {shape}; wanted is (N, N, {depth}) with N {sides}")
+            self.size = side
+            return np.frombuffer(bytearray(file.read(math.prod(shape) * dtype.itemsize)), dtype).reshape(shape)
 
     def _mask(self, array: np.ndarray, where: str) -> np.ndarray | None:
         if (top := (mask := array.view(np.uint8)).max()) > 1:
@@ -297,7 +293,7 @@ def _pairs(
                 waiting[f[:3]] = f, path
             continue
         if isinstance(half, Path):
-            path, half = half, np.load(half)
+            path, half = half, np.array(read_array(half, DataError, (np.uint8, np.float32)))
             path.unlink()
         yield (f, half, mine) if f.kind == "mask" else (f, mine, half)
     for f, _ in waiting.values():
@@ -323,15 +319,8 @@ def _folder(files: Iterable[_File]) -> _Files:
         if both[f[:3]] == 1:
             raise f.alone()
     for f in files:
-        with _open(f.where) as file:
+        with opened(f.where, DataError, link=True) as file:
             yield f, file
-
-
-def _open(path: str | os.PathLike) -> BinaryIO:
-    try:
-        return open(path, "rb")
-    except OSError as err:
-        raise DataError(f"{path}: cannot be read ({err.strerror})") from err
 
 
 def _archive(
@@ -349,7 +338,7 @@ def _archive(
         if m := SLICE.fullmatch(name.split("/")[-1]):
             yield _File("", m[1], m[3], m[2], f"{where}: {name}"), file
         else:
-            places[f"{where}: {name}"] = file.read()
+            places[f"{where}: {name}"] = file.read(PLACES_MOST)
     if isinstance(archive, RemoteStream):
         archive.verify()
 
@@ -390,8 +379,7 @@ def prepare_hkh(
         listed = list(_scan(source))
         files, total = _folder(listed), len(listed) // 2
         if beside := _beside(source, PLACES):
-            with _open(beside) as file:
-                places[str(beside)] = file.read()
+            places[str(beside)] = read_text(beside, DataError, PLACES_MOST, link=True).encode()
         if listed[0].split:
             options = replace(options, min_ice=0, standardised=True, imputed=_imputed(source))
     else:
