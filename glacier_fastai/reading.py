@@ -28,6 +28,7 @@ __all__ = [
     "parse_json",
     "parse_yaml",
     "read_array",
+    "read_arrays",
     "read_checkpoint",
     "read_json",
     "read_table",
@@ -81,9 +82,11 @@ def opened(
     """Open a regular file for reading: no folder, pipe or device, and no link to another place."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | (0 if link else getattr(os, "O_NOFOLLOW", 0))
     try:
-        file = open(os.open(path, flags), "rb")  # noqa: SIM115  closed below
+        file = open(path, "rb", opener=lambda name, _: os.open(name, flags))  # noqa: SIM115  closed below
     except FileNotFoundError as err:
         raise error(f"{path}: no such file") from err
+    except IsADirectoryError as err:
+        raise error(f"{path}: a folder; give a file") from err
     except (OSError, ValueError) as err:  # of a NUL, or a lone surrogate
         is_link = os.path.islink(path) if isinstance(err, OSError) else False
         why = "a link, which may lead anywhere; put the file itself there" if is_link and not link else "cannot be read"
@@ -91,8 +94,7 @@ def opened(
     with file:
         about = os.fstat(file.fileno())
         if not stat.S_ISREG(about.st_mode):
-            kind = "a folder" if stat.S_ISDIR(about.st_mode) else "no regular file (a pipe or a device)"
-            raise error(f"{path}: {kind}; give a file")
+            raise error(f"{path}: no regular file (a pipe or a device); give a file")
         if most is not None and about.st_size > most:
             raise error(f"{path}: of {about.st_size:,} bytes; such a file has at most {most:,}")
         yield file
@@ -278,6 +280,22 @@ def read_array(
         if os.fstat(file.fileno()).st_size != file.tell() + math.prod(there) * kind.itemsize:
             raise ValueError("cut short, or longer than its header says")
         return np.memmap(file, kind, "r", file.tell(), there) if math.prod(there) else np.zeros(there, kind)
+
+
+def read_arrays(
+    path: str | os.PathLike,
+    error: Kind,  # what is raised
+) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file by name."""
+    found: dict[str, np.ndarray] = {}
+    with opened(path, error) as file, refusing(path, error, "no .npz file, or damaged"):
+        for record in zipfile.ZipFile(file).infolist():
+            with zipfile.ZipFile(file).open(record) as array:
+                shape, dtype = array_header(array)
+                if (size := math.prod(shape) * dtype.itemsize) > record.file_size:
+                    raise ValueError(f"{record.filename}: cut short")
+                found[record.filename.removesuffix(".npy")] = np.frombuffer(array.read(size), dtype).reshape(shape)
+    return found
 
 
 def read_tensors(

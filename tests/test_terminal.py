@@ -4,7 +4,29 @@ import sys
 
 import pytest
 
-from glacier_fastai.terminal import in_terminal, progress, show_messages
+from glacier_fastai.errors import TrainingError
+from glacier_fastai.terminal import in_terminal, launched, progress, show_messages
+
+
+@pytest.mark.parametrize(
+    ("rank", "size", "found"),
+    [(None, None, (0, 1)), ("", None, (0, 1)), ("x", None, (0, 1)), ("3", None, (0, 1)), ("1", "2", (1, 2))],
+)
+def test_a_launch_is_one_that_numbers_its_processes(monkeypatch, rank, size, found):
+    for name, value in (("RANK", rank), ("WORLD_SIZE", size)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert launched() == found
+
+
+@pytest.mark.parametrize(("rank", "size"), [("0", "0"), ("5", "2"), ("-1", "1"), ("x", "2"), ("0", "9" * 5000)])
+def test_a_launch_that_cannot_be_is_refused(monkeypatch, rank, size):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(TrainingError, match="RANK=.*no launch numbers its processes so; unset both to work alone"):
+        launched()
+
 
 ARENAS = """
 import ctypes, sys, threading
@@ -70,6 +92,7 @@ def test_a_library_is_silent_until_messages_are_asked_for(shown, capsys, monkeyp
     log.info("once")
     assert capsys.readouterr().err == "once\n"
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     shown()
     log.info("of another process")
     log.error("but errors are")

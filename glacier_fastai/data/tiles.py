@@ -104,7 +104,7 @@ class _Info(Section):
 
 def _numbers(values: np.ndarray) -> np.ndarray:
     """Return where all bands of `(C, H, W)` floats hold a value, bool `(H, W)`."""
-    return (np.abs(values) < NO_VALUE).all(0)
+    return (np.abs(values) < np.float32(NO_VALUE)).all(0)  # float16 holds no such number
 
 
 def _fixed(table: pd.DataFrame) -> str:
@@ -183,13 +183,10 @@ class TileStore:
     ) -> None:
         """Make sure, once in a process, that what is read of a tile is what was written; raises `DataError`."""
         if not self._known[kind][i]:
-            if (
-                zlib.crc32(np.ascontiguousarray((self.images if kind == "image" else self.masks)[i]))
-                != self.table[f"crc_{kind}"].iat[i]
-            ):
-                raise DataError(
-                    f"{self.path}: the {kind} of tile {self.table['id'].iat[i]} is not as it was written; {AGAIN}"
-                )
+            array = np.ascontiguousarray((self.images if kind == "image" else self.masks)[i])
+            if zlib.crc32(array.data) != self.table[f"crc_{kind}"].iat[i]:
+                name = self.table["id"].iat[i]
+                raise DataError(f"{self.path}: the {kind} of tile {name} is not as it was written; {AGAIN}")
             self._known[kind][i] = True
 
     def __len__(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -31,11 +32,11 @@ from .unet import adapt_first_conv, adapt_head
 __all__ = ["ModelBundle", "TrainedOn", "trained_ground", "unwrapped"]
 
 FORMAT = "glacier_fastai model bundle"
-VERSION = 3
+VERSION = 4
 NOWHERE = "POLYGON EMPTY"
-# before 3 nothing told of values and ground trained on; 1: `arch` named the encoder of a U-Net, beside `attention`
-READS = ("1", "2", "3")
-HEAD = ("format", "version")  # the rest is JSON
+# before 4 nothing told whether all is as it was written, before 3 of values and ground trained on; 1: `arch` named the encoder of a U-Net, beside `attention`
+READS = ("1", "2", "3", "4")
+HEAD = ("format", "version", "digest")  # the rest is JSON
 
 
 class TrainedOn(Section):
@@ -104,7 +105,8 @@ class _About(Section):
     def _fits(self) -> Self:
         if not len(self.bands) == len(self.mean) == len(self.std):
             raise ValueError("bands and statistics differ in number")
-        mean, std = np.array([self.mean, self.std], np.float32)  # as they are used
+        with np.errstate(over="ignore"):
+            mean, std = np.array([self.mean, self.std]).astype(np.float32)  # as they are used
         if not np.isfinite([mean, std]).all() or (std <= 0).any():
             raise ValueError("statistics are not finite, or a deviation is not positive")
         if (texture := self.texture) is not None:
@@ -291,6 +293,7 @@ class ModelBundle:
             "baseline": self.baseline and self.baseline.model_dump(mode="json"),
         }
         metadata = {"format": FORMAT, "version": str(VERSION), **{k: json.dumps(v) for k, v in about.items()}}
+        metadata["digest"] = _digest(tensors, metadata)
         with whole_file(path) as file:
             file.write(serialize({k: v.contiguous() for k, v in tensors.items()}, metadata))
 
@@ -321,6 +324,8 @@ class ModelBundle:
                 | {"texture": about.texture and asdict(about.texture)},
             )
             bundle._check_weights()
+            if metadata["version"] not in READS[:3] and metadata.get("digest") != _digest(tensors, metadata):
+                raise ValueError("not as it was written")
         except ValidationError as err:
             raise BundleError(f"{path}: damaged or made by other code ({explain(err, _About)})") from err
         except (RecipeError, DataError) as err:
@@ -405,6 +410,15 @@ def described(
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model inside of `DistributedDataParallel`, or the model itself."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def _digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
+    """Return the SHA-256 of all that a bundle holds."""
+    found = hashlib.sha256(repr(sorted((k, v) for k, v in metadata.items() if k != "digest")).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _halved(tensor: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ from ..files import whole_file, whole_folder, write_text
 from ..model.bundle import described
 from ..model.ensemble import Ensemble, Member
 from ..model.evaluate import predict_tiles
+from ..reading import read_arrays
 from ..recipe import ENCODERS, PostprocessRecipe
 from . import solution
 from .standalone import standalone
@@ -161,8 +162,7 @@ def check_submission(
         out = Path(work) / "maps"
         _run([folder / "solution.py", "--data", root, "--out", out])
         _run(["-c", RETURNED, folder, root, Path(work) / "maps.npz"])
-        with np.load(Path(work) / "maps.npz") as file:
-            returned = {k: file[k] for k in file.files}
+        returned = read_arrays(Path(work) / "maps.npz", PredictionError)
         seconds = float(returned.pop("seconds"))
         _compare("returned", returned, wanted)
         _compare("written", _written(out), wanted)

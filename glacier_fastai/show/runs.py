@@ -239,7 +239,7 @@ def _history(file: Path) -> pd.DataFrame:
     """Return the history; epochs without a value of a column have NaN there."""
     table = read_table(file, DataError, {"epoch": int})
     with refusing(file, DataError, "a column holds what is no number"):
-        return table.apply(pd.to_numeric)
+        return table.replace("", "nan").astype({name: float for name in table if name != "epoch"})
 
 
 def _folds(file: Path) -> pd.DataFrame:

@@ -280,6 +280,64 @@ def test_damaged_stores_are_refused(store, damage, message):
         TileStore(store.path)
 
 
+def change(path, name, old, new):
+    data = (path / name).read_bytes()
+    assert old in data
+    (path / name).write_bytes(data.replace(old, new, 1))
+
+
+def turn_a_byte(path, name):
+    data = bytearray((path / name).read_bytes())
+    data[-1] ^= 1
+    (path / name).write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("images.npy", b"<u2", b">u2", r"images\.npy: .*>u2 .*wanted is uint16"),
+        ("images.npy", b"False", b"True ", "Fortran order"),
+        ("masks.npy", b"|u1", b"|i1", r"\|i1 .*wanted is uint8"),
+        ("dataset.json", b'"uint16"', b'"uint8"', "wanted is uint8"),
+        ("dataset.json", b'"uint16"', b'"object"', "dtype"),
+        ("dataset.json", b'"size": 32', b'"size": 64', "wanted is"),
+        ("dataset.json", b'"size": 32', b'"size": 1e999', "no finite number"),
+        ("dataset.json", b'"bands": [', b'"bands": ["red",', "band 'red' is named twice"),
+        ("dataset.json", b'"table"', b'"tabel"', r"no digest of tiles\.csv"),
+        ("tiles.csv", b"EPSG:32645", b"EPSG:32646", "not as it was written"),
+        ("tiles.csv", b",crs,", b",crz,", "no column crs"),
+    ],
+)
+def test_what_changes_the_meaning_of_a_store_is_refused(store, name, old, new, message):
+    change(store.path, name, old, new)
+    with pytest.raises(DataError, match=message):
+        TileStore(store.path)
+
+
+@pytest.mark.parametrize("kind", ["image", "mask"])
+def test_a_byte_that_has_turned_is_found_when_its_tile_is_read(store, kind):
+    turn_a_byte(store.path, f"{kind}s.npy")
+    damaged, last = TileStore(store.path), len(store) - 1
+    read = damaged.read if kind == "image" else damaged.labels
+    read(0)
+    name = store.table["id"][last]
+    with pytest.raises(DataError, match=f"the {kind} of tile {name} is not as it was written; prepare the store again"):
+        read(last)
+
+
+def test_split_and_group_may_be_edited(store):
+    table = store.table.assign(split="test", group="g")
+    table.to_csv(store.path / "tiles.csv", index=False)
+    assert set(TileStore(store.path).table["split"]) == {"test"}
+
+
+def test_no_folder_of_another_leads_out_of_itself(store, tmp_path):
+    (store.path / "masks.npy").rename(tmp_path / "elsewhere.npy")
+    (store.path / "masks.npy").symlink_to(tmp_path / "elsewhere.npy")
+    with pytest.raises(DataError, match=r"masks\.npy: a link"):
+        TileStore(store.path)
+
+
 def test_missing_bands_and_empty_statistics_are_refused(store):
     with pytest.raises(DataError, match=r"no band nir, slope; it holds blue, green, red, swir1, thermal"):
         store.band_index(["blue", "nir", "slope"])

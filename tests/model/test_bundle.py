@@ -38,7 +38,7 @@ def test_it_loads_with_no_other_file_and_gives_the_same_model(bundle, tmp_path):
 def test_a_bundle_says_whether_it_tells_debris_and_one_of_before_does(bundle, tmp_path):
     replace(bundle, tells_debris=False).save(tmp_path / "blind.safetensors")
     assert not ModelBundle.load(tmp_path / "blind.safetensors").tells_debris
-    resaved(bundle, tmp_path / "before.safetensors", tells_debris=None)
+    resaved(bundle, tmp_path / "before.safetensors", tells_debris=None, version="3")
     assert bundle.tells_debris and ModelBundle.load(tmp_path / "before.safetensors").tells_debris
 
 
@@ -99,7 +99,7 @@ def resaved(bundle, path, drop=None, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": "4"}, "bundle version 4; this glacier_fastai reads 1 to 3"),
+        ({"version": "5"}, "bundle version 5; this glacier_fastai reads 1 to 4"),
         ({"bands": None}, "damaged or made by other code"),
         ({"bands": "{"}, "bands: damaged, or not JSON"),
         ({"mean": "[1.0]"}, "bands and statistics differ in number"),
@@ -120,12 +120,55 @@ def resaved(bundle, path, drop=None, **changes):
         ({"trained_on": '{"train": 3}'}, "damaged or made by other code.*train"),
         ({"trained_on": '{"ground": "POINT (86 28)"}'}, "damaged or made by other code.*ground.*no polygons in WKT"),
         ({"trained_on": '{"ground": "POLYGON ((86 28, 87"}'}, "damaged or made by other code.*ground.*no polygons"),
-        ({"drop": "segmentation_head.0.bias"}, "damaged or made by other code"),
+        ({"drop": "segmentation_head.0.bias"}, r"segmentation_head\.0\.bias is missing, wanted is \(4,\)"),
+        ({"std": "[1, 1, 1e-60, 1, 1]"}, "a deviation is not positive"),
+        ({"mean": "[1, 1, 1e39, 1, 1]"}, "statistics are not finite"),
+        ({"mean": "[1, 1, NaN, 1, 1]"}, "NaN is no number"),
+        ({"classes": '["a", "b", "c"]'}, r"segmentation_head\.0\.bias is \(4,\), wanted is \(3,\)"),
+        ({"options": '{"encoder": "tu-hf-hub:stranger/model"}'}, "encoder 'tu-hf-hub:stranger/model': use one of"),
+        ({"options": '{"encoder": "tu-local-dir:/etc"}'}, "encoder 'tu-local-dir:/etc': use one of"),
+        ({"options": '{"encoder": 5}'}, "cannot be built"),
+        ({"trained_on": "[" * 100_000}, "not JSON"),
+        ({"secret": "1"}, "secret: unknown key"),
     ],
 )
 def test_contents_that_do_not_fit_are_refused(bundle, tmp_path, changes, message):
     resaved(bundle, tmp_path / "m.safetensors", **changes)
     refuse(tmp_path / "m.safetensors", message)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (FIRST, float("nan"), f"{FIRST} is not finite"),
+        ("segmentation_head.0.bias", float("inf"), r"segmentation_head\.0\.bias is not finite"),
+        ("running_var", -1.0, "running_var is negative"),
+    ],
+)
+def test_weights_that_no_training_gives_are_refused(bundle, tmp_path, name, value, message):
+    weights = {k: v.clone() for k, v in bundle.weights.items()}
+    next(v for k, v in weights.items() if k.endswith(name))[(..., *[0] * 1)] = value
+    replace(bundle, weights=weights).save(tmp_path / "m.safetensors")
+    refuse(tmp_path / "m.safetensors", message)
+
+
+def test_what_was_changed_since_is_refused(bundle, tmp_path):
+    resaved(bundle, tmp_path / "m.safetensors", standardised="true")
+    refuse(tmp_path / "m.safetensors", "not as it was written")
+    bundle.save(tmp_path / "n.safetensors")
+    data = bytearray((tmp_path / "n.safetensors").read_bytes())
+    data[-4] ^= 1
+    (tmp_path / "n.safetensors").write_bytes(data)
+    refuse(tmp_path / "n.safetensors", "not as it was written")
+
+
+def test_no_network_is_built_that_the_file_does_not_hold(bundle, tmp_path, monkeypatch):
+    resaved(bundle, tmp_path / "m.safetensors", options='{"encoder": "resnet152", "attention": "scse"}')
+    taken = []
+    monkeypatch.setattr(torch.nn.Conv2d, "reset_parameters", lambda self: taken.append(self.weight.device.type))
+    refuse(tmp_path / "m.safetensors", "wanted is")
+    assert taken
+    assert set(taken) == {"meta"}
 
 
 def test_loading_into_the_same_bands_needs_no_word(bundle):
