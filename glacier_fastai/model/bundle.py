@@ -34,7 +34,8 @@ __all__ = ["ModelBundle", "TrainedOn", "trained_ground", "unwrapped"]
 FORMAT = "glacier_fastai model bundle"
 VERSION = 4
 NOWHERE = "POLYGON EMPTY"
-# before 4 nothing told whether all is as it was written, before 3 of values and ground trained on; 1: `arch` named the encoder of a U-Net, beside `attention`
+# before 4 nothing told whether all is as it was written, before 3 nothing of values and ground trained on; 1: `arch`
+# named the encoder of a U-Net, beside `attention`
 READS = ("1", "2", "3", "4")
 HEAD = ("format", "version", "digest")  # the rest is JSON
 
