@@ -20,6 +20,7 @@ import torch
 
 from .. import __version__
 from ..bands import CLASSES, IGNORE
+from ..data.scenes.raster import block_cache
 from ..data.scenes.units import Given
 from ..errors import DataError, OutputError, note
 from ..files import digest, file_hash, locked, write_text
@@ -34,8 +35,6 @@ from .sliding import sliding_probabilities
 from .source import SceneSource, Source
 
 __all__ = ["Wanted", "map_strips", "predict_scene"]
-
-LEAST_CACHE = 2**25  # bytes of GDAL's block cache
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def predict_scene(
                     )
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
-                with SceneSource(scene, ensemble.channels, **read) as source, _block_cache(source):
+                with SceneSource(scene, ensemble.channels, **read) as source, block_cache(source.raster):
                     check_grid(source, partial)
                     statistics = source.statistics() if wanted.statistics == "scene" else None
                     predictor = Predictor(ensemble, device, batch_size, statistics)
@@ -178,13 +177,6 @@ def predict_scene(
             raise
         raise OutputError(f"{err.filename or out}: cannot be written ({err.strerror}); choose another folder") from err
     return {**about, "files": {k: str(p) for k, p in files.items()}, "done_before": False}
-
-
-def _block_cache(source: SceneSource) -> rasterio.Env:
-    """Let GDAL keep two rows of the scene's blocks; its own limit, 5 % of all memory, grows with nothing we know."""
-    raster = source.raster
-    rows = sum(shape[0] * np.dtype(t).itemsize for shape, t in zip(raster.block_shapes, raster.dtypes, strict=True))
-    return rasterio.Env(GDAL_CACHEMAX=max(2 * rows * raster.width, LEAST_CACHE))
 
 
 def _write(source: SceneSource, predictor: Predictor, wanted: Wanted, files: dict[str, Path]) -> np.ndarray:
@@ -226,7 +218,7 @@ def _write(source: SceneSource, predictor: Predictor, wanted: Wanted, files: dic
 def _about(ensemble: Ensemble, wanted: Wanted, raster: SceneSource) -> dict[str, Any]:
     """Return what a prediction is made of, and a hash of it."""
     content = hashlib.sha256()
-    for name in sorted({str(raster.path), *raster.raster.files}):  # also what a VRT is made of
+    for name in sorted(set(raster.raster.files)):  # also what a VRT is made of
         if name.endswith((SIDECAR, ".ovr")):  # statistics and overviews, which viewers add
             continue
         try:
