@@ -6,6 +6,7 @@ files. So a file's kind is found here, by how it begins, and what it leads to is
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -33,6 +34,7 @@ __all__ = [
     "DRIVERS",
     "OFFLINE",
     "block_cache",
+    "check_within",
     "horizontal",
     "local_file",
     "open_raster",
@@ -68,18 +70,19 @@ OFFLINE = {  # GDAL's options while it opens and reads, should anything get past
 BESIDE = (".msk", ".ovr")  # rasters that GDAL opens with one that is named so
 LARGEST = 2**26  # text of a VRT or an .aux.xml, bytes
 DEEPEST = 4  # VRTs within VRTs
-VRT = """vrtdataset srs geotransform gcplist gcp metadata mdi vrtrasterband description unittype offset scale nodatavalue
-    hidenodatavalue colorinterp colortable entry categorynames category histograms histitem histmin histmax bucketcount
-    includeoutofrange approximate histcounts maskband overviewlist overview simplesource complexsource averagedsource
-    kernelfilteredsource kernel size coefs sourcefilename sourceband sourceproperties srcrect dstrect nodata scaleoffset
-    scaleratio exponent srcmin srcmax dstmin dstmax clamp lut colortablecomponent usemaskband blockxsize blockysize
-    gdalwarpoptions warpmemorylimit resamplealg workingdatatype option sourcedataset bandlist bandmapping srcnodatareal
-    srcnodataimag dstnodatareal dstnodataimag srcalphaband dstalphaband transformer approxtransformer maxerror
-    basetransformer genimgprojtransformer srcgeotransform srcinvgeotransform dstgeotransform dstinvgeotransform
-    reprojecttransformer reprojectiontransformer sourcesrs targetsrs
-    rasterxsize rasterysize subclass datatype band relativetovrt shared resampling name domain format key xoff yoff
-    xsize ysize c1 c2 c3 c4 id info pixel line x y z projection dataaxistosrsaxismapping coordinateepoch normalized src
-    dst"""  # elements and attributes that lead nowhere but to a source; GDAL takes one for the other
+# of a VRT: elements and attributes that lead nowhere but to a source; GDAL takes one for the other
+VRT = """vrtdataset srs geotransform gcplist gcp metadata mdi vrtrasterband description unittype offset scale
+    nodatavalue hidenodatavalue colorinterp colortable entry categorynames category histograms histitem histmin
+    histmax bucketcount includeoutofrange approximate histcounts maskband overviewlist overview simplesource
+    complexsource averagedsource kernelfilteredsource kernel size coefs sourcefilename sourceband
+    sourceproperties srcrect dstrect nodata scaleoffset scaleratio exponent srcmin srcmax dstmin dstmax clamp
+    lut colortablecomponent usemaskband blockxsize blockysize gdalwarpoptions warpmemorylimit resamplealg
+    workingdatatype option sourcedataset bandlist bandmapping srcnodatareal srcnodataimag dstnodatareal
+    dstnodataimag srcalphaband dstalphaband transformer approxtransformer maxerror basetransformer
+    genimgprojtransformer srcgeotransform srcinvgeotransform dstgeotransform dstinvgeotransform
+    reprojecttransformer reprojectiontransformer sourcesrs targetsrs rasterxsize rasterysize subclass datatype
+    band relativetovrt shared resampling name domain format key xoff yoff xsize ysize c1 c2 c3 c4 id info pixel
+    line x y z projection dataaxistosrsaxismapping coordinateepoch normalized src dst"""
 SUBCLASSES = ("vrtdataset", "vrtwarpeddataset", "vrtrasterband", "vrtsourcedrasterband", "vrtwarpedrasterband")
 
 LEAST_CACHE = 2**25  # bytes of GDAL's block cache
@@ -173,7 +176,7 @@ def _open(path: Path, name: str, home: str, above: tuple[str, ...]) -> rasterio.
             if driver == "netCDF" and begins.startswith(b"\x89HDF") and raster.count:
                 raise DataError(f"{name}: netCDF-4, which may take its values from other files; {READ}")
             for other in raster.files if driver == "HFA" else ():
-                _check_within(Path(other), home, name)
+                check_within(Path(other), home, name)
             _check_blocks(raster, name)
         except BaseException:
             raster.close()
@@ -188,7 +191,12 @@ def _check_blocks(raster: rasterio.DatasetReader, name: str) -> None:
     fits(2 * high * wide * pixel, f"{name}: its blocks of {high} x {wide} px", "write it with others (-co TILED=YES)")
 
 
-def _check_within(path: Path, home: str, name: str) -> None:
+def check_within(
+    path: Path,  # that a file leads to
+    home: str,  # folder of that file, links resolved
+    name: str,  # of that file, for the message
+) -> None:
+    """Raise `DataError` if a file leads to another place than its own folder and those below."""
     if os.path.commonpath([os.path.realpath(path), home]) != home:
         raise DataError(
             f"{name}: takes {path}, which does not lie beside or below it; put both into one folder, or make one file "
@@ -209,7 +217,7 @@ def _look_beside(path: Path, home: str) -> None:
         if not name.endswith((*BESIDE, ".aux.xml", ".hdr")):
             continue
         if own.is_symlink():
-            _check_within(own, os.path.dirname(os.path.realpath(path)), str(path))
+            check_within(own, os.path.dirname(os.path.realpath(path)), str(path))
         if name.endswith(".xml") and own.stat().st_size > LARGEST:
             raise DataError(f"{own}: has more than {LARGEST:,} bytes; move it away")
         if name.startswith(starts[0]) and name.endswith(BESIDE):
@@ -234,7 +242,9 @@ def _look_into(path: Path, name: str, home: str, above: tuple[str, ...]) -> None
         for element in root.iter():
             tag, value = element.tag.lower(), element.text or ""
             attributes = {k.lower(): v for k, v in element.attrib.items()}
-            if odd := {tag, *attributes} - {*VRT.split()} or {attributes.get("subclass", "VRTDataset").lower()} - {*SUBCLASSES}:
+            if odd := {tag, *attributes} - {*VRT.split()} or {attributes.get("subclass", "VRTDataset").lower()} - {
+                *SUBCLASSES
+            }:
                 raise ValueError(f"{sorted(odd)[0]} is not allowed in it")
             for crs in (value if tag in ("srs", "sourcesrs", "targetsrs") else "", attributes.get("projection", "")):
                 if crs.strip():
@@ -246,7 +256,7 @@ def _look_into(path: Path, name: str, home: str, above: tuple[str, ...]) -> None
             if len(element) or value != value.strip() or not relative or value.startswith("/") or ":" in value:
                 raise ValueError(f"{value.strip()!r} is no relative name of a file beside or below it")
             source = local_file(Path(own).parent / value)
-            _check_within(source, home, name)
+            check_within(source, home, name)
             _open(source, value, home, (*above, own)).close()
 
 
@@ -282,6 +292,8 @@ def parse_crs(
     if isinstance(crs, CRS):
         _check_alone(crs.to_wkt())
         return crs
+    if isinstance(crs, dict):  # PROJJSON
+        return _parsed(json.dumps(crs))
     return _parsed(crs.to_wkt() if hasattr(crs, "to_wkt") else str(crs).strip())
 
 

@@ -96,7 +96,7 @@ def test_files_that_cannot_be_read(tmp_path):
     shp.with_suffix(".prj").unlink()
     refused(r"no coordinate reference system, as no \.prj file lies beside it; assign one", shp)
     pd.DataFrame({"a": [1]}).to_csv(tmp_path / "table.csv")
-    refused("holds no geometry", tmp_path / "table.csv")
+    refused("GeoPackage, Shapefile, GeoJSON.* are read", tmp_path / "table.csv")
     path = outlines(tmp_path / "o.gpkg", [rectangle(0, 0, 5, 5)])
     refused("'glaciar' is no class; use background, .*; did you mean 'glacier'", ("glaciar", path))
 
