@@ -22,8 +22,9 @@ from .. import __version__
 from ..bands import CLASSES, IGNORE
 from ..data.scenes.raster import block_cache
 from ..data.scenes.units import Given
-from ..errors import DataError, OutputError, note
+from ..errors import DataError, OutputError, PredictionError, note
 from ..files import digest, file_hash, locked, write_text
+from ..memory import fits
 from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
 from ..model.fit import check_fit
@@ -121,6 +122,7 @@ def predict_scene(
             bands or no data at all.
         BundleError: The scene lacks a band of a model, is in other units, or far from what the models know.
         OutputError: A file exists already, is being written by another process, or cannot be written.
+        PredictionError: There is not enough memory.
     """
     began, wanted, ensemble = time.monotonic(), wanted or Wanted(), Ensemble.of(model)
     scene, out = Path(scene), Path(out)
@@ -153,6 +155,7 @@ def predict_scene(
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
                 with SceneSource(scene, ensemble.channels, **read) as source, block_cache(source.raster):
+                    _check_memory(source, wanted)
                     check_grid(source, partial)
                     statistics = source.statistics() if wanted.statistics == "scene" else None
                     predictor = Predictor(ensemble, device, batch_size, statistics)
@@ -172,11 +175,23 @@ def predict_scene(
                     (partial / name).replace(out / name)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
+    except (MemoryError, RuntimeError) as err:
+        if not isinstance(err, MemoryError) and "allocate memory" not in str(err):  # what torch says on a CPU
+            raise
+        raise PredictionError(f"{scene}: not enough memory; use a smaller window, or cut the scene") from err
     except OSError as err:
         if isinstance(err, OutputError):
             raise
         raise OutputError(f"{err.filename or out}: cannot be written ({err.strerror}); choose another folder") from err
     return {**about, "files": {k: str(p) for k, p in files.items()}, "done_before": False}
+
+
+def _check_memory(source: SceneSource, wanted: Wanted) -> None:
+    """Refuse a scene of which a row of windows cannot be held, as `sliding_probabilities` does."""
+    rows = min(wanted.window, source.height) + 2 * source.halo
+    bands = max(len(source.index), len(source.channels)) * (source.dtype.itemsize + 20)
+    held = (bands + len(CLASSES) * (16 + 8 * bool(wanted.probabilities))) * rows * source.width
+    fits(held, f"{source.path}: {rows:,} rows of {source.width:,} px", "use a smaller window, or cut the scene")
 
 
 def _write(source: SceneSource, predictor: Predictor, wanted: Wanted, files: dict[str, Path]) -> np.ndarray:

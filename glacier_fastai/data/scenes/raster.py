@@ -82,7 +82,7 @@ VRT = """vrtdataset srs geotransform gcplist gcp metadata mdi vrtrasterband desc
     genimgprojtransformer srcgeotransform srcinvgeotransform dstgeotransform dstinvgeotransform
     reprojecttransformer reprojectiontransformer sourcesrs targetsrs rasterxsize rasterysize subclass datatype
     band relativetovrt shared resampling name domain format key xoff yoff xsize ysize c1 c2 c3 c4 id info pixel
-    line x y z projection dataaxistosrsaxismapping coordinateepoch normalized src dst"""
+    line x y z options projection dataaxistosrsaxismapping coordinateepoch normalized src dst"""
 SUBCLASSES = ("vrtdataset", "vrtwarpeddataset", "vrtrasterband", "vrtsourcedrasterband", "vrtwarpedrasterband")
 
 LEAST_CACHE = 2**25  # bytes of GDAL's block cache
