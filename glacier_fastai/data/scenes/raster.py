@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -68,21 +69,23 @@ OFFLINE = {  # GDAL's options while it opens and reads, should anything get past
 }
 
 BESIDE = (".msk", ".ovr")  # rasters that GDAL opens with one that is named so
+LISTED = 1000  # files of a folder
 LARGEST = 2**26  # text of a VRT or an .aux.xml, bytes
 DEEPEST = 4  # VRTs within VRTs
-# of a VRT: elements and attributes that lead nowhere but to a source; GDAL takes one for the other
-VRT = """vrtdataset srs geotransform gcplist gcp metadata mdi vrtrasterband description unittype offset scale
-    nodatavalue hidenodatavalue colorinterp colortable entry categorynames category histograms histitem histmin
-    histmax bucketcount includeoutofrange approximate histcounts maskband overviewlist overview simplesource
-    complexsource averagedsource kernelfilteredsource kernel size coefs sourcefilename sourceband
-    sourceproperties srcrect dstrect nodata scaleoffset scaleratio exponent srcmin srcmax dstmin dstmax clamp
-    lut colortablecomponent usemaskband blockxsize blockysize gdalwarpoptions warpmemorylimit resamplealg
-    workingdatatype option sourcedataset bandlist bandmapping srcnodatareal srcnodataimag dstnodatareal
-    dstnodataimag srcalphaband dstalphaband transformer approxtransformer maxerror basetransformer
-    genimgprojtransformer srcgeotransform srcinvgeotransform dstgeotransform dstinvgeotransform
-    reprojecttransformer reprojectiontransformer sourcesrs targetsrs rasterxsize rasterysize subclass datatype
-    band relativetovrt shared resampling name domain format key xoff yoff xsize ysize c1 c2 c3 c4 id info pixel
-    line x y z options projection dataaxistosrsaxismapping coordinateepoch normalized src dst"""
+# of a VRT: what leads nowhere but to a source; GDAL takes an element for an attribute, and the other way round
+ELEMENTS = """vrtdataset srs geotransform gcplist gcp metadata mdi vrtrasterband description unittype offset scale
+    nodatavalue hidenodatavalue colorinterp colortable entry categorynames category histograms histitem
+    histmin histmax bucketcount includeoutofrange approximate histcounts maskband overviewlist overview
+    simplesource complexsource averagedsource kernelfilteredsource kernel size coefs sourcefilename
+    sourceband sourceproperties srcrect dstrect nodata scaleoffset scaleratio exponent srcmin srcmax
+    dstmin dstmax clamp lut colortablecomponent usemaskband blockxsize blockysize gdalwarpoptions
+    warpmemorylimit resamplealg workingdatatype option sourcedataset bandlist bandmapping srcnodatareal
+    srcnodataimag dstnodatareal dstnodataimag srcalphaband dstalphaband transformer approxtransformer
+    maxerror basetransformer genimgprojtransformer srcgeotransform srcinvgeotransform dstgeotransform
+    dstinvgeotransform reprojecttransformer reprojectiontransformer sourcesrs targetsrs options"""
+ATTRIBUTES = """rasterxsize rasterysize blockxsize blockysize subclass datatype band relativetovrt shared resampling
+    name domain format key xoff yoff xsize ysize c1 c2 c3 c4 id info pixel line x y z projection
+    dataaxistosrsaxismapping coordinateepoch normalized src dst"""
 SUBCLASSES = ("vrtdataset", "vrtwarpeddataset", "vrtrasterband", "vrtsourcedrasterband", "vrtwarpedrasterband")
 
 LEAST_CACHE = 2**25  # bytes of GDAL's block cache
@@ -208,7 +211,12 @@ def _look_beside(path: Path, home: str) -> None:
     """Refuse what GDAL would open with a raster because it is named so, if it is of another kind or leads elsewhere."""
     starts = path.name.lower() + ".", path.stem.lower() + "."
     with refusing(path, DataError, "its folder cannot be read"), os.scandir(path.parent) as entries:
-        found = [Path(e.path) for e in entries if e.name.lower().startswith(starts) and e.name != path.name]
+        names = [e.name for e in islice(entries, LISTED + 1)]
+    if len(names) > LISTED:  # GDAL lists no more either; it tries names
+        names = [
+            start + end for start in (path.name, path.stem) for end in (*BESIDE, ".MSK", ".OVR", ".aux.xml", ".hdr")
+        ]
+    found = [path.with_name(n) for n in names if n.lower().startswith(starts) and n != path.name]
     for own in found:
         name = own.name.lower()
         if own.is_dir() or not own.exists():
@@ -242,9 +250,8 @@ def _look_into(path: Path, name: str, home: str, above: tuple[str, ...]) -> None
         for element in root.iter():
             tag, value = element.tag.lower(), element.text or ""
             attributes = {k.lower(): v for k, v in element.attrib.items()}
-            if odd := {tag, *attributes} - {*VRT.split()} or {attributes.get("subclass", "VRTDataset").lower()} - {
-                *SUBCLASSES
-            }:
+            odd = {tag} - {*ELEMENTS.split()} or attributes.keys() - {*ATTRIBUTES.split()}
+            if odd := odd or {attributes.get("subclass", SUBCLASSES[0]).lower()} - {*SUBCLASSES}:
                 raise ValueError(f"{sorted(odd)[0]} is not allowed in it")
             for crs in (value if tag in ("srs", "sourcesrs", "targetsrs") else "", attributes.get("projection", "")):
                 if crs.strip():

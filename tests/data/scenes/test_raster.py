@@ -189,6 +189,8 @@ def test_what_a_vrt_may_not_take(tmp_path, monkeypatch):
                     "<SourceFilename", "<SOURCEFILENAME>../other/s.tif</SOURCEFILENAME><SourceFilename"
                 ),
                 vrt("s.tif", band=raw),
+                vrt("s.tif", more=f"<Group><SimpleSource>{raw}</SimpleSource></Group>"),
+                vrt("s.tif").replace("<SimpleSource>", "<subClass>VRTRawRasterBand</subClass><SimpleSource>"),
                 vrt("s.tif", more=python),
                 vrt("s.tif").replace("EPSG:32645", f"{url}/crs"),
                 '<!DOCTYPE a [<!ENTITY b "c">]>' + vrt("s.tif"),
