@@ -21,6 +21,7 @@ from ..data.channels import Channel, compute_channels
 from ..data.folds import folds_hash, store_folds
 from ..data.tiles import TileStore
 from ..errors import DataError, note
+from ..memory import fits
 from .bundle import ModelBundle
 from .ensemble import Ensemble
 from .fit import check_fit, check_units
@@ -77,6 +78,8 @@ def predict_tiles(
     ensemble, store = Ensemble.of(model), store.base()
     ensemble.check(store.path, store.bands, store.standardised)
     check_units(ensemble, store.path, store.units, statistics)
+    held = store.size**2 * 4 * (3 * (len(store.bands) + len(ensemble.channels)) + 4 * len(CLASSES))
+    fits(held, f"{store.path}: its tiles of {store.size:,} px", "make smaller ones")
     predictor = Predictor(ensemble, device)
     positions = list(range(len(store)) if tiles is None else map(int, tiles))
     scenes = store.table["scene"].to_numpy() if statistics == "scene" else np.full(len(store), "")

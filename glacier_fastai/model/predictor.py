@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
 from ..core.dihedral import one_pass
 from ..core.moments import standardise
 from ..errors import PredictionError
+from ..memory import available
 from .ensemble import Ensemble
 
 __all__ = ["Predictor", "default_device"]
@@ -73,7 +73,11 @@ class Predictor:
         while True:
             try:
                 return self._mean(windows)
-            except torch.OutOfMemoryError as err:
+            except (torch.OutOfMemoryError, MemoryError) as err:
+                self._use_less(err, windows[0].shape)
+            except RuntimeError as err:
+                if "allocate memory" not in str(err):  # what torch says on a CPU
+                    raise
                 self._use_less(err, windows[0].shape)
 
     def _use_less(self, err: Exception, shape: tuple[int, ...]) -> None:
@@ -125,4 +129,4 @@ class Predictor:
 
 def _free(device: torch.device) -> int:
     """Bytes of memory that are free on a device."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available()

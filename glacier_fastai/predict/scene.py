@@ -20,9 +20,11 @@ import torch
 
 from .. import __version__
 from ..bands import CLASSES, IGNORE
+from ..data.scenes.raster import block_cache
 from ..data.scenes.units import Given
-from ..errors import DataError, OutputError, note
+from ..errors import DataError, OutputError, PredictionError, note
 from ..files import digest, file_hash, locked, write_text
+from ..memory import fits
 from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
 from ..model.fit import check_fit
@@ -35,8 +37,6 @@ from .sliding import sliding_probabilities
 from .source import SceneSource, Source
 
 __all__ = ["Wanted", "map_strips", "predict_scene"]
-
-LEAST_CACHE = 2**25  # bytes of GDAL's block cache
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,7 @@ def predict_scene(
             bands or no data at all.
         BundleError: The scene lacks a band of a model, is in other units, or far from what the models know.
         OutputError: A file exists already, is being written by another process, or cannot be written.
+        PredictionError: There is not enough memory.
     """
     began, wanted, ensemble = time.monotonic(), wanted or Wanted(), Ensemble.of(model)
     scene, out = Path(scene), Path(out)
@@ -154,7 +155,8 @@ def predict_scene(
                     )
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
-                with SceneSource(scene, ensemble.channels, **read) as source, _block_cache(source):
+                with SceneSource(scene, ensemble.channels, **read) as source, block_cache(source.raster):
+                    _check_memory(source, wanted)
                     check_grid(source, partial)
                     statistics = source.statistics() if wanted.statistics == "scene" else None
                     predictor = Predictor(ensemble, device, batch_size, statistics)
@@ -175,6 +177,10 @@ def predict_scene(
                     (partial / name).replace(out / name)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
+    except (MemoryError, RuntimeError) as err:
+        if not isinstance(err, MemoryError) and "allocate memory" not in str(err):  # what torch says on a CPU
+            raise
+        raise PredictionError(f"{scene}: not enough memory; use a smaller window, or cut the scene") from err
     except OSError as err:
         if isinstance(err, OutputError):
             raise
@@ -182,11 +188,12 @@ def predict_scene(
     return {**about, "files": {k: str(p) for k, p in files.items()}, "done_before": False}
 
 
-def _block_cache(source: SceneSource) -> rasterio.Env:
-    """Let GDAL keep two rows of the scene's blocks; its own limit, 5 % of all memory, grows with nothing we know."""
-    raster = source.raster
-    rows = sum(shape[0] * np.dtype(t).itemsize for shape, t in zip(raster.block_shapes, raster.dtypes, strict=True))
-    return rasterio.Env(GDAL_CACHEMAX=max(2 * rows * raster.width, LEAST_CACHE))
+def _check_memory(source: SceneSource, wanted: Wanted) -> None:
+    """Refuse a scene of which a row of windows cannot be held, as `sliding_probabilities` does."""
+    rows = min(wanted.window, source.height) + 2 * source.halo
+    bands = max(len(source.index), len(source.channels)) * (source.dtype.itemsize + 20)
+    held = (bands + len(CLASSES) * (16 + 8 * bool(wanted.probabilities))) * rows * source.width
+    fits(held, f"{source.path}: {rows:,} rows of {source.width:,} px", "use a smaller window, or cut the scene")
 
 
 def _write(source: SceneSource, predictor: Predictor, wanted: Wanted, files: dict[str, Path]) -> np.ndarray:
@@ -228,7 +235,7 @@ def _write(source: SceneSource, predictor: Predictor, wanted: Wanted, files: dic
 def _about(ensemble: Ensemble, wanted: Wanted, raster: SceneSource) -> dict[str, Any]:
     """Return what a prediction is made of, and a hash of it."""
     content = hashlib.sha256()
-    for name in sorted({str(raster.path), *raster.raster.files}):  # also what a VRT is made of
+    for name in sorted(set(raster.raster.files)):  # also what a VRT is made of
         if name.endswith((SIDECAR, ".ovr")):  # statistics and overviews, which viewers add
             continue
         try:

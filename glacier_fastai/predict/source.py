@@ -36,7 +36,7 @@ class SceneSource(SceneRaster):
 
     def __init__(
         self,
-        path: str | os.PathLike,  # a GeoTIFF or anything else that GDAL reads
+        path: str | os.PathLike,  # a GeoTIFF, or another of `raster.DRIVERS`
         channels: Sequence[Channel],  # what is wanted, in this order
         bands: Sequence[str] | None = None,  # names of the file's bands, default its band descriptions
         sensor: str | None = None,  # one of `data.scenes.names.SENSORS`

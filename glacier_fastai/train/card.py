@@ -13,11 +13,12 @@ import pystac
 import shapely
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from rasterio.errors import RasterioError
-from rasterio.warp import transform_bounds
+from pyproj import Transformer
+from pyproj.exceptions import ProjError
 from shapely.geometry import mapping
 
 from ..bands import BANDS, CLASS_COLOURS, CLASSES, UNKNOWN_ICE
+from ..data.scenes.raster import horizontal
 from ..data.tiles import TileStore
 from ..errors import DataError
 from ..files import file_hash, write_text
@@ -179,9 +180,12 @@ def _box(store: TileStore) -> list[float] | None:
         if kind == "crs":
             x0, y0, x1, y1 = place["box"][place["frame"] == frame].T
             try:
-                found.append(transform_bounds(crs, "EPSG:4326", x0.min(), -y1.max(), x1.max(), -y0.min()))
-            except (RasterioError, ValueError):  # a grid without a place on Earth
+                to_degrees = Transformer.from_crs(horizontal(crs), "EPSG:4326", always_xy=True)
+                ends = to_degrees.transform_bounds(x0.min(), -y1.max(), x1.max(), -y0.min())
+            except ProjError:  # a grid without a place on Earth
                 continue
+            if np.isfinite(ends).all():
+                found.append(ends)
     if not found:
         return None
     west, south, east, north = np.array(found).T

@@ -10,6 +10,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import rasterio
+from pyproj.exceptions import CRSError
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
@@ -18,7 +19,7 @@ from ...core.fill import NO_VALUE, likely_fill
 from ...errors import DataError, note
 from ..profile import QUANTILES, Profile
 from .names import described_otherwise, name_bands
-from .raster import open_raster, pixel_size, reading
+from .raster import open_raster, parse_crs, pixel_size, reading
 from .units import ZERO_CELSIUS, Given, Scaling, by_band, unit_of
 
 __all__ = ["SceneRaster"]
@@ -45,7 +46,7 @@ class SceneRaster:
 
     def __init__(
         self,
-        path: str | os.PathLike,  # a GeoTIFF or anything else that GDAL reads
+        path: str | os.PathLike,  # a GeoTIFF, or another of `raster.DRIVERS`
         bands: Sequence[str] | None = None,  # names of its bands, default its band descriptions
         sensor: str | None = None,  # as `names.canonical_sensor` takes it, to read names such as "B4"
         *,
@@ -56,15 +57,16 @@ class SceneRaster:
         self.notes: list[str] = []  # what is odd about it; said by those who use it
         self.raster = open_raster(self.path)
         try:
-            self._check_kind()
-            self._alpha = [n for n, k in enumerate(self.raster.colorinterp, 1) if k == ColorInterp.alpha]
-            self.bands, self._numbers = self._names(bands, sensor)
-            self._check_bands()
-            self.height, self.width = self.raster.height, self.raster.width
-            self.crs, self.transform = self.raster.crs, self.raster.transform
-            self._check_place()
-            self.dtype = np.result_type(*(self.raster.dtypes[n - 1] for n in self._numbers))
-            self._scale, self._offset = self._scaled(scale, offset)
+            with reading(self.path):
+                self._check_kind()
+                self._alpha = [n for n, k in enumerate(self.raster.colorinterp, 1) if k == ColorInterp.alpha]
+                self.bands, self._numbers = self._names(bands, sensor)
+                self._check_bands()
+                self.height, self.width = self.raster.height, self.raster.width
+                self.crs, self.transform = self.raster.crs, self.raster.transform
+                self._check_place()
+                self.dtype = np.result_type(*(self.raster.dtypes[n - 1] for n in self._numbers))
+                self._scale, self._offset = self._scaled(scale, offset)
         except BaseException:
             self.raster.close()
             raise
@@ -102,6 +104,11 @@ class SceneRaster:
             )
         if raster.crs is None:
             raise DataError(f"{path}: has no coordinate reference system; assign one (gdal_edit.py -a_srs)")
+        try:
+            parse_crs(raster.crs)
+        except CRSError as err:
+            why = f"its coordinate reference system cannot be used ({err})"
+            raise DataError(f"{path}: {why}; assign one (gdal_edit.py -a_srs)") from err
         if at_home or raster.transform.is_degenerate:
             raise DataError(
                 f"{path}: has a coordinate reference system, but no geotransform that says where its pixels lie; "

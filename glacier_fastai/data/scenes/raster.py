@@ -1,49 +1,325 @@
-"""Rasters as GDAL reads them: opened, read, and what cannot be read as one line; whether two lie on one grid."""
+"""The one door for GDAL: rasters opened by a named driver from local files alone, and coordinate reference systems.
+
+GDAL opens a file by its content, whatever its name says, and some formats are but a text that names a server, or other
+files. So a file's kind is found here, by how it begins, and what it leads to is looked at before GDAL sees it.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
+import pyproj
 import rasterio
 from pyproj import CRS, Geod, Transformer
-from pyproj.exceptions import ProjError
+from pyproj.exceptions import CRSError, ProjError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.session import DummySession
 
 from ...errors import DataError
+from ...memory import available, fits
+from ...reading import opened, refusing
 
-__all__ = ["horizontal", "open_raster", "pixel_size", "reading", "same_crs", "same_grid"]
+__all__ = [
+    "DRIVERS",
+    "OFFLINE",
+    "block_cache",
+    "check_within",
+    "horizontal",
+    "local_file",
+    "open_raster",
+    "parse_crs",
+    "pixel_size",
+    "reading",
+    "same_crs",
+    "same_grid",
+]
+
+DRIVERS = {  # GDAL's names of what is read, and how such files begin
+    "GTiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "JP2OpenJPEG": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
+    "PNG": (b"\x89PNG\r\n",),
+    "JPEG": (b"\xff\xd8\xff",),
+    "HFA": (b"EHFA_HEADER_TAG",),
+    "netCDF": (b"CDF\1", b"CDF\2", b"CDF\5", b"\x89HDF\r\n"),
+    "VRT": (b"<VRTDataset",),
+    "ENVI": (b"",),  # raw numbers, a header beside
+}
+READ = "GeoTIFF, JPEG 2000, PNG, JPEG, ERDAS Imagine, netCDF-3, ENVI and VRT are read; make a GeoTIFF (gdal_translate)"
+
+OFFLINE = {  # GDAL's options while it opens and reads, should anything get past what is looked at here
+    "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
+    "GDAL_HTTP_PROXY": "http://127.0.0.1:1",
+    "GDAL_HTTPS_PROXY": "http://127.0.0.1:1",
+    "GDAL_HTTP_CONNECTTIMEOUT": "5",
+    "GDAL_HTTP_MAX_RETRY": "0",
+    "GDAL_VRT_ENABLE_PYTHON": "NO",
+    "GML_DOWNLOAD_SCHEMA": "NO",
+}
+
+BESIDE = (".msk", ".ovr")  # rasters that GDAL opens with one that is named so
+LISTED = 1000  # files of a folder
+LARGEST = 2**26  # text of a VRT or an .aux.xml, bytes
+DEEPEST = 4  # VRTs within VRTs
+# of a VRT: what leads nowhere but to a source; GDAL takes an element for an attribute, and the other way round
+ELEMENTS = """vrtdataset srs geotransform gcplist gcp metadata mdi vrtrasterband description unittype offset scale
+    nodatavalue hidenodatavalue colorinterp colortable entry categorynames category histograms histitem
+    histmin histmax bucketcount includeoutofrange approximate histcounts maskband overviewlist overview
+    simplesource complexsource averagedsource kernelfilteredsource kernel size coefs sourcefilename
+    sourceband sourceproperties srcrect dstrect nodata scaleoffset scaleratio exponent srcmin srcmax
+    dstmin dstmax clamp lut colortablecomponent usemaskband blockxsize blockysize gdalwarpoptions
+    warpmemorylimit resamplealg workingdatatype option sourcedataset bandlist bandmapping srcnodatareal
+    srcnodataimag dstnodatareal dstnodataimag srcalphaband dstalphaband transformer approxtransformer
+    maxerror basetransformer genimgprojtransformer srcgeotransform srcinvgeotransform dstgeotransform
+    dstinvgeotransform reprojecttransformer reprojectiontransformer sourcesrs targetsrs options"""
+ATTRIBUTES = """rasterxsize rasterysize blockxsize blockysize subclass datatype band relativetovrt shared resampling
+    name domain format key xoff yoff xsize ysize c1 c2 c3 c4 id info pixel line x y z projection
+    dataaxistosrsaxismapping coordinateepoch normalized src dst"""
+SUBCLASSES = ("vrtdataset", "vrtwarpeddataset", "vrtrasterband", "vrtsourcedrasterband", "vrtwarpedrasterband")
+
+LEAST_CACHE = 2**25  # bytes of GDAL's block cache
+
+WRITTEN = re.compile(  # how a coordinate reference system is written: code, URN, OGC's name for one, WKT, JSON, PROJ
+    r"(?i:\w+:[\w.]+(\+(\w+:)?[\w.]+)?$|urn:(x-)?ogc:def:crs[:,]|https?://(www\.)?opengis\.net/def/crs/)"
+    r"|[A-Z_0-9]+\s*[\[(]|\{|\+proj=\w"
+)
+NEEDS_FILE = re.compile(r"(?i)(grids|file|init)=(?!@null\b)[^\s\"]*|PARAMETERFILE\[\"[^\"]*\",\"(?!@null\")[^\"]*")
+
+pyproj.network.set_network_enabled(False)  # or a CRS might ask for its grids
 
 
 @contextmanager
 def reading(
     path: str | os.PathLike,  # file that is read, for the message
 ) -> Iterator[None]:
-    """Turn what GDAL cannot read into a `DataError`."""
+    """Turn what GDAL cannot read into a `DataError`; whatever the file says, GDAL asks no network meanwhile."""
     try:
-        yield
-    except RasterioError as err:
+        with rasterio.Env(DummySession(), **OFFLINE):
+            yield
+    except (RasterioError, UnicodeError) as err:
         why = " ".join(str(err).split())
         raise DataError(f"{path}: not a raster, cut short or damaged ({why}); copy it again") from err
+    except MemoryError as err:
+        raise DataError(f"{path}: not enough memory to read it ({err}); cut it (gdal_translate -srcwin)") from err
+
+
+def local_file(
+    path: str | os.PathLike,
+) -> Path:
+    """Return the absolute path of a regular file on this disk, which GDAL takes for nothing else.
+
+    >>> local_file("https://x.org/scene.tif")
+    Traceback (most recent call last):
+    glacier_fastai.errors.DataError: https://x.org/scene.tif: only files on this disk are read; copy it here
+    """
+    text = os.fspath(path)
+    try:
+        mode = os.stat(text).st_mode
+    except (OSError, ValueError) as err:  # of a NUL, or a lone surrogate
+        elsewhere = re.match(r"[a-z][a-z0-9+.-]+://|/vsi", text, re.IGNORECASE)
+        missing = isinstance(err, FileNotFoundError | NotADirectoryError)
+        why = "only files on this disk are read; copy it here" if elsewhere else "no such file"
+        shown = text.encode(errors="backslashreplace").decode()
+        raise DataError(f"{shown}: {why if missing or elsewhere else f'cannot be read ({_why(err)})'}") from err
+    if not stat.S_ISREG(mode):
+        folder = stat.S_ISDIR(mode)
+        kind = "is a folder; name the file in it" if folder else "no regular file (a pipe or a device); give a file"
+        raise DataError(f"{path}: {kind}")
+    full = "/" + os.path.join(os.getcwd(), text).lstrip("/") if os.sep == "/" else os.path.abspath(text)
+    shown = full.encode(errors="backslashreplace").decode()
+    if shown != full or full.startswith("/vsi") or "<VRTDataset" in full:
+        raise DataError(f"{shown}: GDAL does not take that for the name of a file; rename it")
+    return Path(full)
+
+
+def _why(err: Exception) -> str:
+    return err.strerror if isinstance(err, OSError) and err.strerror else " ".join(str(err).split())
 
 
 def open_raster(
-    path: str | os.PathLike,  # a GeoTIFF or anything else that GDAL reads; it may have no georeference
+    path: str | os.PathLike,  # of one of `DRIVERS`; it may have no georeference
 ) -> rasterio.DatasetReader:
-    """Open a raster for reading; raises `DataError`. What is read from it later belongs into `reading`."""
-    if not Path(path).is_file():
-        if Path(path).is_dir():
-            raise DataError(f"{path}: is a folder; name the file in it")
-        elsewhere = "://" in str(path) or str(path).startswith("/vsi")
-        raise DataError(f"{path}: {'only files on this disk are read; copy it here' if elsewhere else 'no such file'}")
-    with reading(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return rasterio.open(path)
+    """Open a raster for reading; raises `DataError`. What is read from it later belongs into `reading`.
+
+    A VRT may name files beside it or below it, by relative names, as GDAL writes them, and nothing else.
+    """
+    full = local_file(path)
+    return _open(full, str(path), os.path.realpath(full.parent), ())
+
+
+def _open(path: Path, name: str, home: str, above: tuple[str, ...]) -> rasterio.DatasetReader:
+    """Open a raster, and look at what it leads to, which must lie in a folder; `above` are the VRTs that name it."""
+    with opened(path, DataError, link=True) as file:
+        begins = file.read(1024)
+    driver = next(k for k, starts in DRIVERS.items() if begins.startswith(starts) or k == "VRT" and starts[0] in begins)
+    if above and driver == "ENVI":
+        raise DataError(f"{above[0]}: takes {name}, which is no raster that a VRT may take; {READ}")
+    _look_beside(path, home)
+    if driver == "VRT":
+        _look_into(path, name, home, above)
+    what = "not a raster, cut short or damaged"
+    with refusing(name, DataError, what, f"copy it again; {READ}"), rasterio.Env(DummySession(), **OFFLINE):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            raster = rasterio.open(path, driver=driver)
+        try:
+            if raster.tags(ns="OVERVIEWS"):
+                raise DataError(f"{name}: says that its overviews lie in another file; write it anew (gdal_translate)")
+            if driver == "netCDF" and begins.startswith(b"\x89HDF") and raster.count:
+                raise DataError(f"{name}: netCDF-4, which may take its values from other files; {READ}")
+            for other in raster.files if driver == "HFA" else ():
+                check_within(Path(other), home, name)
+            _check_blocks(raster, name)
+        except BaseException:
+            raster.close()
+            raise
+        return raster
+
+
+def _check_blocks(raster: rasterio.DatasetReader, name: str) -> None:
+    """Refuse a raster of which not even one block can be held."""
+    pixel = sum(16 if "complex" in t else np.dtype(t).itemsize for t in raster.dtypes)
+    high, wide = max(raster.block_shapes, key=np.prod, default=(0, 0))
+    fits(2 * high * wide * pixel, f"{name}: its blocks of {high} x {wide} px", "write it with others (-co TILED=YES)")
+
+
+def check_within(
+    path: Path,  # that a file leads to
+    home: str,  # folder of that file, links resolved
+    name: str,  # of that file, for the message
+) -> None:
+    """Raise `DataError` if a file leads to another place than its own folder and those below."""
+    if os.path.commonpath([os.path.realpath(path), home]) != home:
+        raise DataError(
+            f"{name}: takes {path}, which does not lie beside or below it; put both into one folder, or make one file "
+            "of them (gdal_translate)"
+        )
+
+
+def _look_beside(path: Path, home: str) -> None:
+    """Refuse what GDAL would open with a raster because it is named so, if it is of another kind or leads elsewhere."""
+    starts = path.name.lower() + ".", path.stem.lower() + "."
+    with refusing(path, DataError, "its folder cannot be read"), os.scandir(path.parent) as entries:
+        names = [e.name for e in islice(entries, LISTED + 1)]
+    if len(names) > LISTED:  # GDAL lists no more either; it tries names
+        names = [
+            start + end for start in (path.name, path.stem) for end in (*BESIDE, ".MSK", ".OVR", ".aux.xml", ".hdr")
+        ]
+    found = [path.with_name(n) for n in names if n.lower().startswith(starts) and n != path.name]
+    for own in found:
+        name = own.name.lower()
+        if own.is_dir() or not own.exists():
+            continue
+        local_file(own)
+        if not name.endswith((*BESIDE, ".aux.xml", ".hdr")):
+            continue
+        if own.is_symlink():
+            check_within(own, os.path.dirname(os.path.realpath(path)), str(path))
+        if name.endswith(".xml") and own.stat().st_size > LARGEST:
+            raise DataError(f"{own}: has more than {LARGEST:,} bytes; move it away")
+        if name.startswith(starts[0]) and name.endswith(BESIDE):
+            with opened(own, DataError, link=True) as file:
+                if not file.read(16).startswith((*DRIVERS["GTiff"], *DRIVERS["HFA"], *DRIVERS["PNG"])):
+                    raise DataError(f"{own}: no mask or overviews of {path.name}, as its name says; move it away")
+            _open(own, str(own), home, ()).close()
+
+
+def _look_into(path: Path, name: str, home: str, above: tuple[str, ...]) -> None:
+    """Refuse a VRT that leads to anything but rasters beside it or below it."""
+    own = os.path.realpath(path)
+    if own in above or len(above) == DEEPEST:
+        raise DataError(f"{above[-1]}: VRTs within VRTs, more than {DEEPEST} deep or in themselves; make a GeoTIFF")
+    with opened(path, DataError, LARGEST, link=True) as file, refusing(name, DataError, "damaged, or no VRT"):
+        text = file.read()
+        if re.search(rb"<!(?!--)|<\?(?!xml\s)", text):
+            raise ValueError("it declares things that no VRT needs")
+        root = ElementTree.fromstring(text)
+    seen = set()
+    with refusing(name, DataError, "a VRT that cannot be used", "make a GeoTIFF of it (gdal_translate)"):
+        for element in root.iter():
+            tag, value = element.tag.lower(), element.text or ""
+            attributes = {k.lower(): v for k, v in element.attrib.items()}
+            odd = {tag} - {*ELEMENTS.split()} or attributes.keys() - {*ATTRIBUTES.split()}
+            if odd := odd or {attributes.get("subclass", SUBCLASSES[0]).lower()} - {*SUBCLASSES}:
+                raise ValueError(f"{sorted(odd)[0]} is not allowed in it")
+            for crs in (value if tag in ("srs", "sourcesrs", "targetsrs") else "", attributes.get("projection", "")):
+                if crs.strip():
+                    parse_crs(crs)
+            if tag not in ("sourcefilename", "sourcedataset") or (value, str(attributes)) in seen:
+                continue
+            seen.add((value, str(attributes)))
+            relative = attributes.get("relativetovrt", "0").strip() == "1"
+            if len(element) or value != value.strip() or not relative or value.startswith("/") or ":" in value:
+                raise ValueError(f"{value.strip()!r} is no relative name of a file beside or below it")
+            source = local_file(Path(own).parent / value)
+            check_within(source, home, name)
+            _open(source, value, home, (*above, own)).close()
+
+
+def block_cache(
+    *rasters: rasterio.DatasetReader,  # that are read row by row
+) -> rasterio.Env:
+    """Let GDAL keep two rows of blocks; its own limit, 5 % of the machine's memory, grows with nothing we know."""
+    rows = (
+        sum(shape[0] * np.dtype(t).itemsize for shape, t in zip(r.block_shapes, r.dtypes, strict=True)) * r.width
+        for r in rasters
+    )
+    return rasterio.Env(DummySession(), GDAL_CACHEMAX=max(min(2 * max(rows), available() // 8), LEAST_CACHE))
+
+
+def parse_crs(
+    crs: Any,  # an object of rasterio or pyproj, a number of EPSG, or a text
+) -> CRS:
+    """Return a coordinate reference system written as authority and code, WKT, PROJJSON, or PROJ's parameters.
+
+    Nothing else is: not the name of a file or an address, from which GDAL reads one, and none that needs a file.
+
+    >>> parse_crs("EPSG:32645").name, parse_crs("urn:ogc:def:crs:OGC:1.3:CRS84").name
+    ('WGS 84 / UTM zone 45N', 'WGS 84 (CRS84)')
+    >>> parse_crs("https://x.org/crs")
+    Traceback (most recent call last):
+    pyproj.exceptions.CRSError: 'https://x.org/crs' is not written as EPSG:CODE, WKT or PROJJSON
+
+    Raises:
+        CRSError: It is written in another way, unknown or damaged.
+    """
+    if isinstance(crs, int | np.integer):
+        return _parsed(f"EPSG:{crs}")
+    if isinstance(crs, CRS):
+        _check_alone(crs.to_wkt())
+        return crs
+    if isinstance(crs, dict):  # PROJJSON
+        return _parsed(json.dumps(crs))
+    return _parsed(crs.to_wkt() if hasattr(crs, "to_wkt") else str(crs).strip())
+
+
+@lru_cache(256)
+def _parsed(text: str) -> CRS:
+    if not (WRITTEN.match(text) and len(text) < 2**17):
+        raise CRSError(f"{text[:80]!r} is not written as EPSG:CODE, WKT or PROJJSON")
+    _check_alone(text)
+    try:
+        crs = CRS(text)
+        _check_alone(crs.to_wkt())
+    except Exception as err:  # of JSON of other things, too
+        raise CRSError(" ".join(str(err).split())[:160]) from err
+    return crs
+
+
+def _check_alone(text: str) -> None:
+    if found := NEEDS_FILE.search(text):
+        raise CRSError(f"it needs a file, {found[0][:80]!r}; write it without")
 
 
 def horizontal(
@@ -54,7 +330,7 @@ def horizontal(
     >>> horizontal("EPSG:32645+5773").to_epsg()
     32645
     """
-    return CRS.from_user_input(crs).to_2d()
+    return parse_crs(crs).to_2d()
 
 
 def same_crs(

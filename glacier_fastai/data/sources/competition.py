@@ -20,6 +20,7 @@ import numpy as np
 
 from ...bands import CLASSES, COMPETITION_CODES, ICE_OF_ANY_KIND, IGNORE, Bands, natural_unit
 from ...errors import DataError, did_you_mean
+from ...memory import fits
 from ..scenes.raster import open_raster, reading, same_grid
 from ..scenes.units import Given, Scaling, by_band
 from ..tiles import TileStore, TileWriter, store_dtype
@@ -278,6 +279,8 @@ def prepare_competition(
     dtype = store_dtype(np.result_type(*(h.dtype for h in headers.values())))
     headers |= {labels[tile]: _header(labels[tile]) for tile in tiles} if labels else {}
     size = _size(headers)
+    held = len(images) * (3 * dtype.itemsize + 16) * size**2  # bands, their stack, and what is computed of it
+    fits(held, f"{root}: its tiles of {size:,} x {size:,} px", "cut them into smaller ones")
     index = [list(_FOLDERS.values()).index(b) for b in keep]
     # neighbours are known only if all tiles are placed in the same way
     on_map = all(any(headers[f].transform for f in files) for files in tiles.values())

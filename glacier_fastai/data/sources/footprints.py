@@ -14,10 +14,11 @@ from pathlib import PureWindowsPath
 from typing import Any
 
 import numpy as np
-from rasterio.crs import CRS
+from pyproj.exceptions import CRSError
 
 from ...errors import DataError
 from ...reading import parse_json
+from ..scenes.raster import parse_crs
 
 __all__ = ["OVERLAP", "SLICE", "read_footprints"]
 
@@ -39,7 +40,7 @@ def read_footprints(
     table = parse_json(text, where, DataError)
     try:
         crs = table["crs"]["properties"]["name"] if table.get("crs") else "CRS84"  # what GeoJSON has without a word
-        crs = "EPSG:4326" if crs.endswith("CRS84") else CRS.from_user_input(crs).to_string()
+        crs = "EPSG:4326" if crs.endswith("CRS84") else parse_crs(crs).to_string()
         for feature in table["features"]:
             about = feature["properties"]
             if m := SLICE.fullmatch(PureWindowsPath(str(about["img_slice"])).name):  # it knows both kinds of slash
@@ -60,6 +61,6 @@ def read_footprints(
                 corner = {"scene": source, "row": int(row[k]), "col": int(col[k]), "crs": crs}
                 transform = " ".join(repr(float(v)) for v in (a[k], 0, left[k], 0, -e[k], top[k]))
                 known[f"slice_{scene}_{n}"] = corner | {"transform": transform}
-    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as err:
+    except (AttributeError, CRSError, IndexError, KeyError, OverflowError, TypeError, ValueError) as err:
         raise DataError(f"{where}: damaged ({err!r}); copy it again, or put it away to split by scene") from err
     return known, mirrored

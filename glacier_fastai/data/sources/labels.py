@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from rasterio.windows import Window
 
 from ...bands import CLASSES, ICE_OF_ANY_KIND, IGNORE
 from ...errors import DataError
+from ...memory import fits
 from ..scenes.geotiff import SceneRaster
 from ..scenes.raster import horizontal, open_raster, reading, same_crs, same_grid
 
@@ -222,11 +224,11 @@ def _blocks(
     """Yield part by part of the scene's grid, values of the label, and True where there is one."""
     height, width = scene.height, scene.width
     if not moved:
-        block = raster.block_shapes[0][0]
+        block = min(raster.block_shapes[0][0], SIDE)
         step = max(STRIP // width // block, 1) * block
-        for row in range(0, height, step):
-            rows = slice(row, min(row + step, height))
-            yield (rows, slice(None)), *_read(raster, Window.from_slices(rows, slice(0, width)))
+        for row, col in product(range(0, height, step), range(0, width, STRIP // step)):
+            rows, cols = slice(row, min(row + step, height)), slice(col, min(col + STRIP // step, width))
+            yield (rows, cols), *_read(raster, Window.from_slices(rows, cols))
         return
     crs, to_label = raster.crs or scene.crs, None
     if not same_crs(crs, scene.crs):
@@ -253,6 +255,9 @@ def _blocks(
         if inside.any():
             rows, cols = rows[inside].astype(int), cols[inside].astype(int)
             top, left = rows.min(), cols.min()
-            part = _read(raster, Window(left, top, np.ptp(cols) + 1, np.ptp(rows) + 1))
+            high, wide = int(np.ptp(rows)) + 1, int(np.ptp(cols)) + 1
+            held = high * wide * (values.itemsize + 3)
+            fits(held, f"{path}: its {high:,} x {wide:,} px under {SIDE} of {scene.path}", "warp it there (gdalwarp)")
+            part = _read(raster, Window(left, top, wide, high))
             values[inside], known[inside] = (array[rows - top, cols - left] for array in part)
         yield at, values, known

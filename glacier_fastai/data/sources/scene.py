@@ -13,7 +13,9 @@ from ...bands import ICE, ICE_OF_ANY_KIND, IGNORE
 from ...core.ranges import unlike
 from ...core.tiling import starts
 from ...errors import DataError
+from ...memory import fits
 from ..scenes.geotiff import SceneRaster
+from ..scenes.raster import block_cache
 from ..scenes.units import Given, Scaling
 from ..tiles import TileStore, TileWriter, store_dtype
 from .labels import label_masks
@@ -87,6 +89,10 @@ def prepare_scenes(
                     f"{scene.path}: {scene.height} x {scene.width} px, smaller than a tile of {tile_size}; set "
                     f"tile_size to at most {least}"
                 )
+        for scene in opened:  # the mask of one, while that of the next is made
+            size = f"{scene.path}: its {scene.height:,} x {scene.width:,} px"
+            fits(2 * scene.height * scene.width, size, "cut it into several (gdal_translate -srcwin)")
+        stack.enter_context(block_cache(*(scene.raster for scene in opened)))
         files, bare = open_outlines(outlines, class_field), []
         scaling, dtype = _kept(opened)
         writer = TileWriter(out, names, tile_size, dtype, "scene", opened[0].sensor or "", made_by, scaling)

@@ -1,29 +1,66 @@
-"""Vector files: opened by name, their one layer of polygons, and the rows that are wanted."""
+"""Vector files: opened by a named driver, their one layer of polygons, and the rows that are wanted.
+
+GDAL opens a file by its content, takes some names for addresses, and some formats are but a text that names a server.
+So a file's kind is found here, by how it begins, and GDAL sees it by a plain temporary name.
+"""
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
+import shutil
+import sqlite3
+import tempfile
+import time
 import warnings
+import weakref
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
 from ...errors import DataError
+from ...memory import fits
+from ...reading import opened, parse_json, refusing
+from ..scenes.raster import OFFLINE, check_within, local_file, parse_crs
 
 __all__ = ["VectorLayer", "open_vector"]
 
-ZIPPED = ("shp", "gpkg", "geojson", "fgb", "kml", "gml", "json")  # what is looked for in an archive, in this order
+DRIVERS = {  # suffix, and GDAL's names of what reads it
+    "shp": ("ESRI Shapefile",),
+    "gpkg": ("GPKG",),
+    "geojson": ("GeoJSON",),
+    "fgb": ("FlatGeobuf",),
+    "kml": ("KML", "LIBKML"),
+    "gml": ("GML",),
+}
+READ = "GeoPackage, Shapefile, GeoJSON, FlatGeobuf, KML, GML and GeoParquet are read; convert it (ogr2ogr)"
+ZIPPED = (*DRIVERS, "json")  # what is looked for in an archive, in this order
 PARQUET = (".parquet", ".geoparquet")
+SIDES = ("shx", "dbf", "prj", "cpg")  # of a shapefile
 NO_POLYGONS = ("Point", "LineString")
+
+START = 2**16  # bytes that tell what a file is
+BEGINS = {b"SQLite format 3\0": "gpkg", b"\0\0\x27\x0a": "shp", b"fgb\x03fgb": "fgb", b"PAR1": "parquet"}
+JSON = re.compile(rb'\s*\{.*"type"\s*:\s*"(FeatureCollection|Feature|GeometryCollection|(Multi)?Polygon)"', re.DOTALL)
+XML = re.compile(rb"\s*(?:<\?xml[^>]*>|<!--.*?-->|\s)*<(?:[\w.-]+:)?([\w.-]+)", re.DOTALL)
+OTHERS = re.compile(rb"(?i)OGRVRT|OGRWFS|VRTDataset|GDAL_W|GDALTile|WCS_GDAL|OGCAPI|MRF_META|gdal_streamed|<!DOCTYPE")
+KEY = re.compile(
+    rb"""(?i)["'](?:c|\\u00[46]3)(?:r|\\u00[57]2)(?:s|\\u00[57]3)["'](?!\s*[,\]}])"""
+)  # "crs", however written
+OBJECT = re.compile(rb"\s*:\s*(?:(\{[^{}]*(?:\{[^{}]*\}[^{}]*)?\})|[^\s{/])")
+
+PACKED = 2**28, 100  # bytes that an archive may unpack to, or as many times its own
+TEXT = 20  # bytes of memory for each of a text
 
 
 @dataclass(frozen=True)
@@ -66,7 +103,7 @@ class VectorLayer:
 
 
 def open_vector(
-    path: str | os.PathLike,  # any vector format, GeoParquet, a zipped file, or zip://FILE!MEMBER
+    path: str | os.PathLike,  # of one of `DRIVERS`, GeoParquet, a zipped file, or zip://FILE!MEMBER
 ) -> VectorLayer:
     """Open the one layer of a file that can hold polygons.
 
@@ -83,14 +120,24 @@ def open_vector(
         DataError: No file on this disk, unreadable, without polygons or coordinate reference system, several layers.
     """
     text = os.fspath(path)
-    source = _source(text)
-    if source.lower().endswith(PARQUET):
-        return _open_parquet(text, source)
+    folder = tempfile.mkdtemp(prefix="glacier-fastai-")
+    try:
+        file, kind = _linked(text, Path(folder))
+        layer = _open_parquet(text, file) if kind == "parquet" else _open(text, file, kind)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(layer, shutil.rmtree, folder, ignore_errors=True)
+    return layer
+
+
+def _open(text: str, file: Path, kind: str) -> VectorLayer:
     from pyogrio import list_layers, read_bounds, read_info
 
+    source, size = f"GeoJSON:{file}" if kind == "geojson" else str(file), file.stat().st_size
     with _reading(text):
-        layers = {str(name): str(kind) for name, kind in list_layers(source) if kind is not None}
-        lines = {name: kind for name, kind in layers.items() if any(k in kind for k in NO_POLYGONS)}
+        layers = {str(name): str(form) for name, form in list_layers(source) if form is not None}
+        lines = {name: form for name, form in layers.items() if any(k in form for k in NO_POLYGONS)}
         if lines and len(lines) == len(layers):
             raise DataError(f"{text}: holds {', '.join(sorted(set(lines.values())))}; outlines must be polygons")
         names = [name for name in layers if name not in lines]
@@ -101,6 +148,10 @@ def open_vector(
                 f"{text}: has layers {', '.join(names)}; keep one (ogr2ogr one.gpkg {Path(text).name} {names[0]})"
             )
         info = read_info(source, layer=names[0])
+        if info["driver"] not in DRIVERS[kind]:
+            raise DataError(f"{text}: is {info['driver']}; {READ}")
+        if info["features"] > size:
+            raise DataError(f"{text}: says it has {info['features']:,} rows, in {size:,} bytes; copy it again")
         fids, bounds = read_bounds(source, layer=names[0])
     if info["crs"] is None:
         _no_crs(text)
@@ -110,26 +161,31 @@ def open_vector(
         driver=info["driver"],
         columns=[str(c) for c in info["fields"]],
         bounds=bounds.T,
-        left_out=", ".join(f"{name} ({kind})" for name, kind in lines.items()),
+        left_out=", ".join(f"{name} ({form})" for name, form in lines.items()),
         source=source,
         name=names[0],
         fids=fids if info["capabilities"]["random_read"] else None,
     )
 
 
-def _open_parquet(text: str, source: str) -> VectorLayer:
+def _open_parquet(text: str, file: Path) -> VectorLayer:
     if find_spec("pyarrow") is None:
         raise DataError(f"{text}: GeoParquet needs pyarrow: pip install 'glacier-fastai[geoparquet]'")
     import geopandas
+    from pyarrow import parquet  # type: ignore[import-untyped]
 
-    try:
-        with _reading(text):
-            table = geopandas.read_parquet(source)
-            bounds = table.geometry.bounds.to_numpy()
-    except (KeyError, NotImplementedError, OSError, ValueError) as err:  # as those of pyarrow are
-        if "geo metadata" in str(err).lower():
-            raise DataError(f"{text}: Parquet without geometry metadata; write it as GeoParquet") from err
-        raise DataError(f"{text}: not a GeoParquet file, or damaged ({_line(err)})") from err
+    with refusing(text, DataError, "not a GeoParquet file, or damaged"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        about = parquet.read_metadata(file)
+        if (geo := (about.metadata or {}).get(b"geo")) is None:
+            raise DataError(f"{text}: Parquet without geometry metadata; write it as GeoParquet")
+        for column in parse_json(geo, text, DataError)["columns"].values():
+            if column.get("crs") is not None:
+                _crs(column["crs"], text)
+        held = sum(about.row_group(k).total_byte_size for k in range(about.num_row_groups))
+        fits(4 * held + 100 * about.num_rows, f"{text}: its {about.num_rows:,} rows", "take a part of it")
+        table = geopandas.read_parquet(file)
+        bounds = table.geometry.bounds.to_numpy()
     if table.crs is None:
         _no_crs(text)
     columns = [str(c) for c in table.columns if c != table.geometry.name]
@@ -138,7 +194,7 @@ def _open_parquet(text: str, source: str) -> VectorLayer:
 
 def _crs(given: Any, text: str) -> CRS:
     try:
-        return CRS.from_user_input(given)
+        return parse_crs(given)
     except CRSError as err:
         raise DataError(f"{text}: its coordinate reference system cannot be read ({_line(err)}); assign one") from err
 
@@ -148,63 +204,176 @@ def _no_crs(text: str) -> None:
     raise DataError(f"{text}: has no coordinate reference system{why}; assign one (ogr2ogr -a_srs)")
 
 
-def _source(text: str) -> str:
-    """Return the name for GDAL of a file on this disk."""
-    if Path(text).exists():
-        file, member = Path(text), ""
-        if file.suffix.lower() != ".zip" or not file.is_file():
-            return str(file.absolute())
+def _linked(text: str, folder: Path) -> tuple[Path, str]:
+    """Return a plain name of a file in a temporary folder, with what belongs to it, and what kind of file it is."""
+    named: str | Path = text
+    if os.path.exists(text):
+        file, member = local_file(text), ""
+        archive = file if file.suffix.lower() == ".zip" else None
     elif found := re.fullmatch(r"zip://(.+?)(?:!/?(.+))?|/vsizip/\{?(.+?\.zip)\}?(?:/(.+))?", text, re.IGNORECASE):
-        archive, inner, other, deeper = found.groups()
-        file, member = Path(archive or other), (inner or deeper or "").strip("/")
+        named, member = found[1] or found[3], (found[2] or found[4] or "").strip("/")
+        if not os.path.isfile(named):
+            raise DataError(f"{text}: no such file ({named})")
+        archive = local_file(named)
     elif re.match(r"[a-z][a-z0-9+.-]+://|/vsi", text, re.IGNORECASE):
         raise DataError(f"{text}: only files on this disk are read; copy it here (an archive: zip://FILE.zip!MEMBER)")
     else:
-        raise DataError(f"{text}: no such file")
-    if not file.is_file():
-        raise DataError(f"{text}: no such file ({file})")
-    return f"/vsizip/{{{file.absolute()}}}/{_member(text, file, member)}"
+        file, archive = local_file(text), None
+    if archive is not None:
+        file = _unpacked(text, archive, str(named), member, folder)
+    with opened(file, DataError, link=True) as content:
+        start = content.read(START)
+    kind = next((k for begin, k in BEGINS.items() if start.startswith(begin)), "")
+    if not kind and file.suffix.lower() in PARQUET:
+        kind = "parquet"
+    if not kind and not OTHERS.search(start):
+        start = start.removeprefix(b"\xef\xbb\xbf")
+        root = XML.match(start)
+        kind = "geojson" if JSON.match(start) else "kml" if root and root[1] == b"kml" else ""
+        kind = kind or ("gml" if root and b"opengis.net/gml" in start else "")
+    if not kind:
+        raise DataError(f"{text}: not a vector file, or damaged; {READ}")
+    stem = re.sub(r"[^\w-]", "_", file.stem, flags=re.ASCII)
+    link = folder / f"{stem}.{kind}"
+    _link(file, link)
+    if kind == "shp":
+        for side in file.parent.iterdir():
+            if side.stem == file.stem and (suffix := side.suffix[1:].lower()) in SIDES:
+                if side.is_symlink():
+                    check_within(side, os.path.dirname(os.path.realpath(file)), text)
+                _link(local_file(side), folder / f"{stem}.{suffix}")
+        _check_index(link.with_suffix(".shx"), text)
+    elif kind == "gpkg":
+        if wal := start[18] == 2:  # SQLite would make files beside it
+            _copy_database(file, link)
+        _check_database(link, text, wal)
+    elif kind in ("geojson", "kml", "gml"):
+        fits(TEXT * (size := file.stat().st_size), f"{text}: its {size:,} bytes", "make a GeoPackage of it (ogr2ogr)")
+        if kind == "geojson":
+            _check_named_crs(link, text)
+    return link, kind
 
 
-def _member(text: str, file: Path, member: str) -> str:
-    """Return the one vector file of an archive, or that which is named, as GDAL finds it."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            names = [n for n in archive.namelist() if not n.endswith("/") and not n.startswith("__MACOSX/")]
-    except (OSError, zipfile.BadZipFile) as err:
-        raise DataError(f"{text}: not a zip archive, or damaged ({_line(err)})") from err
+def _link(file: Path, link: Path) -> None:
+    if file != link:  # else it was unpacked there
+        link.symlink_to(file)
+
+
+def _unpacked(text: str, file: Path, named: str, member: str, folder: Path) -> Path:
+    """Unpack a member of an archive, and what belongs to it, under plain names."""
+    with refusing(text, DataError, "not a zip archive, or damaged"), zipfile.ZipFile(file) as archive:
+        name = _member(text, named, member, archive.namelist())
+        stem, _, suffix = name.rpartition(".")
+        wanted = {s: f"{stem}.{s}" for s in (suffix, *SIDES)} if suffix.lower() == "shp" else {suffix: name}
+        at = {n.lower(): n for n in archive.namelist()}
+        for end, inner in wanted.items():
+            if (there := at.get(inner.lower())) is None:
+                continue
+            about = archive.getinfo(there)
+            if about.file_size > max(PACKED[0], PACKED[1] * about.compress_size):
+                size = f"{about.file_size:,} bytes in {about.compress_size:,}"
+                raise DataError(f"{text}: {_line(there)} unpacks to {size}; unpack it yourself, if you trust it")
+            plain = re.sub(r"[^\w-]", "_", stem.rpartition("/")[2], flags=re.ASCII)
+            with archive.open(there) as source, open(folder / f"{plain}.{end.lower()}", "xb") as out:
+                shutil.copyfileobj(source, out)
+        return folder / f"{plain}.{suffix.lower()}"
+
+
+def _member(text: str, archive: str, member: str, every: Sequence[str]) -> str:
+    """Return the one vector file of an archive, or that which is named."""
+    names = [n for n in every if not n.endswith("/") and not n.startswith("__MACOSX/")]
     within = [n for n in names if not member or n == member or n.startswith(member + "/")]
     if member in names:
         return member
     for suffix in ZIPPED:
         found = [n for n in within if n.lower().endswith("." + suffix)]
         if len(found) > 1:
-            raise DataError(f"{text}: holds {', '.join(found[:8])}; name one: zip://{file}!{found[0]}")
+            raise DataError(f"{text}: holds {_line(', '.join(found[:8]))}; name one: zip://{archive}!{_line(found[0])}")
         if found:
             return found[0]
-    held = ", ".join(names[:8]) or "nothing"
+    held = _line(", ".join(names[:8])) or "nothing"
     raise DataError(f"{text}: no {member or 'vector file'} in the archive; it holds {held}")
+
+
+def _check_index(path: Path, text: str) -> None:
+    """Refuse an index of a shapefile that has the same polygons read again and again."""
+    if not path.exists():
+        raise DataError(f"{text}: its .shx is missing; copy the shapefile with all its files")
+    with opened(path, DataError, link=True) as file, refusing(text, DataError, "its .shx is cut short or damaged"):
+        rows = np.frombuffer(file.read()[100:], ">i4").reshape(-1, 2).astype(np.int64)
+    if (2 * rows[:, 1] + 8).sum() > path.with_suffix(".shp").stat().st_size:
+        raise DataError(f"{text}: its .shx names more than the .shp holds; copy the shapefile again")
+
+
+def _copy_database(file: Path, link: Path) -> None:
+    if file != link:
+        link.unlink()
+        for end in ("", "-wal"):
+            if os.path.isfile(source := f"{os.path.realpath(file)}{end}"):
+                shutil.copyfile(source, f"{link}{end}")
+
+
+def _check_database(path: Path, text: str, wal: bool) -> None:
+    """Refuse a GeoPackage whose reading may not end: what is computed, or pages that lead to themselves."""
+    real, size = path.resolve(), path.stat().st_size
+    kept = "" if wal else "&immutable=1"
+    end = time.monotonic() + 5 + size / 5e6
+    with (
+        refusing(text, DataError, "not a GeoPackage, or damaged"),
+        closing(sqlite3.connect(f"file:{quote(str(real))}?mode=ro{kept}", uri=True)) as db,
+    ):
+        db.set_progress_handler(lambda: time.monotonic() > end, 10_000)
+        held = "SELECT lower(name) FROM sqlite_master WHERE "
+        views = {name for (name,) in db.execute(held + "type = 'view'")}
+        if "gpkg_contents" not in {name for (name,) in db.execute(held + "type = 'table'")}:
+            raise ValueError("no table gpkg_contents")
+        if (found := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            raise ValueError(found)
+        layers = {str(name).lower() for (name,) in db.execute("SELECT table_name FROM gpkg_contents")}
+        odd = [v for v in views if v in layers or v.startswith(("gpkg_", "rtree_", "ogr_"))]
+        odd += [n for (n,) in db.execute(held + "sql LIKE 'CREATE VIRTUAL%' AND sql NOT LIKE '%USING rtree(%'")]
+        computed = "SELECT m.name FROM sqlite_master m, pragma_table_xinfo(m.name) x WHERE m.type = 'table' "
+        odd += [n for (n,) in db.execute(computed + "AND m.sql NOT LIKE 'CREATE VIRTUAL%' AND x.hidden > 1")]
+    if odd:
+        raise DataError(f"{text}: {_line(odd[0])} is a view, or computed; make a plain table of it (ogr2ogr)")
+
+
+def _check_named_crs(path: Path, text: str) -> None:
+    """Refuse a GeoJSON whose `crs` is anything but a name or a code: of links, GDAL asks the network."""
+    hint = "write its coordinates as longitude and latitude, without crs (ogr2ogr -lco RFC7946=YES)"
+    with opened(path, DataError, link=True) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for key in KEY.finditer(content):
+            if (found := OBJECT.match(content, key.end())) is None:
+                raise DataError(f"{text}: its crs cannot be read; {hint}")
+            if found[1]:
+                with refusing(text, DataError, "its crs cannot be used", hint):
+                    crs = parse_json(found[1], text, DataError)
+                    about = crs["properties"]
+                    given = about["name"] if crs["type"].lower() == "name" else f"EPSG:{int(about['code'])}"
+                    parse_crs(given)
 
 
 @contextmanager
 def _reading(text: str) -> Iterator[None]:
-    """Turn what cannot be read into a `DataError`, and keep the warnings of libraries quiet."""
-    from pyogrio.errors import DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError
-    from shapely.errors import ShapelyError
+    """Turn what cannot be read into a `DataError`, keep GDAL from the network, and libraries' warnings quiet."""
+    from pyogrio import get_gdal_config_option, set_gdal_config_options
 
-    broken = (DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError, ShapelyError)
+    before = {name: get_gdal_config_option(name) for name in OFFLINE}
+    set_gdal_config_options(OFFLINE)
     try:
-        with warnings.catch_warnings():
+        with refusing(text, DataError, "not a vector file, or damaged"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except UnicodeDecodeError as err:
-        raise DataError(
-            f"{text}: its text is not in the encoding that it declares ({_line(err)}); write it anew as UTF-8 "
-            "(ogr2ogr -oo ENCODING=...)"
-        ) from err
-    except broken as err:
-        raise DataError(f"{text}: not a vector file, or damaged ({_line(err)})") from err
+    except DataError as err:
+        if isinstance(err.__cause__, UnicodeDecodeError):
+            raise DataError(
+                f"{text}: its text is not in the encoding that it declares ({_line(err.__cause__)}); write it anew as "
+                "UTF-8 (ogr2ogr -oo ENCODING=...)"
+            ) from err
+        raise
+    finally:
+        set_gdal_config_options(before)
 
 
-def _line(err: Exception) -> str:
-    return " ".join(str(err).split())[:200]
+def _line(what: Any) -> str:
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(what).split()))[:200]

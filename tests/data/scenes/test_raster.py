@@ -1,6 +1,16 @@
-import pytest
+import os
+import shutil
 
-from glacier_fastai.data.scenes.raster import open_raster, pixel_size, same_crs, same_grid
+import numpy as np
+import pyproj
+import pytest
+import rasterio
+from listening import nobody_asks
+from pyproj.exceptions import CRSError
+from rasterio.shutil import copy
+from rasterio.vrt import WarpedVRT
+
+from glacier_fastai.data.scenes.raster import open_raster, parse_crs, pixel_size, reading, same_crs, same_grid
 from glacier_fastai.errors import DataError
 
 UTM = (30, 0, 500_000, 0, -30, 3_100_000)
@@ -63,3 +73,218 @@ def test_only_files_on_this_disk_are_opened(name, tmp_path):
         open_raster(name)
     with pytest.raises(DataError, match="is a folder"):
         open_raster(tmp_path)
+
+
+def raster(path, **profile):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    profile = {
+        "driver": "GTiff",
+        "width": 32,
+        "height": 32,
+        "count": 1,
+        "dtype": "uint8",
+        "crs": "EPSG:32645",
+        **profile,
+    }
+    with rasterio.open(path, "w", transform=rasterio.Affine(*UTM), **profile) as file:
+        file.write(np.full((file.count, 32, 32), 7, "uint8"))
+    return path
+
+
+def read(path):
+    with open_raster(path) as file, reading(path):
+        return file.read(1), file.read_masks(1), file.read(1, out_shape=(4, 4))
+
+
+def vrt(source, *, relative=1, band="", more=""):
+    return (
+        '<VRTDataset rasterXSize="32" rasterYSize="32"><SRS>EPSG:32645</SRS><GeoTransform>0,30,0,0,0,-30</GeoTransform>'
+        f'<VRTRasterBand dataType="Byte" band="1" {band}><SimpleSource><SourceFilename relativeToVRT="{relative}">'
+        f"{source}</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>{more}</VRTDataset>"
+    )
+
+
+WMS = (
+    '<GDAL_WMS><Service name="TMS"><ServerUrl>{url}/${{z}}/${{x}}/${{y}}.png</ServerUrl></Service><DataWindow><SizeX>32'
+    "</SizeX><SizeY>32</SizeY></DataWindow><BandsCount>1</BandsCount></GDAL_WMS>"
+)
+
+
+@pytest.mark.parametrize("driver", ["GTiff", "PNG", "JPEG", "JP2OpenJPEG", "HFA", "ENVI"])
+def test_drivers_are_named(tmp_path, driver):
+    copy(raster(tmp_path / "s.tif"), tmp_path / "copy", driver=driver)
+    assert (abs(read(tmp_path / "copy")[0].astype(int) - 7) < 2).all()
+    with open_raster(tmp_path / "copy") as file:
+        assert file.driver == driver
+
+
+@pytest.mark.parametrize(
+    "name", ["a!b.tif", "a;b.tif", "file:x.tif", "s3:/x.tif", "zip:/x.tif", "-x?#.tif", "vsizip/é.tif"]
+)
+def test_names_of_files_are_no_addresses(tmp_path, monkeypatch, name):
+    raster(tmp_path / "plain.tif")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    shutil.copy(tmp_path / "plain.tif", tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert (read(name)[0] == 7).all()
+
+
+def test_regular_files_only(tmp_path):
+    os.mkfifo(tmp_path / "pipe.tif")
+    for path, why in ((tmp_path / "pipe.tif", "pipe"), ("/dev/zero", "device"), (tmp_path, "folder"), ("a\0b", "null")):
+        with pytest.raises(DataError, match=why):
+            open_raster(path)
+    raster(tmp_path / "s.tif")
+    os.mkfifo(tmp_path / "s.tif.aux.xml")
+    with pytest.raises(DataError, match="pipe"):
+        open_raster(tmp_path / "s.tif")
+
+
+def test_a_vrt_reads_beside_and_below_itself(tmp_path):
+    raster(tmp_path / "a" / "below" / "s.tif")
+    (tmp_path / "a" / "s.vrt").write_text(vrt("below/s.tif"))
+    (tmp_path / "a" / "outer.vrt").write_text(vrt("s.vrt"))
+    copy(tmp_path / "a" / "outer.vrt", tmp_path / "a" / "written.tif", driver="VRT")
+    with rasterio.open(tmp_path / "a" / "below" / "s.tif") as file, WarpedVRT(file, crs="EPSG:4326") as warped:
+        copy(warped, tmp_path / "a" / "warped.vrt", driver="VRT")
+    (tmp_path / "link.vrt").symlink_to(tmp_path / "a" / "outer.vrt")
+    for name in ("a/s.vrt", "a/outer.vrt", "a/written.tif"):
+        assert (read(tmp_path / name)[0] == 7).all()
+    assert (read(tmp_path / "a" / "warped.vrt")[0] == 7).any()
+
+
+def test_what_a_vrt_may_not_take(tmp_path, monkeypatch):
+    other = raster(tmp_path / "other" / "s.tif")
+    home = tmp_path / "home"
+    raster(home / "s.tif")
+    (home / "link.tif").symlink_to(other)
+    with nobody_asks(monkeypatch) as url:
+        (home / "wms.tif").write_text(WMS.format(url=url))
+        (home / "inner.tif").write_text(vrt(f"/vsicurl/{url}/s.tif", relative=0))
+        (home / "self.tif").write_text(vrt("self.tif"))
+        raw = 'subClass="VRTRawRasterBand"'
+        python = "<PixelFunctionLanguage>Python</PixelFunctionLanguage>"
+        for k, text in enumerate(
+            [
+                *(
+                    vrt(s)
+                    for s in (
+                        "../other/s.tif",
+                        "link.tif",
+                        "wms.tif",
+                        "inner.tif",
+                        "self.tif",
+                        "x.tif",
+                        "GTIFF_RAW:s.tif",
+                    )
+                ),
+                *(
+                    vrt(s, relative=0)
+                    for s in (other, home / "s.tif", f"/vsicurl/{url}/s.tif", f"{url}/s.tif", "s.tif")
+                ),
+                vrt("s.tif", more=f'<Overview><SourceFilename relativeToVRT="0">{other}</SourceFilename></Overview>'),
+                vrt("s.tif", more=f'<Group SourceFilename="{other}"/>'),
+                vrt("s.tif").replace('relativeToVRT="1"', f'relativeToVRT="1" SourceFilename="{other}"'),
+                vrt("s.tif").replace(
+                    "<SourceFilename", "<SOURCEFILENAME>../other/s.tif</SOURCEFILENAME><SourceFilename"
+                ),
+                vrt("s.tif", band=raw),
+                vrt("s.tif", more=f"<Group><SimpleSource>{raw}</SimpleSource></Group>"),
+                vrt("s.tif").replace("<SimpleSource>", "<subClass>VRTRawRasterBand</subClass><SimpleSource>"),
+                vrt("s.tif", more=python),
+                vrt("s.tif").replace("EPSG:32645", f"{url}/crs"),
+                '<!DOCTYPE a [<!ENTITY b "c">]>' + vrt("s.tif"),
+                vrt("s.tif")[:-30],
+            ]
+        ):
+            (home / f"{k}.tif").write_text(text)
+            with pytest.raises(DataError, match=rf"{k}\.tif|self\.tif|inner\.tif|wms\.tif|x\.tif"):
+                read(home / f"{k}.tif")
+
+
+@pytest.mark.parametrize("suffix", [".msk", ".ovr", ".MSK"])
+def test_what_gdal_opens_with_a_raster(tmp_path, monkeypatch, suffix):
+    with nobody_asks(monkeypatch) as url:
+        path = raster(tmp_path / "s.tif")
+        side = tmp_path / f"s.tif{suffix}"
+        for text in (WMS.format(url=url), vrt(f"/vsicurl/{url}/s.tif", relative=0)):
+            side.write_text(text)
+            with pytest.raises(DataError, match="no mask or overviews"):
+                read(path)
+        side.unlink()
+        side.symlink_to(raster(tmp_path / "other" / "s.tif"))
+        path = (tmp_path / "linked.tif").with_name("s.tif")
+        assert (read(path)[0] == 7).all()  # below it
+
+
+def test_overviews_in_another_file(tmp_path, monkeypatch):
+    with nobody_asks(monkeypatch) as url:
+        for how in ("xml", "tag"):
+            path = raster(tmp_path / f"{how}.tif")
+            if how == "tag":
+                with rasterio.open(path, "r+") as file:
+                    file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=f"/vsicurl/{url}/o.tif")
+            else:
+                item = f'<MDI key="OVERVIEW_FILE">/vsicurl/{url}/o.tif</MDI>'
+                text = f'<PAMDataset><SRS>{url}/crs</SRS><Metadata domain="OVERVIEWS">{item}</Metadata></PAMDataset>'
+                path.with_name("xml.tif.aux.xml").write_text(text)
+            with pytest.raises(DataError, match="overviews"):
+                read(path)
+
+
+@pytest.mark.parametrize("text", ["<GDAL_WMTS/>", "<MRF_META/>", "\x89HDF\r\n\x1a\n", "hello", ""])
+def test_other_kinds_are_refused(tmp_path, text):
+    (tmp_path / "s.tif").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=r"s\.tif: not a raster, cut short or damaged .*GeoTIFF"):
+        open_raster(tmp_path / "s.tif")
+
+
+def test_a_block_that_does_not_fit(tmp_path, monkeypatch):
+    big = {
+        "width": 60_000,
+        "height": 60_000,
+        "blockxsize": 16384,
+        "blockysize": 16384,
+        "tiled": True,
+        "transform": rasterio.Affine(*UTM),
+    }
+    with rasterio.open(tmp_path / "s.tif", "w", driver="GTiff", count=1, dtype="uint8", SPARSE_OK=True, **big):
+        pass
+    monkeypatch.setattr("glacier_fastai.memory.available", lambda: 10**8)
+    with pytest.raises(DataError, match=r"s\.tif: its blocks of 16384 x 16384 px need 0\.5 GB"):
+        open_raster(tmp_path / "s.tif")
+
+
+UTM_WKT = rasterio.CRS.from_epsg(32645).to_wkt()
+
+
+@pytest.mark.parametrize(
+    "crs",
+    [
+        "EPSG:32645", "urn:ogc:def:crs:EPSG::32645", "http://www.opengis.net/def/crs/EPSG/0/32645", UTM_WKT, 32645,
+        pyproj.CRS(32645).to_json(), pyproj.CRS(32645).to_json_dict(), rasterio.CRS.from_epsg(32645), pyproj.CRS(32645),
+        "+proj=utm +zone=45 +datum=WGS84",
+    ],
+)  # fmt: skip
+def test_how_a_crs_is_written(crs):
+    assert same_crs(parse_crs(crs), "EPSG:32645")
+
+
+def test_a_crs_without_a_file():
+    assert parse_crs("+proj=merc +a=6378137 +b=6378137 +nadgrids=@null +units=m")
+    assert parse_crs('LOCAL_CS["site grid",UNIT["metre",1]]')
+
+
+@pytest.mark.parametrize(
+    "crs",
+    [
+        "http://127.0.0.1/crs", "/etc/hosts", "x.wkt", "file:x", "", "{", '{"a": 1}', "[" * 10_000, "PROJCS[" * 10_000,
+        "+proj=longlat +ellps=bessel +nadgrids=/x/y.gsb", "+init=/etc/hosts:1", "\udcff:1", "a\0b", None, [], 10**30,
+        UTM_WKT.replace('AUTHORITY["EPSG","32645"]', 'EXTENSION["PROJ4","+proj=utm +nadgrids=http://127.0.0.1/g"]'),
+    ],
+)  # fmt: skip
+def test_what_is_no_crs(tmp_path, monkeypatch, crs):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.wkt").write_text(UTM_WKT)
+    with pytest.raises(CRSError):
+        parse_crs(crs)

@@ -1,5 +1,10 @@
+import gc
+import json
+import os
+import sqlite3
 import sys
 import zipfile
+from contextlib import closing
 from pathlib import Path
 
 import geopandas
@@ -7,8 +12,11 @@ import numpy as np
 import pandas as pd
 import pyogrio
 import pytest
+from listening import nobody_asks
 from polygons import CRS, X, Y, burn, outlines, rectangle, refused, want
 from shapely.geometry import LineString, Point
+
+from glacier_fastai.data.sources.vectors import open_vector
 
 
 @pytest.mark.parametrize("suffix", ["gpkg", "geojson", "shp", "fgb", "parquet"])
@@ -96,7 +104,7 @@ def test_files_that_cannot_be_read(tmp_path):
     shp.with_suffix(".prj").unlink()
     refused(r"no coordinate reference system, as no \.prj file lies beside it; assign one", shp)
     pd.DataFrame({"a": [1]}).to_csv(tmp_path / "table.csv")
-    refused("holds no geometry", tmp_path / "table.csv")
+    refused("GeoPackage, Shapefile, GeoJSON.* are read", tmp_path / "table.csv")
     path = outlines(tmp_path / "o.gpkg", [rectangle(0, 0, 5, 5)])
     refused("'glaciar' is no class; use background, .*; did you mean 'glacier'", ("glaciar", path))
 
@@ -107,3 +115,147 @@ def test_text_in_another_encoding_than_declared(tmp_path):
     dbf.write_bytes(dbf.read_bytes().replace("Ötz".encode(), b"\xd6tz "))
     assert burn(path)[1] == 1  # nobody asks for the names
     refused("encoding", path, field="name")
+
+
+@pytest.mark.parametrize("suffix", ["gpkg", "shp", "geojson", "fgb", "parquet", "kml", "gml"])
+@pytest.mark.parametrize("name", ["s3:/a!b;c", "zip:/x", "file:x"])
+def test_names_of_files_are_no_addresses(tmp_path, monkeypatch, suffix, name):
+    table = geopandas.GeoDataFrame(geometry=[rectangle(10, 20, 30, 40)], crs=CRS).to_crs("EPSG:4326")
+    path = tmp_path / f"plain.{suffix}"
+    table.to_parquet(path) if suffix == "parquet" else table.to_file(
+        path, driver=suffix.upper() if "ml" in suffix else None
+    )
+    home = (tmp_path / name).parent
+    home.mkdir(exist_ok=True)
+    for file in tmp_path.glob("plain.*"):
+        file.rename(home / f"{(tmp_path / name).name}{file.suffix}")
+    monkeypatch.chdir(tmp_path)
+    before = {*tmp_path.rglob("*")}
+    assert burn(f"{name}.{suffix}")[1] == 1
+    assert {*tmp_path.rglob("*")} == before
+
+
+def test_regular_files_only(tmp_path):
+    os.mkfifo(tmp_path / "o.gpkg")
+    refused("pipe", tmp_path / "o.gpkg")
+    refused("folder", tmp_path)
+    shp = outlines(tmp_path / "o.shp", [rectangle(10, 20, 30, 40)])
+    shp.with_suffix(".prj").unlink()
+    os.mkfifo(shp.with_suffix(".prj"))
+    refused("pipe", shp)
+
+
+RING = [[86.0, 28.0], [86.1, 28.0], [86.1, 28.1], [86.0, 28.0]]
+
+
+def geojson(crs):
+    geometry = {"type": "Polygon", "coordinates": [RING]}
+    about = {"crs": crs} if crs else {}
+    feature = {"type": "Feature", "properties": {"crs": "mine"}, "geometry": geometry}
+    return json.dumps({"type": "FeatureCollection", **about, "features": [feature]})
+
+
+def test_text_that_names_a_server(tmp_path, monkeypatch):
+    with nobody_asks(monkeypatch) as url:
+        vrt = (
+            "<OGRVRTDataSource><OGRVRTLayer name='x'><SrcDataSource>{}</SrcDataSource></OGRVRTLayer></OGRVRTDataSource>"
+        )
+        link = {"type": "link", "properties": {"href": url}}
+        texts = [
+            vrt.format(f"/vsicurl/{url}/x.geojson"),
+            vrt.format(tmp_path / "other.gpkg"),
+            f"<OGRWFSDataSource><URL>{url}/wfs</URL></OGRWFSDataSource>",
+            f'<kml xmlns="http://www.opengis.net/kml/2.2"><!-- {vrt.format(url)} --></kml>',
+            f'{{"type": "gdal_streamed_alg", "command_line": "gdal vector read {url}", "a": "type\\": \\"Feature"}}',
+            geojson(link),
+            geojson(link).replace('"crs"', r'"\u0063rs"'),
+            geojson(link).replace('"crs":', '"crs"/* */:'),
+            geojson({"type": "url", "properties": {"url": url}}),
+            geojson({"type": "name", "properties": {"name": url}}),
+            geojson({"type": "name", "properties": {"name": "/etc/hosts"}}),
+        ]
+        for k, text in enumerate(texts):
+            for suffix in ("geojson", "gpkg", "shp", "vrt"):
+                (tmp_path / f"{k}.{suffix}").write_text(text)
+                refused(rf"{k}\.{suffix}", tmp_path / f"{k}.{suffix}")
+        gml = (
+            '<?xml version="1.0"?><ogr:FeatureCollection xmlns:ogr="http://ogr.maptools.org/" '
+            'xmlns:gml="http://www.opengis.net/gml" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" '
+            f'xsi:schemaLocation="http://ogr.maptools.org/ {url}/schema.xsd"><gml:featureMember><ogr:a fid="a.0">'
+            f'<ogr:geom><gml:Polygon srsName="{url}/srs"><gml:outerBoundaryIs><gml:LinearRing><gml:coordinates>86,28'
+            " 86.1,28 86.1,28.1 86,28</gml:coordinates></gml:LinearRing></gml:outerBoundaryIs></gml:Polygon></ogr:geom>"
+            "</ogr:a>"
+            "</gml:featureMember></ogr:FeatureCollection>"
+        )
+        (tmp_path / "o.gml").write_text(gml)
+        refused("no coordinate reference system", tmp_path / "o.gml")
+
+
+@pytest.mark.parametrize("crs", [None, {"type": "name", "properties": {"name": "urn:ogc:def:crs:OGC:1.3:CRS84"}}])
+def test_geojson_may_name_its_crs(tmp_path, crs):
+    (tmp_path / "o.geojson").write_text(geojson(crs))
+    assert open_vector(tmp_path / "o.geojson").crs.is_geographic
+
+
+def test_a_crs_of_geoparquet(tmp_path):
+    from pyarrow import parquet
+
+    outlines(tmp_path / "o.parquet", [rectangle(10, 20, 30, 40)])
+    table = parquet.read_table(tmp_path / "o.parquet")
+    geo = json.loads(table.schema.metadata[b"geo"])
+    geo["columns"]["geometry"]["crs"] = "http://127.0.0.1/crs"
+    parquet.write_table(table.replace_schema_metadata({"geo": json.dumps(geo)}), tmp_path / "url.parquet")
+    refused(r"url\.parquet: its coordinate reference system cannot be read", tmp_path / "url.parquet")
+
+
+ENDLESS = "(with recursive c(x) as (select 1 union all select x + 1 from c) select count(*) from c)"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["alter table o rename to base", f"create view o as select fid, geom, {ENDLESS} as kind from base"],
+        ["alter table gpkg_contents rename to base", f"create view gpkg_contents as select *, {ENDLESS} from base"],
+        ["alter table o add column big as (zeroblob(900000000))"],
+    ],
+)  # fmt: skip
+def test_geopackages_that_compute(tmp_path, change):
+    path = outlines(tmp_path / "o.gpkg", [rectangle(10, 20, 30, 40)])
+    with closing(sqlite3.connect(path)) as db:
+        for (trigger,) in db.execute("select name from sqlite_master where type = 'trigger'").fetchall():
+            db.execute(f'drop trigger "{trigger}"')
+        for sql in change:
+            db.execute(sql)
+        db.commit()
+    refused(r"o\.gpkg: .*(view|computed|gpkg_contents)", path)
+
+
+def test_a_geopackage_in_use_stays_as_it_is(tmp_path):
+    path = outlines(tmp_path / "o.gpkg", [rectangle(10, 20, 30, 40)])
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("pragma journal_mode = wal")
+    assert burn(path)[1] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["o.gpkg"]
+
+
+def test_what_is_read_again_and_again(tmp_path):
+    shp = outlines(tmp_path / "o.shp", [rectangle(10, 20, 30, 40)] * 2)
+    shx = shp.with_suffix(".shx")
+    shx.write_bytes(shx.read_bytes() + shx.read_bytes()[100:108] * 100)
+    refused(r"o\.shp: its \.shx names more", shp)
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("o.geojson", bytes(300 * 2**20))
+    refused(r"bomb\.zip: o\.geojson unpacks to 314,572,800 bytes", tmp_path / "bomb.zip")
+
+
+def test_nothing_temporary_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    path = outlines(tmp_path / "o.gpkg", [rectangle(10, 20, 30, 40)])
+    layer = open_vector(path)
+    assert len(layer.read(np.array([0]))) == 1
+    del layer
+    gc.collect()
+    (tmp_path / "text.shp").write_text("hello")
+    refused("not a vector file", tmp_path / "text.shp")
+    assert not [*(tmp_path / "tmp").iterdir()]
