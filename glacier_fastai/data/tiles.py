@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +36,7 @@ from ..bands import CLASSES, ICE, ICE_OF_ANY_KIND, IGNORE, UNITS, Bands, texture
 from ..core.ground import outlines
 from ..core.moments import constant, moments
 from ..errors import DataError, note
-from ..files import digest, whole_folder
+from ..files import digest, held, whole_folder
 from .profile import QUANTILES, Profile
 from .scenes.raster import horizontal, pixel_size
 from .scenes.units import Scaling
@@ -82,6 +83,13 @@ class TileStore:
         info_path = self.path / "dataset.json"
         if not info_path.is_file():
             raise DataError(f"{self.path}: not a tile store (no dataset.json); make one with `glacier-fastai prepare`")
+        self._base: TileStore | None = None  # that was open when computed bands were added to it
+        try:
+            with held(info_path) as file:  # nobody removes it while it is in use (`data.raw`)
+                self._held = os.dup(file.fileno())
+            weakref.finalize(self, os.close, self._held)
+        except OSError as err:
+            raise DataError(f"{info_path}: cannot be read ({err.strerror})") from err
         try:
             self.info: dict[str, Any] = json.loads(info_path.read_text(encoding="utf-8"))
         except ValueError as err:
@@ -127,7 +135,11 @@ class TileStore:
             )
 
     def __reduce__(self):
-        return TileStore, (self.path,)  # worker processes map the files themselves
+        return _reopened, (self.path, self._identity(), self._base)  # worker processes map the files themselves
+
+    def _identity(self) -> tuple[int, ...]:
+        about = os.fstat(self._held)
+        return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
 
     def _map(self, name: str) -> np.ndarray:
         try:
@@ -153,7 +165,7 @@ class TileStore:
 
     def base(self) -> TileStore:
         """Return the store that computed bands were added to, if this one is of that kind, else the store itself."""
-        return TileStore(self.info["base"]) if "base" in self.info else self
+        return self._base or (TileStore(self.info["base"]) if "base" in self.info else self)
 
     def keys(self) -> list[str]:
         """Return what tells each tile from all others: a hash of its name and place, or without place of its labels.
@@ -327,6 +339,15 @@ class TileStore:
             if constant(m, s):
                 raise DataError(f"{self.path}: band {band} is constant ({m:g}); leave it out of `bands`")
         return mean, std
+
+
+def _reopened(path: Path, before: tuple[int, ...], base: TileStore | None) -> TileStore:
+    """Return a store that another process has open; raises `DataError` if it was made anew since."""
+    store = TileStore(path)
+    if store._identity() != before:
+        raise DataError(f"{path}: was made anew while it was in use; start again")
+    store._base = base
+    return store
 
 
 def _horizontal(crs: str) -> CRS | None:

@@ -239,14 +239,18 @@ def _wandb(recipe: Recipe, out: Path, identity: dict[str, Any]) -> list[Callback
         install = "pip install 'glacier-fastai[wandb]'"
         raise RecipeError(f"record.wandb: install it with {install}, or set it to null") from err
     run = digest([out.name, identity])  # the same when it is resumed, also on another machine
-    wandb.init(
-        project=recipe.record.wandb,
-        id=run,
-        resume="allow",
-        name=out.name,
-        dir=out,
-        config=recipe.model_dump(mode="json"),
-    )
+    try:
+        wandb.init(
+            project=recipe.record.wandb,
+            id=run,
+            resume="allow",
+            name=out.name,
+            dir=out,
+            config=recipe.model_dump(mode="json"),
+        )
+    except (OSError, getattr(wandb, "Error", OSError)) as err:
+        log.warning("record.wandb: cannot be started (%s); the training goes on without it", " ".join(str(err).split()))
+        return []
     return [WandbCallback(log_preds=False)]
 
 

@@ -235,13 +235,13 @@ class TensorBoardRecord(Callback):
         panels_every: int = 10,  # epochs between pictures; 0: none
     ):
         self.folder, self.panels_every = folder, panels_every
-        self.events: _EventFile | None = None
+        self.event_file: _EventFile | None = None
 
     def before_fit(self):
         """Open; epochs that come again replace those of before."""
         no_link(self.folder)
         with _record(self.folder):
-            self.events = _EventFile(self.folder, self.learn.first_epoch + 1)
+            self.event_file = _EventFile(self.folder, self.learn.first_epoch + 1)
 
     @staticmethod
     def tag(column: str) -> str:
@@ -255,13 +255,13 @@ class TensorBoardRecord(Callback):
 
     def after_epoch(self):
         """Write the epoch."""
-        if self.events is None:
+        if self.event_file is None:
             return
-        events, self.events = self.events, None  # one that cannot be written is left
+        events, self.event_file = self.event_file, None  # one that cannot be written is left
         with _record(self.folder):
             self._write(events, self.epoch + 1)
-            self.events = events
-        if self.events is None:
+            self.event_file = events
+        if self.event_file is None:
             _close(events)
 
     def _write(self, events: _EventFile, step: int) -> None:
@@ -288,9 +288,9 @@ class TensorBoardRecord(Callback):
 
     def release(self):
         """Close, however the training ends."""
-        if self.events is not None:
-            _close(self.events)
-            self.events = None
+        if self.event_file is not None:
+            _close(self.event_file)
+            self.event_file = None
 
 
 def _close(events: _EventFile) -> None:
