@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ __all__ = [
     "held",
     "identity",
     "locked",
+    "names_only",
     "no_link",
     "remove",
     "remove_unused",
@@ -77,6 +79,17 @@ def no_link(
     """Raise `OutputError` if a link stands there, which would lead what is written elsewhere."""
     if path.is_symlink():
         raise OutputError(f"{path}: a link, which is not followed to write; remove it, or choose another folder")
+
+
+def names_only(
+    text: str,
+) -> str:
+    """Return text with the last names alone of absolute paths: what is meant for others tells of no home folder.
+
+    >>> names_only("python /opt/bin/train --data=/home/me/tiles --out runs/a https://a.org/b")
+    'python train --data=tiles --out runs/a https://a.org/b'
+    """
+    return re.sub(r"(?<![\w./:~-])~?/(?:[^/\s'\"]+/)*(?=[^/\s])", "", text)
 
 
 def check_room(

@@ -81,9 +81,9 @@ class _Watch:
 
         class Adapter(requests.adapters.HTTPAdapter):
             def get_connection_with_tls_context(adapter, *args, **kwargs):  # noqa: N805
-                pool = super().get_connection_with_tls_context(*args, **kwargs)
+                pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
 
-                class Connection(pool.ConnectionCls):  # type: ignore[misc,name-defined]
+                class Connection(pool.ConnectionCls):
                     def connect(connection) -> None:  # noqa: N805
                         super().connect()
                         self.sockets.append(connection.sock)

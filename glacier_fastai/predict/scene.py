@@ -22,7 +22,7 @@ from .. import __version__
 from ..bands import CLASSES, IGNORE
 from ..data.scenes.units import Given
 from ..errors import DataError, OutputError, note
-from ..files import check_room, digest, file_hash, identity, locked, remove, write_text
+from ..files import check_room, digest, file_hash, identity, locked, names_only, remove, write_text
 from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
 from ..model.fit import check_fit
@@ -171,6 +171,7 @@ def predict_scene(
                     text = f"{files['classes']}: a GeoTIFF cannot hold its coordinate reference system, which {keep}"
                     note(text, about.setdefault("notes", []))
                 about |= {"pixels": pixels, "seconds": round(time.monotonic() - began, 1), "sidecars": sidecars}
+                about["notes"] = [names_only(text) for text in about["notes"]]
                 about["sha256"] = {p.name: file_hash(p) for p in sorted(partial.iterdir())}
                 for path in every:  # none of another prediction may go by the new record's name
                     path.unlink(missing_ok=True)

@@ -26,7 +26,17 @@ from ..data.scenes.raster import same_crs, same_grid
 from ..errors import DataError, OutputError
 from ..files import write_text
 
-__all__ = ["SIDECAR", "ClassMap", "ConfidenceMap", "ProbabilityMap", "Sink", "Strip", "check_grid", "checksums", "writing"]
+__all__ = [
+    "SIDECAR",
+    "ClassMap",
+    "ConfidenceMap",
+    "ProbabilityMap",
+    "Sink",
+    "Strip",
+    "check_grid",
+    "checksums",
+    "writing",
+]
 
 SIDECAR = ".aux.xml"  # beside a raster: what its format cannot hold, such as some coordinate reference systems
 
@@ -148,7 +158,7 @@ def writing(
 def checksums(
     path: str | os.PathLike,  # raster
 ) -> list[int]:
-    """Return the CRC-32 of each band, row by row; raises `RasterioError` if a block, also of overviews, is cut short."""
+    """Return the CRC-32 of each band, by rows; raises `RasterioError` if a block, also of overviews, is cut short."""
     sums: list[int] = []
     with rasterio.open(path) as file:
         levels = len(file.overviews(1))

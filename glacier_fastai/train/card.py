@@ -19,7 +19,7 @@ from shapely.geometry import mapping
 
 from ..bands import BANDS, CLASS_COLOURS, CLASSES, UNKNOWN_ICE
 from ..data.tiles import TileStore
-from ..files import file_hash, write_text
+from ..files import file_hash, names_only, write_text
 from ..model.bundle import ModelBundle, described
 from ..model.evaluate import class_table
 from ..model.registry import architecture
@@ -93,7 +93,7 @@ def model_card(
         metrics=bundle.metrics,
         table=class_table(torch.tensor(bundle.metrics["confusion"])) if valid.any() else "",
         licence=LICENCES.get(source or "", "as their source states; glacier_fastai does not know it"),
-        command=shlex.join(environment["command"]),
+        command=shlex.join(map(names_only, environment["command"])),
         environment=environment,
         packages=environment["packages"],
     )

@@ -209,8 +209,8 @@ class _EventFile:
         folder: Path,  # where it is made
         step: int,  # of what comes first; the same of before is replaced
     ):
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary.writer.record_writer import RecordWriter
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
+        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
         folder.mkdir(exist_ok=True)
         path = folder / f"events.out.tfevents.{int(time.time())}.{secrets.token_hex(4)}"

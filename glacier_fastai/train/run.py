@@ -302,7 +302,7 @@ def crossval(
     folds = int(store_folds(store, recipe.data.folds, recipe.data.spatial).max()) + 1
     for fold in range(folds):
         log.info("fold %d of %d", fold, folds)
-        on_rank_zero(lambda fold=fold: no_link(path / f"fold{fold}"))
+        on_rank_zero(partial(no_link, path / f"fold{fold}"))
         run = train(
             recipe, store, path / f"fold{fold}", fold=fold, weights=weights, started=started, resume=resume, cbs=cbs
         )
