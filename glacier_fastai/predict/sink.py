@@ -135,7 +135,7 @@ class RasterMap:
 
     def discard(self) -> None:
         """Remove the rows, which are in the map now, or never will be."""
-        with suppress(RasterioError, CPLE_BaseError):  # of a disk that is full
+        with suppress(RasterioError, CPLE_BaseError), rasterio.Env():  # of a disk that is full
             self.raster.close()
         for path in (self.plain, self.plain.with_name(self.plain.name + SIDECAR)):
             path.unlink(missing_ok=True)
@@ -147,7 +147,8 @@ def writing(
 ) -> Iterator[None]:
     """Turn what GDAL says of a full disk into one line."""
     try:
-        yield
+        with rasterio.Env():  # else GDAL prints what it cannot do; in this thread, too
+            yield
     except (RasterioError, CPLE_BaseError, OSError) as err:
         if isinstance(err, OutputError):
             raise
