@@ -343,7 +343,9 @@ def whole_folder(
             partial.rename(path)
         except OSError as err:
             elsewhere = err.filename is not None and not str(err.filename).startswith(str(partial))  # an input, perhaps
-            if elsewhere or isinstance(err, OutputError):
+            if isinstance(err, OutputError):
+                raise OutputError(str(err).replace(str(partial), str(path))) from err
+            if elsewhere:
                 raise
             raise OutputError(
                 f"{path}: cannot be written ({err.strerror or err}); nothing was kept; make room or choose another "

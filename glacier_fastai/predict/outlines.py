@@ -181,7 +181,7 @@ class Outlines(RasterMap):
         except (DataLayerError, DataSourceError, FeatureError, OSError) as err:
             if isinstance(err, OutputError):
                 raise
-            cause = " ".join(str(err).split())
+            cause = " ".join(str(err).split())[:200]
             raise OutputError(f"{self.path}: cannot be written ({cause}); make room, or choose another folder") from err
         finally:
             self.discard()

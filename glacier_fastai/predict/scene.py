@@ -183,7 +183,7 @@ def predict_scene(
                 remove(partial)
     except OSError as err:
         if isinstance(err, OutputError):
-            raise
+            raise OutputError(str(err).replace(str(partial), str(out))) from err
         raise OutputError(f"{err.filename or out}: cannot be written ({err.strerror}); choose another folder") from err
     return {**about, "files": {k: str(p) for k, p in files.items()}, "done_before": False}
 

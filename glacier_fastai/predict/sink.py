@@ -152,7 +152,7 @@ def writing(
     except (RasterioError, CPLE_BaseError, OSError) as err:
         if isinstance(err, OutputError):
             raise
-        cause = " ".join(str(err.__cause__ or err).split())
+        cause = " ".join(str(err.__cause__ or err).split())[:200]
         raise OutputError(f"{path}: cannot be written ({cause}); make room, or choose another folder") from err
 
 
