@@ -378,7 +378,7 @@ def test_readers_that_go_away_and_full_disks_are_no_traceback():
     with open("/dev/full", "w") as full:
         with command("recipes", stdout=full, stderr=pipe) as child:
             said = child.stderr.read()
-assert "No space left on device" in said and said.count("\n") == 1 and child.returncode == 2
+        assert "No space left on device" in said and said.count("\n") == 1 and child.returncode == 2
         with command("recipes", "show", "demo", stdout=pipe, stderr=full) as child:
             assert "epochs" in child.stdout.read()
         with command("recipes", "show", "none", stdout=pipe, stderr=full) as child:
