@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .errors import DataError, GlacierError, RunStopped, TrainingError, printable
-from .terminal import launched, progress, rank, show_messages
+from .terminal import close_stdout, launched, open_streams, progress, rank, show_messages
 
 __all__ = ["app", "main"]
 
@@ -101,6 +102,20 @@ def _options(debug: Debug = False) -> None:
 
 def main() -> None:
     """Run the command line."""
+    open_streams()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that what is half-written is removed; a launcher waits for none
+        if signal.getsignal(number) == signal.SIG_DFL and "WORLD_SIZE" not in os.environ:
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    try:
+        _run()
+    except SystemExit as end:
+        if (failed := close_stdout()) and not end.code:
+            print(f"glacier-fastai: results cannot be written ({failed.strerror})", file=sys.stderr)
+            sys.exit(2)
+        raise
+
+
+def _run() -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")

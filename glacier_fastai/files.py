@@ -1,27 +1,45 @@
-"""Files and folders that are whole or absent, their locks, and their hashes."""
+"""Files and folders that are whole or absent, their locks, and their hashes: the one road of all that is written."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
+import io
 import json
 import logging
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from filelock import FileLock, Timeout
-
 from .errors import OutputError, note
 
-__all__ = ["digest", "file_hash", "locked", "whole_file", "whole_folder", "write_text"]
+__all__ = [
+    "check_room",
+    "digest",
+    "file_hash",
+    "held",
+    "identity",
+    "locked",
+    "names_only",
+    "no_link",
+    "remove",
+    "remove_unused",
+    "whole_file",
+    "whole_folder",
+    "write_text",
+]
 
 log = logging.getLogger(__name__)
 
 LOCKLESS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)  # what drives without locks answer
+OWN = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_WRONLY  # of a file that nobody made before
 _lockless: set[int] = set()  # those that were named, by device
 
 
@@ -47,34 +65,126 @@ def digest(
     return hashlib.sha256(what if isinstance(what, bytes) else what.encode()).hexdigest()[:length]
 
 
+def identity(
+    path: str | os.PathLike,  # file
+) -> tuple[int, ...]:
+    """Return what tells whether a file is the one it was, and as it was: device, inode, size and time."""
+    about = os.stat(path)
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
+
+
+def no_link(
+    path: Path,  # of a folder or file of ours
+) -> None:
+    """Raise `OutputError` if a link stands there, which would lead what is written elsewhere."""
+    if path.is_symlink():
+        raise OutputError(f"{path}: a link, which is not followed to write; remove it, or choose another folder")
+
+
+def names_only(
+    text: str,
+) -> str:
+    """Return text with the last names alone of absolute paths: what is meant for others tells of no home folder.
+
+    >>> names_only("python /opt/bin/train --data=/home/me/tiles --out runs/a https://a.org/b")
+    'python train --data=tiles --out runs/a https://a.org/b'
+    """
+    return re.sub(r"(?<![\w./:~-])~?/(?:[^/\s'\"]+/)*(?=[^/\s])", "", text)
+
+
+def check_room(
+    path: str | os.PathLike,  # file or folder that is to be made
+    size: float,  # bytes it will have at least
+) -> None:
+    """Raise `OutputError` if its drive has no room for it."""
+    path = Path(path)
+    folder = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if size > (free := shutil.disk_usage(folder).free):
+        need, there = (f"{n / 1e9:,.1f} GB" if n >= 1e8 else f"{n / 1e6:,.1f} MB" for n in (size, free))
+        raise OutputError(f"{path}: needs {need}, and there are {there}; make room, or choose another place")
+
+
+def remove(
+    path: Path,  # file, link or folder
+) -> None:
+    """Remove what is there, if anything is; of a link the link."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+
+
+class _File(io.FileIO):
+    """Remembers why it could not be written, which libraries that write into it may swallow."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as err:
+            self.error = err
+            raise
+
+
 @contextmanager
 def whole_file(
     path: str | os.PathLike,  # file to write
 ) -> Iterator[BinaryIO]:
     """Open a file that takes its name when it is complete and on the disk; until then one of that name stays as it is.
 
+    Its temporary name is nobody else's, and locked; those that killed processes left are removed.
+
     Raises:
         OutputError: It cannot be written, as when the disk is full.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    path, partial, raw = Path(path), None, None
     try:
-        with open(partial, "wb") as file:
+        _sweep(path)
+        partial, raw = _own(path)
+        with io.BufferedWriter(raw) as file:
             yield file
             file.flush()
+            if raw.error:
+                raise raw.error
             os.fsync(file.fileno())
-        partial.replace(path)
+            partial.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         with suppress(OSError):  # some network drives refuse it for folders
             os.fsync(folder)
         os.close(folder)
     except BaseException as err:
-        partial.unlink(missing_ok=True)
-        cause = err.__context__ if isinstance(err, RuntimeError) else err  # torch's writer hides what the disk said
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+        cause = (raw and raw.error) or err
         if isinstance(cause, OSError) and not isinstance(cause, OutputError):
             kept = "the one before it is kept" if path.exists() else "there is none before it"
-            raise OutputError(f"{path}: cannot be written ({cause.strerror}); {kept}") from err
+            raise OutputError(f"{path}: cannot be written ({cause.strerror or cause}); {kept}") from err
         raise
+
+
+def _own(path: Path) -> tuple[Path, _File]:
+    """Return a temporary name beside a file, and that file, open and locked."""
+    while True:
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        raw = _File(os.open(partial, OWN, 0o666), "w")
+        with suppress(OSError):  # a drive without locks, where nobody sweeps
+            try:
+                fcntl.flock(raw, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # another process took it for a leftover
+                raw.close()
+        if not raw.closed and os.fstat(raw.fileno()).st_nlink:
+            return partial, raw
+        raw.close()
+        partial.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes left of a file; those that live hold a lock."""
+    for old in path.parent.glob(f".{escape(path.name)}.{'[0-9a-f]' * 8}.partial"):
+        with suppress(OSError), held(old, exclusive=True):
+            old.unlink()
 
 
 def write_text(
@@ -84,6 +194,40 @@ def write_text(
     """Write a text file, whole or not at all; raises `OutputError`."""
     with whole_file(path) as file:
         file.write(text.encode())
+
+
+def held(
+    path: str | os.PathLike,  # file, of what is used
+    exclusive: bool = False,  # nobody else may use it
+) -> BinaryIO:
+    """Open a file, and hold it until it is closed, so that others see that it is in use (`remove_unused`).
+
+    Raises:
+        OSError: It is not there, or another process holds it otherwise.
+    """
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    try:
+        fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except OSError as err:
+        if exclusive or err.errno not in LOCKLESS:
+            file.close()
+            raise
+    return file
+
+
+def remove_unused(
+    path: Path,  # folder
+    sign: str,  # name of the file in it that is `held` by those who use it
+) -> None:
+    """Remove a folder, unless another process uses it."""
+    with ExitStack() as stack, suppress(BlockingIOError):
+        with suppress(FileNotFoundError):
+            try:
+                stack.enter_context(held(path / sign, exclusive=True))
+            except OSError as err:
+                if err.errno not in LOCKLESS:
+                    raise
+        remove(path)
 
 
 @contextmanager
@@ -106,50 +250,60 @@ def locked(
     []
 
     Raises:
-        OutputError: Another process holds it.
+        OutputError: Another process holds it, or it is a link.
         OSError: Its folder cannot be made or written.
     """
-    path = Path(path)
-    ours, made = not path.exists(), set[Path]()
-    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a killed process
+    path, made, lock = Path(path), set[Path](), None
     try:
-        try:
-            _acquire(lock, path, 0, made)
-        except Timeout as err:
-            ours = False
+        lock = _acquire(path, made, wait=False)
+        if lock is None:
             if not wait:
-                raise OutputError(busy) from err
+                raise OutputError(busy)
             log.info(busy)
-            _acquire(lock, path, -1, made)
-        except OSError as err:
-            if err.errno not in LOCKLESS:
-                raise
-            ours = True
-            if (device := path.parent.stat().st_dev) not in _lockless:
-                _lockless.add(device)
-                why = f"this drive has no locks ({err.strerror})"
-                note(f"{path.parent.resolve()}: {why}; let no two processes write the same there at a time", [])
+            lock = _acquire(path, made, wait=True)
         yield
     finally:
-        if ours or lock.is_locked:
+        if lock is not None:
             with suppress(OSError):
                 path.unlink()
-        lock.release()
+            os.close(lock)
         for folder in sorted(made, reverse=True):
             with suppress(OSError):  # what is not empty stays
                 folder.rmdir()
 
 
-def _acquire(lock: FileLock, path: Path, timeout: float, made: set[Path]) -> None:
-    for again in (True, True, False):  # a process that ends may remove the folder in between
+def _acquire(path: Path, made: set[Path], wait: bool) -> int | None:
+    """Return the descriptor that holds a lock, None if another process does."""
+    while True:
         made.update(folder for folder in path.parents if not folder.exists())
         path.parent.mkdir(parents=True, exist_ok=True)
+        no_link(path)
         try:
-            lock.acquire(timeout)
-            return
-        except FileNotFoundError:
-            if not again:
-                raise
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:  # a process that ends has removed the folder in between
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock), os.lstat(path)):
+                    return lock
+            os.close(lock)  # that process has removed the file, which so locks nothing
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        except OSError as err:
+            if err.errno in LOCKLESS:
+                if (device := path.parent.stat().st_dev) not in _lockless:
+                    _lockless.add(device)
+                    why = f"this drive has no locks ({err.strerror})"
+                    note(f"{path.parent.resolve()}: {why}; let no two processes write the same there at a time", [])
+                return lock
+            path.unlink(missing_ok=True)
+            os.close(lock)
+            raise
+        except BaseException:
+            os.close(lock)
+            raise
 
 
 @contextmanager
@@ -165,32 +319,47 @@ def whole_folder(
         OutputError: It exists already, is being made by another process, or cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    if path.exists() and not replace:
+    partial, old = (path.with_name(f".{path.name}.{end}") for end in ("partial", "old"))
+    if os.path.lexists(path) and not replace:
         raise OutputError(f"{path}: exists already; choose another name or remove it first")
+    no_link(path)
     busy = f"{path}: another process is writing it; wait, or choose another name"
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
-            held.enter_context(locked(path.with_name(f".{path.name}.partial.lock"), busy))
+            stack.enter_context(locked(path.with_name(f".{path.name}.partial.lock"), busy))
         except OSError as err:
             if isinstance(err, OutputError):
                 raise
             where = err.filename or path
             raise OutputError(f"{where}: cannot be made ({err.strerror}); choose another place") from err
         try:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove(partial)
             partial.mkdir()
             yield partial
             if replace:
-                shutil.rmtree(path, ignore_errors=True)
+                _give_back(old, path)
+                if path.exists():
+                    path.rename(old)
             partial.rename(path)
         except OSError as err:
             elsewhere = err.filename is not None and not str(err.filename).startswith(str(partial))  # an input, perhaps
-            if elsewhere or isinstance(err, OutputError):
+            if isinstance(err, OutputError):
+                raise OutputError(str(err).replace(str(partial), str(path))) from err
+            if elsewhere:
                 raise
             raise OutputError(
                 f"{path}: cannot be written ({err.strerror or err}); nothing was kept; make room or choose another "
                 "place"
             ) from err
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove(partial)
+            if replace:
+                _give_back(old, path)
+
+
+def _give_back(old: Path, path: Path) -> None:
+    """Let a folder have its name again if none took it, else remove it."""
+    if not path.exists():
+        with suppress(FileNotFoundError):
+            old.rename(path)
+    remove(old)

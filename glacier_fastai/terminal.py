@@ -7,6 +7,7 @@ notebooks call `show_messages`, so that what it says appears on stderr.
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import os
 import re
@@ -14,12 +15,21 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TextIO
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 from .errors import DataNote, TrainingError
 
-__all__ = ["in_terminal", "launched", "one_arena", "progress", "rank", "show_messages"]
+__all__ = [
+    "close_stdout",
+    "in_terminal",
+    "launched",
+    "one_arena",
+    "open_streams",
+    "progress",
+    "rank",
+    "show_messages",
+]
 
 log = logging.getLogger(__name__)
 EVERY = 30  # seconds between the lines that stand in for a bar
@@ -43,6 +53,49 @@ def launched() -> tuple[int, int]:
 def rank() -> int:
     """Return which of the processes of a launch this is; 0 without one."""
     return launched()[0]
+
+
+class _Dropping:
+    """A stream whose reader may go away, or whose disk may be full: what cannot be written is dropped."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def open_streams() -> None:
+    """Let no message end what it is about, and no file take the place of a stream that was closed before."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  stays open with the process
+    if not isinstance(sys.stderr, _Dropping):
+        sys.stderr = _Dropping(sys.stderr)
+
+
+def close_stdout() -> OSError | None:
+    """Write what is left of the results, and return why that failed, if not because nobody reads them."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError) as err:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try once more, and tell
+        return err if isinstance(err, OSError) and err.errno != errno.EPIPE else None
+    return None
 
 
 class _Stderr(logging.StreamHandler):
@@ -78,7 +131,7 @@ def _show_note(message, category, filename, lineno, file=None, line=None) -> Non
 
 def in_terminal() -> bool:
     """Return whether stderr is a terminal, where bars may be drawn; a notebook's `!` only looks like one."""
-    return sys.stderr.isatty() and "JPY_PARENT_PID" not in os.environ
+    return sys.stderr is not None and sys.stderr.isatty() and "JPY_PARENT_PID" not in os.environ
 
 
 @contextmanager

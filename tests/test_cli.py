@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -362,3 +363,48 @@ def test_the_library_knows_no_flag_and_prints_nothing():
             if flag or prints or argv:
                 found.append(f"{path.relative_to(package)}:{node.lineno}: {ast.unparse(node)[:80]}")
     assert found == []
+
+
+def command(*words, **kwargs):
+    return subprocess.Popen([sys.executable, "-W", "ignore", "-m", "glacier_fastai", *words], text=True, **kwargs)
+
+
+def test_readers_that_go_away_and_full_disks_are_no_traceback():
+    pipe = subprocess.PIPE
+    with command("recipes", "schema", stdout=pipe, stderr=pipe) as child:
+        child.stdout.readline()
+        child.stdout.close()
+        assert child.stderr.read() == ""
+    with open("/dev/full", "w") as full:
+        with command("recipes", stdout=full, stderr=pipe) as child:
+            said = child.stderr.read()
+        assert "No space left on device" in said and said.count("\n") == 1 and child.returncode == 2
+        with command("recipes", "show", "demo", stdout=pipe, stderr=full) as child:
+            assert "epochs" in child.stdout.read()
+        with command("recipes", "show", "none", stdout=pipe, stderr=full) as child:
+            assert child.stdout.read() == ""
+        assert child.returncode == 2
+
+
+def test_no_file_takes_the_place_of_a_closed_stream(tmp_path):
+    closing = 'exec "$@" <&- >&- 2>&-'
+    words = ["sh", "-c", closing, "sh", sys.executable, "-W", "ignore", "-m", "glacier_fastai"]
+    words += ["prepare", "synthetic", "--out", str(tmp_path / "t"), "--scenes", "1", "--scene-size", "64"]
+    assert subprocess.run([*words, "--tile-size", "64"], check=False).returncode == 0
+    assert sorted(p.name for p in (tmp_path / "t").iterdir()) == [
+        "dataset.json",
+        "images.npy",
+        "masks.npy",
+        "tiles.csv",
+    ]
+
+
+def test_a_command_that_is_terminated_leaves_nothing(tmp_path):
+    words = ["prepare", "synthetic", "--out", str(tmp_path / "t"), "--scenes", "400"]
+    with command(*words, stderr=subprocess.PIPE) as child:
+        while not list(tmp_path.glob(".t.partial/images.npy")):
+            time.sleep(0.05)
+        child.terminate()
+        assert child.stderr.read() == ""
+    assert child.returncode == 128 + 15
+    assert list(tmp_path.iterdir()) == []

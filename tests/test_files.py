@@ -1,6 +1,7 @@
 import errno
 import fcntl
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -11,7 +12,15 @@ import torch
 
 from glacier_fastai import files
 from glacier_fastai.errors import DataError, DataNote, OutputError
-from glacier_fastai.files import locked, whole_file, whole_folder
+from glacier_fastai.files import (
+    check_room,
+    held,
+    locked,
+    remove_unused,
+    whole_file,
+    whole_folder,
+    write_text,
+)
 
 
 def names(folder):
@@ -57,20 +66,102 @@ def test_what_fails_within_leaves_the_old_file_and_nothing_else(tmp_path):
     assert names(tmp_path) == ["a.txt"]
 
 
-@pytest.mark.parametrize("job", [lambda f: f.write(bytes(10_000)), lambda f: torch.save(torch.zeros(5_000), f)])
-def test_a_full_disk_is_one_line_and_costs_nothing(tmp_path, job):
-    path, partial = tmp_path / "a.bin", tmp_path / ".a.bin.partial"
-    partial.symlink_to("/dev/full")
-    says = r"a\.bin: cannot be written \(No space left on device\); there is none before it$"
+@pytest.fixture
+def small_files():
+    """A limit of file size, which stands for a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def swallowing(file):
+    try:
+        file.write(bytes(10_000))
+    except OSError:
+        pass
+
+
+@pytest.mark.parametrize(
+    "job", [lambda f: f.write(bytes(10_000)), lambda f: torch.save(torch.zeros(5_000), f), swallowing]
+)
+def test_a_full_disk_is_one_line_and_costs_nothing(tmp_path, small_files, job):
+    path = tmp_path / "a.bin"
+    says = r"a\.bin: cannot be written \(File too large\); there is none before it$"
     with pytest.raises(OutputError, match=says), whole_file(path) as file:
         job(file)
     assert names(tmp_path) == []
     path.write_bytes(b"old")
-    partial.symlink_to("/dev/full")
     with pytest.raises(OutputError, match="the one before it is kept"), whole_file(path) as file:
         job(file)
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_links_lead_nothing_that_is_written_elsewhere(tmp_path, link):
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    mine.write_text("mine")
+    theirs.mkdir()
+    for name in (".a.partial", ".a.0123abcd.partial", "a", ".s.partial", ".b.lock"):
+        link(mine, theirs / name)
+    write_text(theirs / "a", "new")
+    with whole_folder(theirs / "s") as folder:
+        (folder / "x").write_text("")
+    try:
+        with locked(theirs / ".b.lock", "busy"):
+            pass
+    except OutputError as err:
+        assert link is os.symlink and "a link, which is not followed" in str(err)
+    assert mine.read_text() == "mine" and (theirs / "a").read_text() == "new"
+    (theirs / "to").symlink_to(tmp_path)
+    with pytest.raises(OutputError, match="a link, which is not followed"), whole_folder(theirs / "to", replace=True):
+        raise AssertionError("never comes here")
+
+
+def test_leftovers_of_killed_processes_are_swept_up_and_those_of_others_left(tmp_path):
+    write = "import os, sys\nfrom glacier_fastai.files import whole_file\nwith whole_file(sys.argv[1]) as f:\n "
+    for end in ("os.kill(os.getpid(), 9)", "print('open', flush=True); sys.stdin.read()"):
+        command = [sys.executable, "-c", write + end, str(tmp_path / "a")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            assert len(names(tmp_path)) == 1, "of the one that was killed nothing stays when the next one writes"
+            write_text(tmp_path / "a", "ours")
+            assert len(names(tmp_path)) == (1 if "kill" in end else 2)
+            process.stdin.close()
+        (tmp_path / "a").unlink()
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_is_replaced_is_there_at_any_moment(tmp_path):
+    path, old = tmp_path / "s", tmp_path / ".s.old"
+    old.mkdir()  # killed between two names
+    (old / "old").touch()
+    with pytest.raises(ZeroDivisionError), whole_folder(path, replace=True):
+        raise ZeroDivisionError
+    assert names(tmp_path) == ["s"] and names(path) == ["old"]
+    with whole_folder(path, replace=True) as partial:
+        (partial / "new").touch()
+        assert names(path) == ["old"]
+    assert names(tmp_path) == ["s"] and names(path) == ["new"]
+
+
+def test_room_is_looked_for_before_the_work(tmp_path):
+    check_room(tmp_path / "new" / "store", 1e6)
+    with pytest.raises(OutputError, match=r"store: needs 1,000,000,000\.0 GB, and there are .*make room"):
+        check_room(tmp_path / "new" / "store", 1e18)
+
+
+def test_a_folder_in_use_is_left(tmp_path):
+    folder = tmp_path / "store"
+    folder.mkdir()
+    (folder / "sign").touch()
+    with held(folder / "sign"), held(folder / "sign"):
+        remove_unused(folder, "sign")
+        assert folder.exists()
+    remove_unused(folder, "sign")
+    assert not folder.exists()
+    remove_unused(folder, "sign")
 
 
 def test_other_errors_of_torch_are_not_taken_for_the_disks(tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 from ..bands import INDICES, Bands, texture_of
 from ..core.glcm import glcm, level_edges, quantize
 from ..errors import DataError
-from ..files import file_hash
+from ..files import check_room, file_hash
 from .raw import cache_key, cached_store
 from .scenes.units import Scaling
 from .tiles import TileStore, TileWriter
@@ -164,6 +164,7 @@ def with_channels(
     settings = None if texture is None else asdict(texture)
 
     def build(out: Path) -> None:
+        check_room(out, 4 * len(store) * len(bands) * store.size**2)
         made_by = {"channels of": str(store.path)}
         scaling = [Scaling(unit=store.units.get(band, "dn")) for band in bands]
         made = (store.info["source"], store.info["sensor"], made_by, scaling)
@@ -177,4 +178,6 @@ def with_channels(
                 w.add(image, store.masks[i], name=row["id"], **about)
 
     content = file_hash(store.path / "tiles.csv")  # it knows the sums of every tile
-    return cached_store(store.path, f"channels-{cache_key(base, content, list(bands), settings)}", build)
+    made = cached_store(store.path, f"channels-{cache_key(base, content, list(bands), settings)}", build)
+    made._base = store
+    return made

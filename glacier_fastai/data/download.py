@@ -14,18 +14,21 @@ import logging
 import os
 import re
 import shutil
+import socket
 import tarfile
+import threading
 import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path, PureWindowsPath
 from posixpath import normpath
 from typing import IO, Any, BinaryIO, cast
 
 from ..errors import DataError, OutputError
-from ..files import locked
+from ..files import locked, remove
 
 __all__ = ["Progress", "RemoteStream", "fetch", "members"]
 
@@ -36,9 +39,72 @@ WAITS = (1, 2, 4, 8, 16, 32, 60, 60)  # seconds before each retry in a row that 
 WORTH = 8 << 20  # bytes from one connection after which a mirror that drops is asked again before the next one
 CHUNK = 1 << 20  # bytes read and written at a time
 PACKET = 1 << 16  # bytes taken from the network at a time; what a stall costs
+PATIENCE = 3  # times the timeout in which a packet must come; some servers send a byte now and then, for ever
+HEADERS_OF_A_MEMBER = 1 << 20  # bytes, at most, of all headers of a file in an archive
 # no-transform: Google's store unpacks what it keeps as "Content-Encoding: gzip" for those who do not say so
 HEADERS = {"User-Agent": "glacier_fastai", "Accept-Encoding": "identity", "Cache-Control": "no-transform"}
 log = logging.getLogger(__name__)
+
+
+class _Watch:
+    """Hangs up where nothing comes for too long; the network's own timeout starts anew with every byte."""
+
+    def __init__(self, patience: float):
+        self.patience, self.sockets, self.ended = patience, list[socket.socket](), threading.Event()
+        self.again()
+
+    def again(self) -> None:
+        """Start the clock."""
+        self.until = time.monotonic() + self.patience
+
+    def pause(self) -> None:
+        """Stop the clock."""
+        self.until = float("inf")
+
+    def __enter__(self) -> _Watch:
+        threading.Thread(target=self._run, daemon=True).start()
+        return self
+
+    def __exit__(self, kind, value, trace) -> None:
+        self.ended.set()
+
+    def _run(self) -> None:
+        while not self.ended.wait(self.patience / 10):
+            if time.monotonic() > self.until:
+                for each in self.sockets:
+                    with suppress(OSError):
+                        socket.socket.shutdown(each, socket.SHUT_RDWR)
+
+    def session(self) -> Any:
+        """Return a session of `requests` whose connections are watched."""
+        import requests
+
+        class Adapter(requests.adapters.HTTPAdapter):
+            def get_connection_with_tls_context(adapter, *args, **kwargs):  # noqa: N805
+                pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+
+                class Connection(pool.ConnectionCls):
+                    def connect(connection) -> None:  # noqa: N805
+                        super().connect()
+                        self.sockets.append(connection.sock)
+
+                pool.ConnectionCls = Connection
+                return pool
+
+        session = requests.Session()
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, Adapter())
+        return session
+
+
+def _plain(said: object) -> str:
+    """Return what the network said as one short line that may be shown."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(said).split()))[:300]
+
+
+def _number(text: str | None) -> int:
+    """Return a number of bytes, -1 if it is none."""
+    return int(text) if text and re.fullmatch("[0-9]{1,18}", text.strip()) else -1
 
 
 class RemoteStream(io.RawIOBase):
@@ -58,8 +124,11 @@ class RemoteStream(io.RawIOBase):
         progress: Progress | None = None,  # called with the bytes that are here, and the total
         start: int = 0,  # bytes that are here already
         digest: Any = None,  # hashlib object that has seen them
+        size: range | None = None,  # bytes that the file can have
+        fits: Callable[[int], bool] = lambda more: True,  # whether there is room for so many more bytes
     ):
         self.name, self.sha256 = urls[0].rpartition("/")[2], sha256.lower()
+        self.size, self.fits = size, fits
         self.position, self.total = start, -1  # bytes so far, and of the whole file
         self.digest = digest or hashlib.sha256()  # of the bytes so far
         self.sources: list[str] = []  # mirrors whose bytes were read
@@ -99,12 +168,16 @@ class RemoteStream(io.RawIOBase):
     def _receive(
         self, mirrors: deque[str], timeout: float, waits: Sequence[float], progress: Progress | None
     ) -> Generator[bytes, None, None]:
-        from requests import RequestException
+        from requests import RequestException, TooManyRedirects
         from urllib3.exceptions import HTTPError
 
-        troubles, failures = dict[str, str](), 0
-        while self.position != self.total:
+        troubles, failures, claims = dict[str, str](), 0, dict[int, list[str]]()
+        while self.position != self.total and not self._is_whole():
             if not mirrors or failures > len(waits):
+                if claims:  # those that said it first may have lied
+                    self.total, others = claims.popitem()
+                    mirrors, failures = deque(others), 0
+                    continue
                 reasons = "; ".join(f"{url}: {why}" for url, why in troubles.items())
                 raise DataError(f"{self.name}: no mirror delivers it ({reasons}); check the network and start again")
             if failures:
@@ -112,7 +185,7 @@ class RemoteStream(io.RawIOBase):
                 time.sleep(waits[failures - 1])
             url, before = mirrors[0], self.position
             try:
-                for data in self._ask(url, timeout, last=len(mirrors) == 1):
+                for data in self._ask(url, timeout, claims, last=len(mirrors) == 1):
                     self.digest.update(data)
                     self.position, failures = self.position + len(data), 0
                     if url not in self.sources:
@@ -120,22 +193,28 @@ class RemoteStream(io.RawIOBase):
                     if progress:
                         progress(self.position, self.total)
                     yield data
-            except DataError as err:
-                troubles[mirrors.popleft()] = str(err)
-                log.warning(f"{url}: {err}; given up")
-            except (RequestException, HTTPError, OSError) as err:
-                troubles[url] = " ".join(str(err).split())
+            except (ArithmeticError, LookupError, TooManyRedirects, ValueError) as err:  # an answer of nonsense
+                troubles[mirrors.popleft()] = why = _plain(err)
+                log.warning(f"{url}: {why}; given up")
+            except (RequestException, HTTPError, HTTPException, OSError) as err:
+                troubles[url] = _plain(err)
                 failures += 1
                 if self.position - before < WORTH:
                     mirrors.rotate(-1)
 
-    def _ask(self, url: str, timeout: float, last: bool) -> Iterator[bytes]:
-        """Yield what one connection brings of what is missing; DataError if it cannot be right, else what befell it."""
-        import requests
+    def _is_whole(self) -> bool:
+        """Return whether all is here, whatever a mirror says."""
+        return bool(self.sha256 and self.position) and self.digest.hexdigest() == self.sha256
 
+    def _ask(self, url: str, timeout: float, claims: dict[int, list[str]], last: bool) -> Iterator[bytes]:
+        """Yield what one connection brings of what is missing; DataError if it cannot be right, else what befell it."""
         at = self.position
         headers = HEADERS | ({"Range": f"bytes={at}-"} if at else {})
-        with requests.get(url, headers=headers, stream=True, timeout=timeout) as answer:
+        with (
+            _Watch(PATIENCE * timeout) as watch,
+            watch.session() as session,
+            session.get(url, headers=headers, stream=True, timeout=timeout) as answer,
+        ):
             status, said = answer.status_code, answer.headers.get("Content-Range", "missing")
             if status == 416 and last and self.total < 0:
                 self.total = at  # or less: what is here is not of this file, as its digest will show
@@ -147,19 +226,32 @@ class RemoteStream(io.RawIOBase):
             if answer.headers.get("Content-Type", "").startswith("text/html"):
                 raise DataError("answers with a web page, not with the file")
             part = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", said.strip())
-            total = int(answer.headers.get("Content-Length", -1) if status == 200 else part[2] if part else -1)
-            if status == 206 and (part is None or int(part[1]) != at):
+            total = _number(answer.headers.get("Content-Length") if status == 200 else part and part[2])
+            if status == 206 and (part is None or _number(part[1]) != at):
                 raise DataError(f"asked for bytes from {at} on, its Content-Range is {said}")
             if total < 0:
                 raise DataError("does not tell how long the file is")
+            if total == 0 or self.size and total not in self.size:
+                raise DataError(f"the file there has {total} bytes, not that of {self.name}")
             if self.total not in (-1, total):
+                if total >= at and url not in self.sources:
+                    claims.setdefault(total, []).append(url)
                 raise DataError(f"the file there has {total} bytes, not {self.total}")
+            if total <= at:
+                if total < at and not last:
+                    raise DataError(f"the file there has {total} bytes, and {at} are here")
+                self.total = at
+                return
+            if not self.fits(total - at):
+                raise DataError(f"the file there has {total} bytes, for which there is no room here")
             skip = at if status == 200 else 0  # it knows no ranges, and begins anew
             for data in answer.raw.stream(PACKET, decode_content=False):
+                watch.pause()
                 skip, data = max(skip - len(data), 0), data[skip:]
                 if data := data[: total - self.position]:
                     self.total = total
                     yield data
+                watch.again()
         if self.position < total:
             raise ConnectionError(f"broke off at byte {self.position}")
 
@@ -167,8 +259,8 @@ class RemoteStream(io.RawIOBase):
 def fetch(urls: Sequence[str], path: str | os.PathLike, sha256: str, **options: Any) -> Path:
     """Download a file by way of `.NAME.partial` beside it, going on where an earlier call was interrupted.
 
-    What is there already was checked before it got its name: it is returned at once. Options: timeout, waits and
-    progress of `RemoteStream`.
+    What is there already was checked before it got its name: it is returned at once. Options: timeout, waits, size
+    and progress of `RemoteStream`.
 
     Raises:
         DataError: No mirror delivers the right file.
@@ -193,32 +285,77 @@ def fetch(urls: Sequence[str], path: str | os.PathLike, sha256: str, **options: 
 
 
 def _download(urls: Sequence[str], partial: Path, sha256: str, options: dict[str, Any]) -> None:
-    while True:
-        start, digest = 0, hashlib.sha256()
-        if partial.exists():
-            log.info(f"{partial}: checking what is here, to go on from there")
-            with open(partial, "rb") as there:
-                digest, start = hashlib.file_digest(there, "sha256"), there.tell()
+    attempts, wrong = deque([list(urls)]), ""
+    while attempts:
+        chosen, start, digest = attempts.popleft(), 0, hashlib.sha256()
+        if os.path.lexists(partial):
+            if partial.is_symlink() or not partial.is_file() or partial.stat().st_nlink > 1:  # leads elsewhere
+                remove(partial)
+            else:
+                log.info(f"{partial}: checking what is here, to go on from there")
+                with open(partial, "rb") as there:
+                    digest, start = hashlib.file_digest(there, "sha256"), there.tell()
         if digest.hexdigest() == sha256:  # interrupted just before it got its name
             return
-        with RemoteStream(urls, start=start, digest=digest, **options) as stream, open(partial, "ab", 0) as file:
+        sources = _go_on(chosen, partial, start, digest, {"sha256": sha256, **options})
+        if (got := digest.hexdigest()) == sha256:
+            return
+        partial.unlink()
+        name = urls[0].rpartition("/")[2]
+        wrong = f"{name}: SHA-256 is {got}, not {sha256} (from {', '.join(sources)})"
+        if start:  # nobody knows whose fault it is
+            attempts.append(chosen)
+            continue
+        attempts.extend([rest] if (rest := [url for url in chosen if url not in sources]) else [])
+        attempts.extend([[url] for url in sources] if len(sources) > 1 else [])  # one of them may be right
+    raise DataError(f"{wrong}; nothing was kept; start again later")
+
+
+def _go_on(urls: list[str], partial: Path, start: int, digest: Any, options: dict[str, Any]) -> list[str]:
+    """Add to a file what it lacks, and return the mirrors that brought it."""
+    lacking, free = list[int](), shutil.disk_usage(partial.parent).free
+
+    def fits(more: int) -> bool:
+        lacking.extend([more] if more > free else [])
+        return more <= free
+
+    def full(why: str, more: int) -> OutputError:
+        return OutputError(f"{partial}: {why}, {more} more bytes are needed; make room and start again, it goes on")
+
+    try:
+        with (
+            RemoteStream(urls, start=start, digest=digest, fits=fits, **options) as stream,
+            open(partial, "ab", 0, opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666)) as file,
+        ):
             try:
-                if stream.total - start > shutil.disk_usage(partial).free:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 while data := memoryview(stream.read(CHUNK) or b""):
                     while data:
                         data = data[file.write(data) :]
             except OSError as err:
-                why = f"{err.strerror}, {stream.total - file.tell()} more bytes are needed"
-                raise OutputError(f"{partial}: {why}; make room and start again, it goes on from there") from err
-        if (got := digest.hexdigest()) == sha256:
-            return
-        partial.unlink()
-        if not start:  # else nobody knows whose fault it is
-            urls = [url for url in urls if url not in stream.sources]
-        if not urls:
-            wrong = f"SHA-256 is {got}, not {sha256} (from {', '.join(stream.sources)})"
-            raise DataError(f"{stream.name}: {wrong}; nothing was kept; start again later")
+                if isinstance(err, DataError):
+                    raise
+                raise full(err.strerror or str(err), stream.total - file.tell()) from err
+            return stream.sources
+    except DataError as err:
+        if len(lacking) == len(urls):  # all of them say so
+            raise full(os.strerror(errno.ENOSPC), min(lacking)) from err
+        raise
+
+
+class _Bounded:
+    """The file of a tar while headers are read, which tarfile takes into memory whatever their size."""
+
+    def __init__(self, file: Any):
+        self.file, self.left = file, HEADERS_OF_A_MEMBER
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= self.left:
+            raise tarfile.ReadError(f"a header of {size} bytes, allowed are {HEADERS_OF_A_MEMBER} for a member")
+        self.left -= size
+        return self.file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
 
 
 class _Header(tarfile.TarInfo):
@@ -226,11 +363,16 @@ class _Header(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, tar):
+        file = tar.fileobj
+        if not isinstance(file, _Bounded):
+            tar.fileobj = _Bounded(file)
         try:
             return super().fromtarfile(tar)
         except tarfile.HeaderError as err:
             ends = isinstance(err, tarfile.EOFHeaderError)  # type: ignore[attr-defined]  # typeshed lacks it
             raise err if ends else tarfile.ReadError(str(err)) from err
+        finally:
+            tar.fileobj = file
 
 
 @contextmanager
@@ -239,7 +381,7 @@ def _damage(name: str) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, RecursionError) as err:
+    except (tarfile.TarError, zlib.error, EOFError, MemoryError, OSError, ValueError, RecursionError) as err:
         raise DataError(f"{name}: cut short or damaged ({err}); remove it and download it again") from err
 
 
@@ -299,6 +441,8 @@ def members(
         tar = stack.enter_context(tarfile.open(fileobj=source, mode="r|", bufsize=CHUNK, tarinfo=_Header))
         while info := tar.next():
             tar.members.clear()  # type: ignore[attr-defined]  # else it keeps a header of every file
+            if sum(map(len, tar.pax_headers.values())) > HEADERS_OF_A_MEMBER:  # which hold for all that follow
+                raise tarfile.ReadError(f"global headers of more than {HEADERS_OF_A_MEMBER} bytes")
             # not tarfile.data_filter: nothing is extracted, and it lets "/etc/passwd" pass as "etc/passwd"
             name, link = PureWindowsPath(info.name), PureWindowsPath(info.linkname)  # the stricter rules: drives, \
             goal = name.parent / link if info.issym() else link

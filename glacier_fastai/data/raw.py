@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -17,8 +16,8 @@ from typing import Any
 import platformdirs
 
 from .. import __version__
-from ..errors import DataError, OutputError
-from ..files import digest, locked
+from ..errors import DataError, OutputError, note
+from ..files import digest, locked, remove, remove_unused
 from .sources.registry import find_source
 from .tiles import VERSION, TileStore
 
@@ -31,11 +30,12 @@ log = logging.getLogger(__name__)
 def open_tiles(
     path: str | os.PathLike,  # tile store, or a folder of one of the sources (see `data.sources.registry`)
     bands: Sequence[str] | None = None,  # bands that will be asked for; HKH has more than anyone keeps
+    make: bool = True,  # whether a store may be made; not where a file, and not the user, names the folder
 ) -> TileStore:
     """Return the tile store at `path`, or that of a raw folder, made now if it is not in the cache.
 
     Raises:
-        DataError: Neither of them, or raw data that cannot be used.
+        DataError: Neither of them, raw data that cannot be used, or a store that may not be made.
         OutputError: A store has to be made and cannot be written.
     """
     path = Path(path)
@@ -48,9 +48,11 @@ def open_tiles(
     base = f"{source.name}-{cache_key(options)}"
 
     def build(out: Path) -> None:
+        if not make:
+            raise DataError(f"{path}: its tile store is not there; name the folder, so that it is made")
         for old in out.parent.iterdir():  # of other states of the same files, with their textures and leftovers
             if old.name.lstrip(".").startswith(f"{root.resolve().name}-{base}-") and old.is_dir():
-                shutil.rmtree(old)
+                remove_unused(old, "dataset.json")
         log.info(f"{root}: making its tile store {out}; the next run finds it there")
         source.prepare(root, out, **options)
 
@@ -88,7 +90,7 @@ def cached_store(
         home = _locked(homes, beside, held)
         if store := _whole(home / name):
             return store
-        shutil.rmtree(home / name, ignore_errors=True)
+        remove(home / name)
         build(home / name)
     return TileStore(home / name)
 
@@ -117,4 +119,7 @@ def _homes(beside: Path) -> list[Path]:
     with suppress(RuntimeError):  # a user without a home folder
         user = platformdirs.user_cache_path("glacier_fastai", appauthor=False)
         homes.append(user / digest(str(beside.parent), 12) / HOME)
+    if homes[0].is_symlink():
+        note(f"{homes[0]}: a link, which is not followed; the tile store is kept elsewhere", [])
+        del homes[0]
     return homes

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 import zlib
 from collections import deque
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ from ..core.ground import outlines
 from ..core.moments import constant, moments
 from ..core.settings import Section, explain
 from ..errors import DataError, note
-from ..files import digest, whole_folder
+from ..files import digest, held, whole_folder
 from ..reading import read_array, read_json, read_table, refusing
 from .profile import QUANTILES, Profile
 from .scenes.raster import horizontal, pixel_size
@@ -134,6 +135,13 @@ class TileStore:
         info_path, table_path = self.path / "dataset.json", self.path / "tiles.csv"
         if not info_path.is_file():
             raise DataError(f"{self.path}: not a tile store (no dataset.json); make one with `glacier-fastai prepare`")
+        self._base: TileStore | None = None  # that was open when computed bands were added to it
+        try:
+            with held(info_path) as file:  # nobody removes it while it is in use (`data.raw`)
+                self._held = os.dup(file.fileno())
+            weakref.finalize(self, os.close, self._held)
+        except OSError as err:
+            raise DataError(f"{info_path}: cannot be read ({err.strerror})") from err
         told = read_json(info_path, DataError)
         if told.get("format") != FORMAT:
             raise DataError(f"{info_path}: not of a tile store; make one with `glacier-fastai prepare`")
@@ -174,7 +182,11 @@ class TileStore:
         self._known = {kind: np.full(len(self.table), about.table is None) for kind in ("image", "mask")}
 
     def __reduce__(self):
-        return TileStore, (self.path,)  # worker processes map the files themselves
+        return _reopened, (self.path, self._identity(), self._base)  # worker processes map the files themselves
+
+    def _identity(self) -> tuple[int, ...]:
+        about = os.fstat(self._held)
+        return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
 
     def check(
         self,
@@ -207,7 +219,7 @@ class TileStore:
 
     def base(self) -> TileStore:
         """Return the store that computed bands were added to, if this one is of that kind, else the store itself."""
-        return TileStore(self.info["base"]) if self.info.get("base") else self
+        return self._base or (TileStore(self.info["base"]) if self.info.get("base") else self)
 
     def keys(self) -> list[str]:
         """Return what tells each tile from all others: a hash of its name and place, or without place of its labels.
@@ -386,6 +398,15 @@ class TileStore:
             if constant(m, s):
                 raise DataError(f"{self.path}: band {band} is constant ({m:g}); leave it out of `bands`")
         return mean, std
+
+
+def _reopened(path: Path, before: tuple[int, ...], base: TileStore | None) -> TileStore:
+    """Return a store that another process has open; raises `DataError` if it was made anew since."""
+    store = TileStore(path)
+    if store._identity() != before:
+        raise DataError(f"{path}: was made anew while it was in use; start again")
+    store._base = base
+    return store
 
 
 def _horizontal(crs: str) -> CRS | None:

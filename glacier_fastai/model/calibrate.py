@@ -49,6 +49,9 @@ log = logging.getLogger(__name__)
 PIXELS = 2**21  # most pixels that temperature and offsets are fitted to, evenly taken from all
 
 
+SIGN = "glacier_fastai calibrate"  # in the picture, which so may be drawn anew where a kill left it alone
+
+
 class Tile(NamedTuple):
     """A tile's out-of-fold prediction."""
 
@@ -81,8 +84,10 @@ def calibrate(
     out = Path(out)
     if out.suffix not in (".yaml", ".yml"):
         raise OutputError(f"{out}: name the file NAME.yaml")
-    if out.exists():
-        raise OutputError(f"{out}: exists already; choose another name, or remove it first")
+    picture = out.with_suffix(".png")
+    for path in (out, picture):
+        if os.path.lexists(path) and not (path == picture and _ours(picture)):
+            raise OutputError(f"{path}: exists already; choose another name, or remove it first")
     predictions = [OutOfFold(f) for f in crossvals]
     ensemble = _ensemble(predictions)
 
@@ -126,15 +131,15 @@ def calibrate(
         **maps,
         "area": {"glaciers": len(areas), "coverage": coverage},
     }
-    replace(ensemble, calibration=best).save(out, measured)
     figure = figures.reliability(
         {"as predicted": tables[0], f"temperature {fitted.temperature:.2f}": tables[1]},
         "the most probable class",
         f"out-of-fold pixels, n = {len(labels):,};\npoints of fewer than {figures.LEAST} left out",
     )
-    with whole_file(out.with_suffix(".png")) as file:
-        figure.savefig(file, dpi=110)
+    with whole_file(picture) as file:
+        figure.savefig(file, dpi=110, metadata={"Software": SIGN})
     plt.close(figure)
+    replace(ensemble, calibration=best).save(out, measured)  # last: where it is, the picture is
     log.info("%s", _told(measured))
     return measured
 
@@ -175,6 +180,14 @@ def _ensemble(predictions: Sequence[OutOfFold]) -> Ensemble:
                 f"{member.bundle.predict.model_dump_json()} and {first.model_dump_json()}); calibrate each on its own"
             )
     return Ensemble(members, first)
+
+
+def _ours(picture: Path) -> bool:
+    """Return whether a picture was drawn here."""
+    if not picture.is_file() or picture.is_symlink():
+        return False
+    with open(picture, "rb") as file:
+        return SIGN.encode() in file.read(4096)
 
 
 def _tiles(predictions: Sequence[OutOfFold]) -> Iterator[Tile]:

@@ -29,7 +29,7 @@ from ..bands import CLASSES
 from ..core.calibration import all_glacier, calibrated, decide
 from ..data.channels import Channel
 from ..errors import BundleError
-from ..files import file_hash, whole_file
+from ..files import file_hash, identity, whole_file
 from ..reading import read_yaml
 from ..recipe import PredictRecipe, Section, explain, predict_with
 from .bundle import ModelBundle
@@ -77,12 +77,13 @@ class Member:
     bundle: ModelBundle  # without its weights where `path` says where to get them
     weight: float = 1.0
     path: Path | None = None
+    sha256: str = ""  # of the file at `path`, as it was read
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the bundle, weights included."""
         if self.path is not None:
-            return file_hash(self.path)
+            return self.sha256 or file_hash(self.path)
         found = hashlib.sha256(repr(replace(self.bundle, weights={})).encode())
         for name, weight in self.bundle.weights.items():
             found.update(name.encode() + weight.contiguous().numpy().tobytes())
@@ -91,11 +92,17 @@ class Member:
     @classmethod
     def load(cls, path: str | os.PathLike, weight: float = 1.0) -> Member:
         """Read a bundle, all but its weights; raises `BundleError`."""
-        return cls(replace(ModelBundle.load(path), weights={}), weight, Path(path))
+        bundle, sha256 = _bundle(Path(path))
+        return cls(replace(bundle, weights={}), weight, Path(path), sha256)
 
     def loaded(self) -> ModelBundle:
-        """Return the bundle with its weights."""
-        return self.bundle if self.path is None else ModelBundle.load(self.path)
+        """Return the bundle with its weights; raises `BundleError` if its file is not the one that was read first."""
+        if self.path is None:
+            return self.bundle
+        bundle, sha256 = _bundle(self.path)
+        if sha256 != self.fingerprint:
+            raise BundleError(f"{self.path}: was replaced while it was in use; start again, with a copy if it goes on")
+        return bundle
 
     def softmax(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         """Return `ModelBundle.softmax`."""
@@ -209,6 +216,18 @@ class Ensemble:
             if not self.tells_debris:
                 probs = all_glacier(probs)  # calibration knows no probability of 0
         return decide(probs, c.offsets).cpu().numpy(), probs.cpu().numpy()
+
+
+def _bundle(path: Path) -> tuple[ModelBundle, str]:
+    """Return a bundle and the SHA-256 of its file."""
+    for _ in range(3):
+        if not path.is_file():
+            raise BundleError(f"{path}: no such file")
+        before, sha256 = identity(path), file_hash(path)
+        bundle = ModelBundle.load(path)
+        if identity(path) == before:
+            return bundle, sha256
+    raise BundleError(f"{path}: is being replaced again and again; use a copy of it")
 
 
 def _read(path: Path) -> _File:

@@ -11,8 +11,12 @@ OUT/oof/labels.npy         (N, H, W) uint8, 254 = ice of unknown kind, 255 = no 
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -20,7 +24,7 @@ import pandas as pd
 from ..bands import CLASSES, ICE_OF_ANY_KIND, IGNORE
 from ..data.tiles import TileStore
 from ..errors import DataError, note
-from ..files import file_hash, whole_folder
+from ..files import check_room, file_hash, whole_file, whole_folder, write_text
 from ..reading import read_array, read_json, read_table
 from .bundle import ModelBundle
 from .evaluate import predict_tiles
@@ -92,17 +96,30 @@ class OutOfFold:
             text = f"{folder}: {seen} of {len(tiles)} tiles lie on ground that the model which predicts them has seen"
             note(f"{text}, so calibration is too sure; keep neighbours in one fold (data.spatial)", [])
         shape = (len(tiles), len(CLASSES), store.size, store.size)
-        with whole_folder(folder / "oof", replace=True) as out:
-            probabilities = np.lib.format.open_memmap(out / "probabilities.npy", "w+", np.float16, shape)
-            labels = np.lib.format.open_memmap(out / "labels.npy", "w+", np.uint8, (shape[0], *shape[2:]))
-            n = 0
+        check_room(folder / "oof", math.prod(shape) * 2 + math.prod(shape) // len(CLASSES))
+        with whole_folder(folder / "oof", replace=True) as out, ExitStack() as stack:
+            # written front to end: of a memory map that no longer fits on the disk, a process dies without a word
+            probabilities, labels = (
+                stack.enter_context(_array(out / name, dtype, of))
+                for name, dtype, of in (
+                    ("probabilities.npy", np.float16, shape),
+                    ("labels.npy", np.uint8, (shape[0], *shape[2:])),
+                )
+            )
             for fold, bundle in bundles.items():
                 for i, _, probs in predict_tiles(bundle, store, [i for f, i in tiles if f == fold]):
-                    probabilities[n], labels[n] = probs, store.labels(i)
-                    n += 1
-            probabilities.flush()
-            labels.flush()
+                    probabilities.write(np.asarray(probs, np.float16).tobytes())
+                    labels.write(store.labels(i).tobytes())
             rows = [{"key": keys[i], "id": store.table["id"][i], "fold": fold} for fold, i in tiles]
-            pd.DataFrame(rows).to_csv(out / "tiles.csv", index=False)
+            write_text(out / "tiles.csv", pd.DataFrame(rows).to_csv(index=False))
             hashes = {name: file_hash(folder / name) for name in models.values()}
-            (out / "models.json").write_text(json.dumps(hashes, indent=1), encoding="utf-8")
+            write_text(out / "models.json", json.dumps(hashes, indent=1))
+
+
+@contextmanager
+def _array(path: Path, dtype: type, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
+    """Open an .npy file to which the values are to be written."""
+    with whole_file(path) as file:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        yield file

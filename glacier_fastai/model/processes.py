@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+MEETING = "GLACIER_FASTAI_MEETING"  # names the file where the processes of one machine meet, see `train.launch`
 
 
 def world_size() -> int:
@@ -70,8 +71,12 @@ def init_processes() -> None:
     if world_size() == 1 or dist.is_initialized():
         return
     patience = timedelta(days=1)  # the first process predicts and writes while the others wait
+    backend, where = "cpu:gloo,cuda:nccl" if select_gpu() else "gloo", os.environ.get(MEETING)
+    meeting: dict[str, Any] = (
+        {"init_method": f"file://{where}", "rank": rank(), "world_size": world_size()} if where else {}
+    )
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if select_gpu() else "gloo", timeout=patience)
+        dist.init_process_group(backend, timeout=patience, **meeting)
     except (RuntimeError, ValueError) as err:
         why = " ".join(str(err).split())[:200]
         raise TrainingError(

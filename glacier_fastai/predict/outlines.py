@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+from contextlib import closing
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import geopandas
@@ -20,9 +23,10 @@ from ..core.areas import LEAST, area_interval
 from ..core.regions import Regions, RegionSums
 from ..data.scenes.raster import same_crs
 from ..errors import DataError, OutputError, PredictionError
-from .sink import RasterMap, Strip
+from ..files import whole_file
+from .sink import RasterMap, Strip, writing
 
-__all__ = ["Outlines", "equal_area_crs", "polygonize"]
+__all__ = ["LAYERS", "Outlines", "check_layer", "equal_area_crs", "polygonize"]
 
 NOT_ICE = [k for k in range(len(CLASSES)) if k not in ICE]
 LAYERS = ("glaciers", "classes")
@@ -130,7 +134,9 @@ class Outlines(RasterMap):
 
     def tables(self) -> dict[str, geopandas.GeoDataFrame]:
         """Return the layers by name, in the scene's coordinate reference system; all rows must have come."""
-        self.raster.close()
+        with writing(self.path):
+            self.raster.close()
+            self.check(self.plain)
         regions = self.glaciers.finish()
         confidence, debris, _ = (regions.sums / regions.pixels[:, None]).T
         glaciers, km2 = self._table("glaciers", regions)
@@ -168,10 +174,32 @@ class Outlines(RasterMap):
             if kind is None:
                 for name, table in self.tables().items():
                     table.to_file(self.path, layer=name, driver="GPKG", geometry_type="Polygon")
+                    check_layer(self.path, name, len(table))
                     if self.geoparquet:
-                        table.to_parquet(self.path.with_name(f"{self.path.stem}_{name}.parquet"))
+                        with whole_file(self.path.with_name(f"{self.path.stem}_{name}.parquet")) as file:
+                            table.to_parquet(file)
         except (DataLayerError, DataSourceError, FeatureError, OSError) as err:
-            cause = " ".join(str(err).split())
+            if isinstance(err, OutputError):
+                raise
+            cause = " ".join(str(err).split())[:200]
             raise OutputError(f"{self.path}: cannot be written ({cause}); make room, or choose another folder") from err
         finally:
             self.discard()
+
+
+def check_layer(
+    path: Path,  # GeoPackage
+    layer: str,
+    rows: int | None = None,  # that it must have, default any number
+) -> None:
+    """Raise `OSError` if a layer is not whole; GDAL need not say what it could not write."""
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as file:
+            said = file.execute("PRAGMA quick_check").fetchone()[0]
+            there = file.execute(f'SELECT count(*) FROM "{layer}"').fetchone()[0]
+            if rows is not None:  # as it was just written: with the spatial index
+                there = min(there, file.execute(f'SELECT count(*) FROM "rtree_{layer}_geom"').fetchone()[0])
+    except sqlite3.Error as err:
+        raise OSError(str(err)) from err
+    if said != "ok" or rows not in (None, there):
+        raise OSError(f"{there} of {rows} rows of layer {layer} are there ({said})")

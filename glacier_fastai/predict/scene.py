@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
@@ -17,26 +16,29 @@ from typing import Any, Literal
 import numpy as np
 import rasterio
 import torch
+from rasterio.errors import RasterioError
 
 from .. import __version__
 from ..bands import CLASSES, IGNORE
 from ..data.scenes.raster import block_cache
 from ..data.scenes.units import Given
 from ..errors import DataError, OutputError, PredictionError, note
-from ..files import digest, file_hash, locked, write_text
+from ..files import check_room, digest, file_hash, identity, locked, names_only, remove, write_text
 from ..memory import fits
 from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
 from ..model.fit import check_fit
 from ..model.predictor import Predictor
 from ..reading import read_json
-from .outlines import Outlines
+from .outlines import LAYERS, Outlines, check_layer
 from .postprocess import postprocessed
-from .sink import SIDECAR, ClassMap, ConfidenceMap, ProbabilityMap, Sink, Strip, check_grid
+from .sink import SIDECAR, ClassMap, ConfidenceMap, ProbabilityMap, Sink, Strip, check_grid, checksums
 from .sliding import sliding_probabilities
 from .source import SceneSource, Source
 
 __all__ = ["Wanted", "map_strips", "predict_scene"]
+
+LEAST_SHARE = 50  # maps are packed to no less than this fraction of a byte a pixel
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def predict_scene(
     force: bool = False,  # map values far from those the models were trained on
     overwrite: bool = False,  # replace what is there of another prediction
     device: torch.device | None = None,  # default `predictor.default_device`
+    predictor: Callable[[], Predictor] | None = None,  # gives the models where they are read already
 ) -> dict[str, Any]:
     """Write `OUT/SCENE_classes.tif`, uint8 class codes on the scene's grid, 255 without data, and what else is wanted.
 
@@ -113,14 +116,14 @@ def predict_scene(
     ('scene_classes.tif', True, False)
 
     Files take their names when all of them are whole. `OUT/SCENE_prediction.json` says what they were made of; if it
-    names the same scene, models and settings, nothing is done again.
+    names the same scene, models and settings, and the files are as it says, nothing is done again.
 
     Returns:
         `files` (paths by kind), `pixels` (by class name), `seconds`, and `done_before`.
 
     Raises:
         DataError: The scene cannot be read, has no coordinate reference system or one that no map can hold, unnamed
-            bands or no data at all.
+            bands or no data at all, or is changed while it is mapped.
         BundleError: The scene lacks a band of a model, is in other units, or far from what the models know.
         OutputError: A file exists already, is being written by another process, or cannot be written.
         PredictionError: There is not enough memory.
@@ -136,6 +139,7 @@ def predict_scene(
         for text in raster.look():
             note(text, notes)
         check_fit(ensemble, scene, raster.profile, notes, wanted.statistics, force)
+        parts = _parts(raster)
         about = {**_about(ensemble, wanted, raster), "tells_debris": ensemble.tells_debris, "notes": notes}
     every = [out / name for name in Wanted("uint8", True, True, True).files(scene.stem).values()]
     partial = out / f".{scene.stem}.partial"
@@ -146,22 +150,25 @@ def predict_scene(
                 before = read_record(record)
                 ours = before.get("hash") == about["hash"]
                 made = [*files.values(), *(out / name for name in before.get("sidecars", []))] if ours else []
-                if made and all(p.is_file() for p in made):
+                if made and all(p.is_file() for p in made) and _whole(made, before, overwrite):
                     return {**before, "files": {k: str(p) for k, p in files.items()}, "done_before": True}
                 if not (ours or overwrite) and (there := next((p for p in every if p.exists()), None)):
                     raise OutputError(
                         f"{there}: exists already, of another scene, models or settings; overwrite it, or choose "
                         "another folder"
                     )
-                shutil.rmtree(partial, ignore_errors=True)
+                remove(partial)
                 partial.mkdir()
                 with SceneSource(scene, ensemble.channels, **read) as source, block_cache(source.raster):
                     _check_memory(source, wanted)
+                    check_room(out, source.height * source.width * len(files) // LEAST_SHARE)
                     check_grid(source, partial)
                     statistics = source.statistics() if wanted.statistics == "scene" else None
-                    predictor = Predictor(ensemble, device, batch_size, statistics)
-                    counts = _write(source, predictor, wanted, {k: partial / p.name for k, p in files.items()})
+                    models = predictor() if predictor else Predictor(ensemble, device, batch_size)
+                    models.normalise_by(statistics)
+                    counts = _write(source, models, wanted, {k: partial / p.name for k, p in files.items()})
                     notes += [text for text in source.notes if text not in notes]
+                _check_same(scene, parts)
                 pixels = dict(zip(CLASSES, counts[: len(CLASSES)].tolist(), strict=True))
                 sidecars = sorted(p.name for p in partial.glob(f"*{SIDECAR}"))
                 if sidecars:
@@ -169,6 +176,8 @@ def predict_scene(
                     text = f"{files['classes']}: a GeoTIFF cannot hold its coordinate reference system, which {keep}"
                     note(text, about.setdefault("notes", []))
                 about |= {"pixels": pixels, "seconds": round(time.monotonic() - began, 1), "sidecars": sidecars}
+                about["notes"] = [names_only(text) for text in about["notes"]]
+                about["sha256"] = {p.name: file_hash(p) for p in sorted(partial.iterdir())}
                 for path in every:  # none of another prediction may go by the new record's name
                     path.unlink(missing_ok=True)
                     path.with_name(path.name + SIDECAR).unlink(missing_ok=True)
@@ -176,14 +185,14 @@ def predict_scene(
                 for name in (*sidecars, *(p.name for p in files.values())):
                     (partial / name).replace(out / name)
             finally:
-                shutil.rmtree(partial, ignore_errors=True)
+                remove(partial)
     except (MemoryError, RuntimeError) as err:
         if not isinstance(err, MemoryError) and "allocate memory" not in str(err):  # what torch says on a CPU
             raise
         raise PredictionError(f"{scene}: not enough memory; use a smaller window, or cut the scene") from err
     except OSError as err:
         if isinstance(err, OutputError):
-            raise
+            raise OutputError(str(err).replace(str(partial), str(out))) from err
         raise OutputError(f"{err.filename or out}: cannot be written ({err.strerror}); choose another folder") from err
     return {**about, "files": {k: str(p) for k, p in files.items()}, "done_before": False}
 
@@ -232,23 +241,57 @@ def _write(source: SceneSource, predictor: Predictor, wanted: Wanted, files: dic
     return counts
 
 
+def _parts(raster: SceneSource) -> dict[str, tuple[int, ...]]:
+    """Return the files that a scene is made of, as those of a VRT, and what tells whether they are the same."""
+    # not statistics and overviews, which viewers add
+    names = [n for n in sorted({str(raster.path), *raster.raster.files}) if not n.endswith((SIDECAR, ".ovr"))]
+    return {name: identity(name) if os.path.exists(name) else () for name in names}
+
+
+def _check_same(scene: Path, parts: dict[str, tuple[int, ...]]) -> None:
+    """Raise `DataError` if a scene is not what it was before it was read."""
+    for name, before in parts.items():
+        if before != (identity(name) if os.path.exists(name) else ()):
+            raise DataError(f"{scene}: {name} was changed while it was mapped; map it again when nobody writes it")
+
+
+def _whole(made: Sequence[Path], record: dict[str, Any], overwrite: bool) -> bool:
+    """Return whether maps that are there are as they were written; raises `OutputError` if one was edited since."""
+    sums = record.get("sha256")
+    for path in made:
+        try:
+            if path.suffix == ".gpkg":  # which programs write into that only show it
+                for layer in LAYERS:
+                    check_layer(path, layer)
+            elif not isinstance(sums, dict) or file_hash(path) != sums.get(path.name):
+                if path.suffix == ".tif":
+                    checksums(path)
+                if isinstance(sums, dict) and not overwrite:
+                    raise OutputError(f"{path}: was changed after it was made; overwrite it, or move it away")
+                return False
+        except (RasterioError, OSError) as err:
+            if isinstance(err, OutputError):
+                raise
+            note(f"{path}: is damaged, so it is made again", [])
+            return False
+    return True
+
+
 def _about(ensemble: Ensemble, wanted: Wanted, raster: SceneSource) -> dict[str, Any]:
     """Return what a prediction is made of, and a hash of it."""
     content = hashlib.sha256()
-    for name in sorted(set(raster.raster.files)):  # also what a VRT is made of
-        if name.endswith((SIDECAR, ".ovr")):  # statistics and overviews, which viewers add
-            continue
+    for name in _parts(raster):
         try:
             content.update(file_hash(name).encode())
         except OSError as err:
             raise DataError(f"{raster.path}: {name}, which it is made of, cannot be read ({err.strerror})") from err
     content.update(digest(_seen(raster.raster)).encode())
     models: list[dict[str, Any]] = [
-        {"bundle": str(m.path), "weight": m.weight, "sha256": m.fingerprint} for m in ensemble.members
+        {"bundle": m.path and m.path.name, "weight": m.weight, "sha256": m.fingerprint} for m in ensemble.members
     ]
     about = {
         "version": __version__,
-        "scene": str(raster.path),
+        "scene": raster.path.name,
         "scene_sha256": content.hexdigest(),
         "bands": list(raster.bands),
         "units": [how.unit for how in raster.scaling],

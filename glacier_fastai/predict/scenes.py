@@ -6,6 +6,7 @@ import glob
 import logging
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from ..bands import CLASSES, ICE
 from ..errors import DataError, GlacierError, PredictionError, note
 from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
+from ..model.predictor import Predictor
 from ..model.processes import all_gather, init_processes, select_gpu, world_size
 from ..reading import read_table, read_text
 from ..terminal import launched
@@ -144,11 +146,12 @@ def predict_scenes(
     select_gpu()
     rows: list[dict[str, Any]] = []
     ensemble, alone = Ensemble.of(model), len(chosen) == 1 and world_size() == 1
+    models = cache(lambda: Predictor(ensemble, kwargs.get("device"), kwargs.get("batch_size")))  # once for all scenes
     if wanted and (wanted.outlines or wanted.geoparquet) and ensemble.calibration.area is None:
         log.info("no area intervals: `calibrate` fits them, to one way of use; other settings leave them out")
     for k, scene in enumerate(chosen, 1):
         try:
-            result = predict_scene(ensemble, scene, out, wanted, **kwargs)
+            result = predict_scene(ensemble, scene, out, wanted, predictor=models, **kwargs)
         except (GlacierError, OSError) as err:
             if alone or on_error == "stop":
                 raise

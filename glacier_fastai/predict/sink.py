@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
@@ -14,6 +16,7 @@ import numpy as np
 import rasterio
 from matplotlib.colors import to_rgb
 from pyproj.exceptions import CRSError
+from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 from rasterio.shutil import copy
 from rasterio.windows import Window
@@ -21,12 +24,24 @@ from rasterio.windows import Window
 from ..bands import CLASS_COLOURS, CLASSES, IGNORE
 from ..data.scenes.raster import same_crs, same_grid
 from ..errors import DataError, OutputError
+from ..files import write_text
 
-__all__ = ["SIDECAR", "ClassMap", "ConfidenceMap", "ProbabilityMap", "Sink", "Strip", "check_grid"]
+__all__ = [
+    "SIDECAR",
+    "ClassMap",
+    "ConfidenceMap",
+    "ProbabilityMap",
+    "Sink",
+    "Strip",
+    "check_grid",
+    "checksums",
+    "writing",
+]
 
 SIDECAR = ".aux.xml"  # beside a raster: what its format cannot hold, such as some coordinate reference systems
 
 PROBABILITIES = tuple(f"probability of {c}" for c in CLASSES)
+ROWS = 512  # that are read at once; blocks of a Cloud-Optimized GeoTIFF have as many
 BYTE = 254  # probability 1 in a map of bytes; 255 is no data
 
 
@@ -58,7 +73,7 @@ class RasterMap:
         dtype: str = "uint8",
         nodata: float = IGNORE,
     ):
-        self.path, self.bands = Path(path), bands
+        self.path, self.bands, self.sums = Path(path), bands, [0] * len(bands)
         self.plain = self.path.with_suffix(".rows.tif")  # a COG cannot be written row by row
         self.profile = {
             "driver": "GTiff",
@@ -77,15 +92,16 @@ class RasterMap:
         }
 
     def __enter__(self) -> RasterMap:
-        with _writing(self.path):
+        with writing(self.path):
             self.raster = rasterio.open(self.plain, "w", **self.profile)
             self.raster.descriptions = self.bands
         return self
 
     def write(self, strip: Strip) -> None:
         """Write the next rows."""
-        values = self.values(strip)
-        with _writing(self.path):
+        values = np.ascontiguousarray(self.values(strip))
+        self.sums = [zlib.crc32(band, total) for band, total in zip(values, self.sums, strict=True)]
+        with writing(self.path):
             self.raster.write(values, window=Window(0, strip.row, values.shape[2], values.shape[1]))
 
     def values(self, strip: Strip) -> np.ndarray:
@@ -95,32 +111,66 @@ class RasterMap:
     def __exit__(self, kind, value, trace) -> None:
         try:
             if kind is None:
-                with _writing(self.path):
+                with writing(self.path):
                     self.raster.close()
                     options = {"compress": "deflate", "blocksize": 512, "bigtiff": "if_safer"}
                     copy(self.plain, self.path, driver="COG", overview_resampling=self.resampling, **options)
+                    self.check(self.path)
                     if not lies_on(self.path, self.profile):
                         wkt = rasterio.CRS.from_user_input(self.profile["crs"]).to_wkt()
                         xml = f"<PAMDataset>\n  <SRS>{escape(wkt)}</SRS>\n</PAMDataset>\n"  # before the GeoTIFF's own
-                        self.path.with_name(self.path.name + SIDECAR).write_text(xml, encoding="utf-8")
+                        write_text(self.path.with_name(self.path.name + SIDECAR), xml)
         finally:
             self.discard()
 
+    def check(
+        self,
+        path: Path,  # raster of what was written
+    ) -> None:
+        """Raise `OSError` if a raster is not whole: GDAL says nothing of what it could not write when it closed one."""
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())  # some drives know only now that they are full
+        if checksums(path) != self.sums:
+            raise OSError(errno.EIO, "it is not what was written")
+
     def discard(self) -> None:
         """Remove the rows, which are in the map now, or never will be."""
-        self.raster.close()
+        with suppress(RasterioError, CPLE_BaseError), rasterio.Env():  # of a disk that is full
+            self.raster.close()
         for path in (self.plain, self.plain.with_name(self.plain.name + SIDECAR)):
             path.unlink(missing_ok=True)
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(
+    path: Path,  # file named in the error
+) -> Iterator[None]:
     """Turn what GDAL says of a full disk into one line."""
     try:
-        yield
-    except (RasterioError, OSError) as err:
-        cause = " ".join(str(err.__cause__ or err).split())
+        with rasterio.Env():  # else GDAL prints what it cannot do; in this thread, too
+            yield
+    except (RasterioError, CPLE_BaseError, OSError) as err:
+        if isinstance(err, OutputError):
+            raise
+        cause = " ".join(str(err.__cause__ or err).split())[:200]
         raise OutputError(f"{path}: cannot be written ({cause}); make room, or choose another folder") from err
+
+
+def checksums(
+    path: str | os.PathLike,  # raster
+) -> list[int]:
+    """Return the CRC-32 of each band, by rows; raises `RasterioError` if a block, also of overviews, is cut short."""
+    sums: list[int] = []
+    with rasterio.open(path) as file:
+        levels = len(file.overviews(1))
+    for level in (None, *range(levels)):
+        with rasterio.open(path, **({} if level is None else {"overview_level": level})) as file:
+            found = [0] * file.count
+            for row in range(0, file.height, ROWS):
+                window = Window(0, row, file.width, min(ROWS, file.height - row))
+                found = [zlib.crc32(file.read(k, window=window), total) for k, total in enumerate(found, 1)]
+        sums = sums or found
+    return sums
 
 
 def lies_on(
@@ -143,8 +193,8 @@ def check_grid(
     """Raise `DataError` if a map of the scene, opened again, would not lie where the scene does."""
     path = folder / "grid.tif"
     pixel = SimpleNamespace(height=1, width=1, crs=source.crs, transform=source.transform)
-    with RasterMap(path, pixel, ("grid",)) as made:
-        pass
+    with ClassMap(path, pixel) as made:
+        made.write(Strip(0, np.zeros((1, 1), np.uint8), np.zeros((len(CLASSES), 1, 1), np.float32)))
     lies = lies_on(path, {**made.profile, "height": source.height, "width": source.width})
     path.unlink()
     path.with_name(path.name + SIDECAR).unlink(missing_ok=True)

@@ -30,6 +30,7 @@ from .standalone import standalone
 __all__ = ["check_submission", "write_submission"]
 
 BANDS = ("blue", "green", "red", "swir1", "thermal")
+OURS = {"solution.py", "model.pth", "__pycache__"}  # what a submission holds
 RETURNED = """
 import sys, time, numpy
 sys.path.insert(0, sys.argv[1])
@@ -94,6 +95,8 @@ def write_submission(
         "tells_debris": ensemble.tells_debris,
         "postprocess": cleaning.by_code(),
     }
+    if overwrite and out.is_dir() and (others := {p.name for p in out.iterdir()} - OURS):
+        raise OutputError(f"{out}: holds {min(others)}, so it is not only a submission; choose another folder")
     with whole_folder(out, replace=overwrite) as partial:
         write_text(partial / "solution.py", standalone(solution))
         with whole_file(partial / "model.pth") as file:

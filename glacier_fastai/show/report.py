@@ -14,7 +14,7 @@ from .. import __version__
 from ..bands import CLASS_COLOURS, CLASSES, ICE_COLOUR, UNKNOWN_ICE
 from ..data.raw import open_tiles
 from ..errors import BundleError, DataError, OutputError
-from ..files import write_text
+from ..files import names_only, write_text
 from ..plots.figures import LEAST
 from ..plots.panels import CORRECT, WRONG
 from ..plots.style import line_colours
@@ -39,7 +39,7 @@ def write_report(
         OutputError: The file exists already or cannot be written.
     """
     out = Path(out)
-    if out.exists() and not overwrite:
+    if os.path.lexists(out) and not overwrite:
         raise OutputError(f"{out}: exists already; overwrite it, or choose another file")
     if not out.parent.is_dir():
         raise OutputError(f"{out}: there is no folder {out.parent}; make it first, or choose another file")
@@ -66,7 +66,7 @@ def write_report(
         title=", ".join(Path(p).resolve().name for p in paths),
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         version=__version__,
-        notes=notes,
+        notes=[names_only(text) for text in notes],
         key=list(zip([r.name for r in runs], line_colours(len(runs)), strict=True)),
         classes=[*zip(CLASSES, CLASS_COLOURS, strict=True), *unknown, ("right", CORRECT), ("wrong", WRONG)],
         least=LEAST,

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from ..bands import CLASSES, UNKNOWN_ICE
 from ..core.calibration import expected_calibration_error
 from ..core.confusion import recall, with_ice
-from ..files import file_hash
+from ..files import file_hash, names_only
 from ..model.bundle import described
 from ..model.ratio import why_not
 from ..plots import figures
@@ -170,7 +170,7 @@ def _recipe(r: Run) -> dict[str, Any]:
 def _data(r: Run) -> dict[str, Any]:
     about = r.trained_on
     return {
-        "tile store": about.path if about and about.path else r.get("data", "path"),
+        "tile store": names_only(str(about.path if about and about.path else r.get("data", "path") or "")),
         "hash of its tiles": about and about.hash,
         "hash of the folds": r.environment.get("folds_hash"),
         "fold": about and ("none, trained on all" if about.fold is None else about.fold),
@@ -186,7 +186,7 @@ def _environment(r: Run) -> dict[str, Any]:
     e, git = r.environment, r.environment.get("git")
     versions = {"python": e.get("python"), **e.get("packages", {})}
     return {
-        "command": shlex.join(map(str, e.get("command", []))),
+        "command": shlex.join(names_only(str(word)) for word in e.get("command", [])),
         **{name: e.get(name) for name in ("device", "processes", "threads", "platform")},
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
         "commit": git and git["commit"][:12] + (", changed since" if git["changed"] else ""),
@@ -197,7 +197,8 @@ def _recipes(runs: Sequence[Run]) -> dict[str, str]:
     """Return the different recipes, by the names of their runs."""
     names: dict[str, list[str]] = {}
     for r in runs:
-        names.setdefault(yaml.safe_dump(r.recipe, sort_keys=False, allow_unicode=True), []).append(r.name)
+        text = yaml.safe_dump(r.recipe, sort_keys=False, allow_unicode=True)
+        names.setdefault(names_only(text), []).append(r.name)
     return {", ".join(found): text for text, found in names.items()}
 
 

@@ -69,11 +69,13 @@ def store_of(
     stores: dict[str, TileStore],  # those that are open, by their paths
 ) -> TileStore:
     """Return the tiles of a run, opened once for all; raises `DataError` if they are not to be found."""
-    known = [run.trained_on and run.trained_on.path, run.get("data", "path")] if data is None else [data]
+    said = run.trained_on.path if run.trained_on else ""
+    found = said if os.path.isabs(said) else run.environment.get("tiles", said)  # bundles of today name no folder
+    known = [found, run.get("data", "path")] if data is None else [data]
     paths = list(dict.fromkeys(str(path) for path in known if path))
     for path in paths:
         if path not in stores and Path(path).exists():
-            stores[path] = open_tiles(path, run.get("bands")).base()
+            stores[path] = open_tiles(path, run.get("bands"), make=data is not None).base()
         if path in stores:
             return stores[path]
     where = f"are not at {' or '.join(paths)}" if paths else "are not known"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -137,7 +137,7 @@ def about_run(
     """Return the fields of the run's bundle that do not depend on how training goes."""
     keys = dls.store.keys()
     trained_on = TrainedOn(
-        path=str(store.path),
+        path=store.path.name,  # bundles travel: what is in them tells of no folder
         hash=dls.store.fingerprint(),
         folds_hash=folds_hash(dls.store, dls.fold_of),
         train=tuple(keys[i] for i in dls.train_tiles),
@@ -151,7 +151,9 @@ def about_run(
     ratio = None
     if of_recipe(recipe.model)[0].name != "ratio":
         ratio = on_rank_zero(lambda: baseline(dls.store, dls.train_tiles))
-    return {"recipe": recipe.model_dump(mode="json"), "trained_on": trained_on, "baseline": ratio}
+    about: dict[str, Any] = recipe.model_dump(mode="json")
+    about["data"]["path"] = about["data"]["path"] and PurePath(about["data"]["path"]).name
+    return {"recipe": about, "trained_on": trained_on, "baseline": ratio}
 
 
 class BestBundleCallback(TrackerCallback):
@@ -239,14 +241,18 @@ def _wandb(recipe: Recipe, out: Path, identity: dict[str, Any]) -> list[Callback
         install = "pip install 'glacier-fastai[wandb]'"
         raise RecipeError(f"record.wandb: install it with {install}, or set it to null") from err
     run = digest([out.name, identity])  # the same when it is resumed, also on another machine
-    wandb.init(
-        project=recipe.record.wandb,
-        id=run,
-        resume="allow",
-        name=out.name,
-        dir=out,
-        config=recipe.model_dump(mode="json"),
-    )
+    try:
+        wandb.init(
+            project=recipe.record.wandb,
+            id=run,
+            resume="allow",
+            name=out.name,
+            dir=out,
+            config=recipe.model_dump(mode="json"),
+        )
+    except (OSError, getattr(wandb, "Error", OSError)) as err:
+        log.warning("record.wandb: cannot be started (%s); the training goes on without it", " ".join(str(err).split()))
+        return []
     return [WandbCallback(log_preds=False)]
 
 

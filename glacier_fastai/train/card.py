@@ -21,7 +21,7 @@ from ..bands import BANDS, CLASS_COLOURS, CLASSES, UNKNOWN_ICE
 from ..data.scenes.raster import horizontal
 from ..data.tiles import TileStore
 from ..errors import DataError
-from ..files import file_hash, write_text
+from ..files import file_hash, names_only, write_text
 from ..model.bundle import ModelBundle, described
 from ..model.evaluate import class_table
 from ..model.registry import architecture
@@ -96,7 +96,7 @@ def model_card(
         metrics=bundle.metrics,
         table=class_table(torch.tensor(bundle.metrics["confusion"])) if valid.any() else "",
         licence=LICENCES.get(source or "", "as their source states; glacier_fastai does not know it"),
-        command=shlex.join(environment["command"]),
+        command=shlex.join(map(names_only, environment["command"])),
         environment=environment,
         packages=environment["packages"],
     )

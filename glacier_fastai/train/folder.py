@@ -15,7 +15,7 @@ from ..core.folds import NEVER
 from ..data.block import GlacierDataLoaders
 from ..data.folds import folds_hash
 from ..errors import CheckpointError, OutputError
-from ..files import digest, locked, write_text
+from ..files import digest, locked, no_link, write_text
 from ..model.processes import world_size
 from ..recipe import Recipe, recipe_from
 from .checkpoint import differences, load_checkpoint
@@ -81,6 +81,8 @@ class RunFolder:
         busy = f"{self.path}: in use by another process; wait until it ends, or choose another folder"
         with ExitStack() as held:
             held.enter_context(locked(self.path / ".lock", busy))
+            for ours in (self.figures, self.path / "tensorboard", self.path / "events.jsonl"):
+                no_link(ours)
             self.figures.mkdir(exist_ok=True)
             self._held = held.pop_all()
 
@@ -114,6 +116,7 @@ class RunFolder:
     def record(self, recipe: Recipe, dls: GlacierDataLoaders, checkpoint: dict[str, Any] | None) -> None:
         """Write what is known before the first batch."""
         about = {**environment(), "folds_hash": folds_hash(dls.store, dls.fold_of)}
+        about["tiles"] = str(dls.store.base().path.resolve())
         if checkpoint is not None:
             self.log("resume", epoch=checkpoint["at"][0] + 1, batch=checkpoint["at"][1], environment=about)
             return

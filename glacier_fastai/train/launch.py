@@ -6,6 +6,9 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch.distributed.elastic.multiprocessing import SignalException
@@ -14,6 +17,7 @@ from torch.distributed.run import get_args_parser
 from torch.distributed.run import run as torchrun
 
 from ..errors import RunStopped, TrainingError
+from ..model.processes import MEETING
 
 __all__ = ["launch"]
 
@@ -39,7 +43,27 @@ def launch(
     if machines > 1 and not rendezvous:
         raise TrainingError(f"{machines} machines: name a rendezvous HOST:PORT, the same on each")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
-    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", rendezvous] if rendezvous else ["--standalone"]
+    with ExitStack() as stack:
+        if rendezvous:
+            meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", rendezvous]
+        else:
+            meeting = _on_this_machine(Path(stack.enter_context(TemporaryDirectory(prefix="glacier_fastai-"))))
+        _run(words, processes, machines, meeting)
+
+
+def _on_this_machine(folder: Path) -> list[str]:
+    """Return torchrun's options where nobody else takes part: processes meet in files, and listen on 127.0.0.1 alone.
+
+    torchrun's own store listens on all addresses, without a password, and takes pickles.
+    """
+    os.environ |= {MEETING: str(folder / "processes"), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    for kind in ("GLOO", "NCCL"):
+        os.environ.setdefault(f"{kind}_SOCKET_IFNAME", "lo")
+    where = ["--rdzv-endpoint", str(folder / "torchrun"), "--local-addr", "127.0.0.1"]
+    return ["--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file", *where]
+
+
+def _run(words: Sequence[str], processes: int, machines: int, meeting: list[str]) -> None:
     count = ["--nnodes", str(machines), "--nproc-per-node", str(processes)]
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the line below says the same
     try:

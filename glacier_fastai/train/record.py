@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
+import secrets
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,8 @@ from fastai.torch_core import default_device
 
 from ..bands import CLASSES
 from ..core.confusion import with_ice
-from ..files import whole_file
+from ..errors import OutputError
+from ..files import no_link, whole_file
 from ..model.bundle import unwrapped
 from ..model.evaluate import class_table
 from ..model.processes import on_rank_zero, world_size
@@ -30,6 +35,8 @@ from .metrics import PER_CLASS
 from .steps import GradientGuard
 
 __all__ = ["EventLog", "EventsCallback", "HistoryCallback", "TensorBoardRecord", "environment", "results_figure"]
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "fastai", "accelerate", "segmentation_models_pytorch", "numpy", "rasterio")
 
@@ -64,23 +71,50 @@ def environment() -> dict[str, Any]:
     }
 
 
+_given_up: set[Path] = set()  # records that cannot be written
+
+
+@contextmanager
+def _record(path: Path) -> Iterator[None]:
+    """Say once that a record cannot be written; no training is ended by that."""
+    try:
+        yield
+    except OSError as err:
+        if path not in _given_up:
+            _given_up.add(path)
+            why = f"{path}: cannot be written ({err.strerror or err})"
+            log.warning("%s; the training goes on without it", err if isinstance(err, OutputError) else why)
+
+
 class EventLog:
-    """A file of one JSON object a line, with the time in UTC; a line that a kill cut off is dropped."""
+    """A file of one JSON object a line, with the time in UTC; a line that a kill cut off is dropped.
+
+    Raises:
+        OutputError: A link stands in its place.
+    """
 
     def __init__(
         self,
         path: Path,  # file to append to
     ):
-        whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
-        if path.exists():
-            os.truncate(path, len(whole) + bool(whole))
+        no_link(path)
         self.path = path
+        with _record(path):
+            before = path.read_bytes() if path.exists() else b""
+            if before[-1:] not in (b"", b"\n") or before and path.stat().st_nlink > 1:  # a link to another's file
+                with whole_file(path) as file:
+                    file.write(before[: before.rfind(b"\n") + 1])
 
     def __call__(self, event: str, **fields: Any) -> None:
-        """Append a line."""
+        """Append a line, if it can be written."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": now, "event": event, **fields}) + "\n")
+        line = json.dumps({"time": now, "event": event, **fields}) + "\n"
+        with _record(self.path), open(self.path, "a", encoding="utf-8", opener=_no_link_opener) as file:
+            file.write(line)
+
+
+def _no_link_opener(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _row(learn) -> dict[str, float]:
@@ -107,7 +141,7 @@ class HistoryCallback(Callback):
         on_rank_zero(self._write)
 
     def _write(self) -> None:
-        with whole_file(self.path) as file:
+        with _record(self.path), whole_file(self.path) as file:
             pd.DataFrame(self.rows).to_csv(file, index=False)
 
     def state_dict(self) -> dict[str, list]:
@@ -167,6 +201,29 @@ def results_figure(
     return plt.gcf()
 
 
+class _EventFile:
+    """A file for TensorBoard, written at once: its own writer has a thread, and names files after the computer."""
+
+    def __init__(
+        self,
+        folder: Path,  # where it is made
+        step: int,  # of what comes first; the same of before is replaced
+    ):
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
+        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+
+        folder.mkdir(exist_ok=True)
+        path = folder / f"events.out.tfevents.{int(time.time())}.{secrets.token_hex(4)}"
+        self.file, self.event = open(path, "xb"), Event  # noqa: SIM115  closed by its owner
+        self.records = RecordWriter(self.file)
+        self.add(step, file_version="brain.Event:2")
+        self.add(step, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, step: int, **what: Any) -> None:
+        """Write a record."""
+        self.records.write(self.event(wall_time=time.time(), step=step, **what).SerializeToString())
+
+
 class TensorBoardRecord(Callback):
     """Writes every column of the history, the scores of each class, and pictures of fixed tiles, by epoch."""
 
@@ -178,12 +235,13 @@ class TensorBoardRecord(Callback):
         panels_every: int = 10,  # epochs between pictures; 0: none
     ):
         self.folder, self.panels_every = folder, panels_every
+        self.event_file: _EventFile | None = None
 
     def before_fit(self):
         """Open; epochs that come again replace those of before."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(self.folder), purge_step=self.learn.first_epoch + 1)
+        no_link(self.folder)
+        with _record(self.folder):
+            self.event_file = _EventFile(self.folder, self.learn.first_epoch + 1)
 
     @staticmethod
     def tag(column: str) -> str:
@@ -197,24 +255,44 @@ class TensorBoardRecord(Callback):
 
     def after_epoch(self):
         """Write the epoch."""
-        step = self.epoch + 1
+        if self.event_file is None:
+            return
+        events, self.event_file = self.event_file, None  # one that cannot be written is left
+        with _record(self.folder):
+            self._write(events, self.epoch + 1)
+            self.event_file = events
+        if self.event_file is None:
+            _close(events)
+
+    def _write(self, events: _EventFile, step: int) -> None:
+        from torch.utils.tensorboard import summary
+        from torch.utils.tensorboard._utils import figure_to_image
+
         for name, value in _row(self.learn).items():
             if name != "epoch":
-                self.writer.add_scalar(self.tag(name), value, step)
+                events.add(step, summary=summary.scalar(self.tag(name), value))
         matrix = self.learn.confusion_matrix.latest
         for kind, score in PER_CLASS.items():
             for name, value in zip((*CLASSES, "ice"), with_ice(score, matrix), strict=True):
-                self.writer.add_scalar(f"{kind}/{name}", value, step)
-        self.writer.add_text("classes", "\n".join(f"    {line}" for line in class_table(matrix).splitlines()), step)
+                events.add(step, summary=summary.scalar(f"{kind}/{name}", value))
+        table = "\n".join(f"    {line}" for line in class_table(matrix).splitlines())
+        events.add(step, summary=summary.text("classes", table))
         if self.panels_every and (step % self.panels_every == 0 or step == self.n_epoch):
-            self.writer.add_figure("tiles", results_figure(self.learn), step)
-        self.writer.flush()
+            picture = figure_to_image(results_figure(self.learn))
+            events.add(step, summary=summary.image("tiles", picture, dataformats="CHW"))
+        events.file.flush()
 
     def after_fit(self):
         """Close."""
         self.release()
 
     def release(self):
-        """Let the thread that writes end, which no error of the training does."""
-        if hasattr(self, "writer"):
-            self.writer.close()
+        """Close, however the training ends."""
+        if self.event_file is not None:
+            _close(self.event_file)
+            self.event_file = None
+
+
+def _close(events: _EventFile) -> None:
+    with suppress(OSError):  # what a full disk has not taken
+        events.file.close()

@@ -40,7 +40,7 @@ from ..data.folds import store_folds
 from ..data.raw import open_tiles
 from ..data.tiles import TileStore
 from ..errors import DataError, OutputError, RecipeError, RunStopped, TrainingError, note
-from ..files import whole_file, write_text
+from ..files import no_link, whole_file, write_text
 from ..model.bundle import ModelBundle, described
 from ..model.calibrate import calibrate
 from ..model.evaluate import class_table, score_tiles
@@ -303,6 +303,7 @@ def crossval(
     folds = int(store_folds(store, recipe.data.folds, recipe.data.spatial).max()) + 1
     for fold in range(folds):
         log.info("fold %d of %d", fold, folds)
+        on_rank_zero(partial(no_link, path / f"fold{fold}"))
         run = train(
             recipe, store, path / f"fold{fold}", fold=fold, weights=weights, started=started, resume=resume, cbs=cbs
         )

@@ -15,7 +15,7 @@ __all__ = ["StopCallback"]
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last: its terminal was closed
 TIME_UP = 127  # no signal has this number
 
 
@@ -41,7 +41,8 @@ class StopCallback(Callback):
         self.started = time.monotonic() if self.started is None else self.started
         self.received, self.reason, self.trained = 0, "", False
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-            self.handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            heard = [n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN]  # as nohup and shells set it
+            self.handlers = {number: signal.signal(number, self._receive) for number in heard}
 
     def _receive(self, number: int, frame) -> None:
         if self.received and number == signal.SIGINT:

@@ -7,12 +7,14 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections import namedtuple
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import numpy as np
 import pytest
@@ -606,3 +608,71 @@ def test_the_import_is_light():
         "import sys, glacier_fastai.data.download; print({'torch', 'numpy', 'rich', 'requests'} & sys.modules.keys())"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+# --- mirrors and archives that mean harm
+
+HARM = {
+    "redirect elsewhere": Answer(status=302, body=b"", headers={"Location": "ftp://127.0.0.1/f"}),
+    "redirect to a file": Answer(status=302, body=b"", headers={"Location": "file:///etc/hostname"}),
+    "redirect to no address": Answer(status=302, body=b"", headers={"Location": "http://[::1"}),
+    "length of many digits": Answer(headers={"Content-Length": "9" * 5000}),
+    "length beyond the disk": Answer(headers={"Content-Length": 10**15}),
+    "length of another file": Answer(body=CONTENT * 2),
+    "length beyond what is known": Answer(headers={"Content-Length": 10**9}),
+}
+
+
+@pytest.mark.parametrize("harm", HARM.values(), ids=HARM)
+def test_a_mirror_that_means_harm_is_given_up_and_the_next_one_asked(path, mirror, harm):
+    sizes = range(100_000, 100_100) if harm is HARM["length beyond what is known"] else None
+    get(path, mirror(always=harm), mirror(), size=sizes)
+    assert path.read_bytes() == CONTENT
+
+
+def test_bytes_that_drip_count_as_a_stall(mirror):
+    with socket.create_server(("127.0.0.1", 0)) as drips:
+
+        def drip():
+            with suppress(OSError):
+                connection, _ = drips.accept()
+                with connection:
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100002\r\n\r\n")
+                    for byte in CONTENT:
+                        connection.sendall(bytes([byte]))
+                        time.sleep(0.1)
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        url, began = f"http://127.0.0.1:{drips.getsockname()[1]}/f", time.monotonic()
+        with RemoteStream([url, mirror().url], SHA, **OPTIONS) as stream:
+            assert stream.read() == CONTENT
+        assert time.monotonic() - began < 10
+        thread.join()
+
+
+def test_what_is_said_is_one_short_printable_line(path, mirror):
+    said = "\x85[2J" + "x" * 60_000
+    with pytest.raises(DataError) as err:
+        get(path, mirror(always=Answer(status=206, headers={"Content-Range": said})))
+    assert len(str(err.value)) < 600 and str(err.value).isprintable()
+
+
+def test_a_link_in_place_of_what_is_here_is_not_written_to(path, partial, mirror):
+    mine = path.with_name("mine")
+    for link in (os.symlink, os.link):
+        mine.write_bytes(CONTENT[:1000])
+        link(mine, partial)
+        get(path, mirror())
+        assert mine.read_bytes() == CONTENT[:1000] and path.read_bytes() == CONTENT
+        path.unlink()
+        mine.unlink()
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_headers_of_an_archive_are_bounded(kind):
+    info = tarfile.TarInfo("long")
+    info.type, info.size = kind, 1 << 30
+    file = io.BytesIO(info.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 16))
+    with pytest.raises(DataError, match="a header of 1073741824 bytes, allowed are 1048576"):
+        list(members(file, lambda name: True))

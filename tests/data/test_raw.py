@@ -1,3 +1,4 @@
+import gc
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ from scenes import made_up, make_store
 from glacier_fastai.data.block import GlacierDataLoaders
 from glacier_fastai.data.raw import cached_store, open_tiles
 from glacier_fastai.data.sources import registry
-from glacier_fastai.errors import DataError, OutputError
+from glacier_fastai.errors import DataError, DataNote, OutputError
 
 
 @pytest.fixture
@@ -50,7 +51,28 @@ def test_a_changed_file_makes_a_new_store_and_drops_the_old(folder, tmp_path):
     new = open_tiles(folder)
     assert np.unique(new.images[0, 0]).tolist() == [77]
     assert new.path != old.path
-    assert entries(tmp_path / ".glacier_fastai") == [new.path.name]
+    assert old.path.exists(), "it is in use"
+    del old
+    write_one(folder / "Band1" / "img001.tif", np.full((32, 32), 78, np.uint16))
+    newest = open_tiles(folder)
+    assert entries(tmp_path / ".glacier_fastai") == sorted([new.path.name, newest.path.name])
+
+
+def test_a_link_in_place_of_the_cache_is_not_followed(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".glacier_fastai").symlink_to("elsewhere")
+    with pytest.warns(DataNote, match="a link, which is not followed; the tile store is kept in"):
+        assert open_tiles(folder).path.is_relative_to(tmp_path / "cache")
+    assert not entries(tmp_path / "elsewhere")
+
+
+def test_a_store_is_not_made_where_that_was_not_asked_for(folder, tmp_path):
+    with pytest.raises(DataError, match="its tile store is not there; name the folder"):
+        open_tiles(folder, make=False)
+    assert not (tmp_path / ".glacier_fastai").exists()
+    made = open_tiles(folder)
+    assert open_tiles(folder, make=False).path == made.path
 
 
 def test_a_georeference_beside_a_file_is_part_of_it(folder):
@@ -85,6 +107,11 @@ def test_textures_of_a_cached_store_are_kept_next_to_it_and_go_with_it(folder, t
     home, bands = tmp_path / ".glacier_fastai", ["red", "glcm_contrast(red)"]
     old = GlacierDataLoaders.from_competition(folder, 0, bands=bands, folds=3, bs=1).store
     assert old.path.parent == home and len(entries(home)) == 2
+    write_one(folder / "Band1" / "img001.tif", np.full((32, 32), 76, np.uint16))
+    open_tiles(folder)
+    assert old.path.exists() and old.base().path.exists(), "in use"
+    del old
+    gc.collect()
     write_one(folder / "Band1" / "img001.tif", np.full((32, 32), 77, np.uint16))
     new = open_tiles(folder)
     assert entries(home) == [new.path.name]

@@ -1,6 +1,7 @@
 import shutil
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ def test_every_tile_is_predicted_by_the_model_that_never_saw_it(crossvalidated):
         np.testing.assert_array_equal(oof.labels[n], store.masks[i])
 
 
-def test_refusals_and_nothing_half_written(crossvalidated, tmp_path):
+def test_refusals_and_nothing_half_written(crossvalidated, tmp_path, monkeypatch):
     folder, store = crossvalidated
     with pytest.raises(DataError, match="no out-of-fold predictions.*cross-validation"):
         OutOfFold(tmp_path)
@@ -54,8 +55,12 @@ def test_refusals_and_nothing_half_written(crossvalidated, tmp_path):
         with pytest.raises(DataError, match="damaged|SHA-256|wanted is a mapping"):
             OutOfFold(tmp_path / f"models{k}")
     shutil.copytree(folder / "fold0", tmp_path / "cv" / "fold0")
-    (tmp_path / "cv" / ".oof.partial").write_text("")
-    with pytest.raises(OutputError, match="oof: cannot be written"):
+    (tmp_path / "cv" / "oof").symlink_to(tmp_path)
+    with pytest.raises(OutputError, match="oof: a link, which is not followed"):
+        OutOfFold.write(tmp_path / "cv", {0: "fold0/best.safetensors"}, store)
+    (tmp_path / "cv" / "oof").unlink()
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(OutputError, match="oof: needs .* and there are 0.0 MB; make room"):
         OutOfFold.write(tmp_path / "cv", {0: "fold0/best.safetensors"}, store)
     assert not (tmp_path / "cv" / "oof").exists()
 

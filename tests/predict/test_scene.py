@@ -1,5 +1,7 @@
 import json
+import os
 import re
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,9 @@ from glacier_fastai.errors import BundleError, DataError, DataNote, OutputError
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.model.ensemble import Ensemble, Member
 from glacier_fastai.model.registry import build_model
+from glacier_fastai.predict import scene as scene_module
 from glacier_fastai.predict.scene import Wanted, map_strips, predict_scene
+from glacier_fastai.predict.scenes import predict_scenes
 
 
 def mapped(*args, **kwargs):
@@ -237,3 +241,88 @@ def test_masks_and_world_files_beside_a_scene_are_part_of_it(rgb):
     made = predict_scene(*rgb, overwrite=True)
     with rasterio.open(made["files"]["classes"]) as file:
         assert (file.read(1)[right == 0] == 255).all() and (file.read(1)[right > 0] < 255).any()
+
+
+# what is there at the end is whole, and of one thing
+
+ALL = Wanted("float32", True, True, window=64)
+
+
+def test_on_a_disk_that_fills_up_there_is_no_map_and_one_line(bundle, scene, tmp_path):
+    sizes = [
+        p.stat().st_size for p in map(Path, predict_scene(bundle, scene[0], tmp_path / "whole", ALL)["files"].values())
+    ]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for k, limit in enumerate(int(share * max(sizes)) for share in (0.1, 0.5, 0.8, 0.9, 0.95, 0.99)):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(OutputError, match="cannot be written") as err:
+                predict_scene(bundle, scene[0], tmp_path / f"out{k}", ALL)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert "\n" not in str(err.value)
+        assert not (tmp_path / f"out{k}").exists()
+
+
+@pytest.mark.parametrize("kind", ["classes", "probabilities", "outlines"])
+def test_a_map_that_is_cut_short_is_made_again(bundle, scene, tmp_path, kind):
+    path = Path(predict_scene(bundle, scene[0], tmp_path, ALL)["files"][kind])
+    assert predict_scene(bundle, scene[0], tmp_path, ALL)["done_before"]
+    os.truncate(path, path.stat().st_size * 3 // 4)
+    with pytest.warns(DataNote, match=f"{path.name}: is damaged, so it is made again"):
+        assert not predict_scene(bundle, scene[0], tmp_path, ALL)["done_before"]
+    assert predict_scene(bundle, scene[0], tmp_path, ALL)["done_before"]
+
+
+def test_a_map_that_was_edited_is_kept_or_replaced_as_wanted(bundle, scene, tmp_path):
+    path = mapped(bundle, scene[0], tmp_path)
+    with rasterio.open(path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as file:
+        file.write(np.full(file.shape, 3, np.uint8), 1)
+    edited = path.read_bytes()
+    with pytest.raises(OutputError, match=r"scene_classes\.tif: was changed after it was made; overwrite it, or move"):
+        predict_scene(bundle, scene[0], tmp_path)
+    assert path.read_bytes() == edited
+    assert not predict_scene(bundle, scene[0], tmp_path, overwrite=True)["done_before"]
+    assert path.read_bytes() != edited
+
+
+def test_a_scene_that_changes_while_it_is_mapped_has_no_map(bundle, scene, tmp_path, monkeypatch):
+    write = scene_module._write
+
+    def changing(*args):
+        os.utime(scene[0], ns=(1, 1))
+        return write(*args)
+
+    monkeypatch.setattr(scene_module, "_write", changing)
+    with pytest.raises(DataError, match=r"scene\.tif was changed while it was mapped"):
+        predict_scene(bundle, scene[0], tmp_path / "maps")
+    assert not (tmp_path / "maps").exists()
+
+
+def test_one_model_maps_all_scenes_though_its_file_is_replaced(bundle, scene, tmp_path, monkeypatch):
+    bundle.save(tmp_path / "m.safetensors")
+    ensemble = Ensemble.load([tmp_path / "m.safetensors"])
+    again = Path(tmp_path / "again.tif")
+    again.write_bytes(scene[0].read_bytes())
+    want = predict_scenes(ensemble, [scene[0], again], tmp_path / "want")
+    write = scene_module._write
+
+    def replacing(*args):
+        counts = write(*args)
+        replace(bundle, mean=tuple(m + 50 for m in bundle.mean)).save(tmp_path / "m.safetensors")
+        return counts
+
+    monkeypatch.setattr(scene_module, "_write", replacing)
+    found = predict_scenes(ensemble, [scene[0], again], tmp_path / "found")
+    assert found["state"].tolist() == ["done", "done"]
+    assert found[list(want.columns[4:8])].equals(want[list(want.columns[4:8])])
+    with pytest.raises(BundleError, match=r"m\.safetensors: was replaced while it was in use"):
+        ensemble.members[0].loaded()
+
+
+def test_the_record_tells_names_and_no_folders(bundle, scene, tmp_path):
+    bundle.save(tmp_path / "m.safetensors")
+    predict_scene(Ensemble.load([tmp_path / "m.safetensors"]), scene[0], tmp_path / "maps")
+    text = (tmp_path / "maps" / "scene_prediction.json").read_text()
+    assert str(tmp_path) not in text and str(Path(scene[0]).parent) not in text
+    assert json.loads(text)["models"][0]["bundle"] == "m.safetensors"

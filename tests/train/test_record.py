@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import platform
 import subprocess
 import sys
 from importlib.metadata import version
@@ -13,7 +14,8 @@ from scenes import tiny_recipe
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from glacier_fastai.bands import CLASSES
-from glacier_fastai.errors import RecipeError
+from glacier_fastai.errors import OutputError, RecipeError
+from glacier_fastai.train import record
 from glacier_fastai.train.record import EventLog, EventsCallback, HistoryCallback, TensorBoardRecord, environment
 from glacier_fastai.train.run import train
 from glacier_fastai.train.steps import GradientGuard
@@ -147,3 +149,38 @@ def test_wandb_that_is_not_installed_is_one_line(trained, tmp_path, monkeypatch)
     ):
         train(tiny_recipe("record.wandb=glaciers"), trained[1].path, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_records_that_cannot_be_written_are_said_once_and_end_nothing(tmp_path, caplog, monkeypatch):
+    def full(folder, step):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(record, "_EventFile", full)
+    (tmp_path / "history.csv").mkdir()
+    (tmp_path / "events.jsonl").mkdir()
+    cbs = [
+        HistoryCallback(tmp_path / "history.csv"),
+        EventsCallback(tmp_path / "events.jsonl"),
+        TensorBoardRecord(tmp_path / "tb", 0),
+    ]
+    small_learner(tmp_path / "s").fit(2, 1e-3, cbs=cbs)
+    said = [m for m in caplog.messages if "the training goes on without it" in m]
+    assert len(said) == 3
+    assert [name for name in ("history.csv", "events.jsonl", "tb") if not any(name in m for m in said)] == []
+
+
+def test_a_log_that_is_a_link_is_refused_and_a_hard_link_parted(tmp_path):
+    mine, log = tmp_path / "mine", tmp_path / "events.jsonl"
+    mine.write_text("mine\nnot ended")
+    log.symlink_to(mine)
+    with pytest.raises(OutputError, match="a link, which is not followed"):
+        EventLog(log)
+    log.unlink()
+    os.link(mine, log)
+    EventLog(log)("start")
+    assert mine.read_text() == "mine\nnot ended"
+    assert log.read_text().startswith('mine\n{"time"')
+
+
+def test_files_for_tensorboard_do_not_tell_the_computer(trained):
+    assert not [p.name for p in (trained[0] / "tensorboard").iterdir() if platform.node() in p.name]

@@ -63,6 +63,7 @@ DEFAULT_BANDS = ("blue", "green", "red", "swir1", "thermal")  # what HKH and the
 
 ARCHIVE = "hkh_patches.tar.gz"  # 73.86 GB
 SHA256 = "627dff4b0a9635cdb5d7868495552a707bb718fa33905d1bd7a4d96c3705e935"
+SIZES = {SHA256: range(73_855_000_000, 73_865_000_001)}  # bytes, by digest
 MIRRORS = (
     f"https://storage.googleapis.com/public-datasets-lila/icimod-glacier-mapping/{ARCHIVE}",
     f"https://lilawildlife.blob.core.windows.net/lila-wildlife/icimod-glacier-mapping/{ARCHIVE}",
@@ -454,9 +455,9 @@ def download_hkh(
     if Path(out).exists():
         raise OutputError(f"{out}: exists already; choose another name or remove it first")
     if folder is not None:
-        archive = fetch(MIRRORS, Path(folder) / ARCHIVE, SHA256, progress=progress)
+        archive = fetch(MIRRORS, Path(folder) / ARCHIVE, SHA256, size=SIZES.get(SHA256), progress=progress)
         return prepare_hkh(archive, out, bands=bands, progress=progress, **options)
-    with RemoteStream(MIRRORS, SHA256, progress=progress) as stream:
+    with RemoteStream(MIRRORS, SHA256, size=SIZES.get(SHA256), progress=progress) as stream:
         return prepare_hkh(stream, out, bands=bands, **options)
 
 
