@@ -179,7 +179,7 @@ def prepare_scene(
     outlines: Annotated[
         list[str],
         typer.Option(
-            help="Polygons in any vector format instead, for all scenes; outside of them is background. FILE, of ice "
+            help="Polygons (GeoPackage, Shapefile, ...) instead, for all scenes; background outside of them. FILE, of ice "
             "of unknown kind as in inventories, or CLASS=FILE, for instance glacier=clean.shp and debris=debris.shp. "
             "May be repeated."
         ),
