@@ -199,8 +199,9 @@ def prepare_scene(
     outlines: Annotated[
         list[str],
         typer.Option(
-            help="Polygons in any vector format instead, for all scenes; outside of them is background. FILE, of ice "
-            "of unknown kind as in inventories, or CLASS=FILE, for instance glacier=clean.shp and debris=debris.shp. "
+            help="Polygons (GeoPackage, Shapefile, ...) instead, for all scenes; outside of them is background. "
+            "FILE, of ice of unknown kind as in inventories, or CLASS=FILE, for instance glacier=clean.shp and "
+            "debris=debris.shp. "
             "May be repeated."
         ),
     ] = [],  # noqa: B006

@@ -15,6 +15,7 @@ CGROUPS = {  # of Linux, by version: folder, limit, use, and what of the use is 
     2: ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     1: ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
+OWN = "/proc/self/cgroup"
 LEAST = 2**26  # bytes that are taken without asking
 
 
@@ -38,9 +39,9 @@ def _cgroups() -> list[int]:
     """Return what is left in each control group that this process is in, and in those above it."""
     free = []
     with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in Path(OWN).read_text().splitlines():
             _, names, place = line.split(":", 2)
-            if names not in ("", "memory"):
+            if names and "memory" not in names.split(","):
                 continue
             root, limit, use, cache = CGROUPS[1 if names else 2]
             own = Path(root, place.strip("/"))

@@ -12,7 +12,7 @@ import pytest
 import rasterio
 from scenes import BANDS, made_up, write_raster, write_scene
 
-from glacier_fastai.errors import BundleError, DataError, DataNote, OutputError
+from glacier_fastai.errors import BundleError, DataError, DataNote, OutputError, PredictionError
 from glacier_fastai.files import locked
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.predict.scene import Wanted, predict_scene
@@ -266,3 +266,20 @@ def test_a_launch_shares_the_scenes_out(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in out.glob("*_classes.tif")) == [f"s{k}_classes.tif" for k in range(3)]
     assert len(done.stdout.splitlines()) == 6
+
+
+def test_a_scene_without_memory_is_one_line_and_the_next_is_mapped(bundle, tmp_path, monkeypatch):
+    wide, _ = write_scene(tmp_path / "wide.tif", 64, 12_000)
+    other, _ = write_scene(tmp_path / "other.tif", 64, 64)
+    monkeypatch.setattr("glacier_fastai.memory.available", lambda: 8 * 10**7)
+    table = predict_scenes(bundle, [wide, other], tmp_path / "maps")
+    assert table["state"].tolist() == ["failed", "done"]
+    assert "wide.tif: 64 rows of 12,000 px need 0.1 GB of memory" in table["error"][0]
+    monkeypatch.undo()
+
+    def full(self, windows):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr("glacier_fastai.model.predictor.Predictor._mean", full)
+    with pytest.raises(PredictionError, match="out of memory on cpu with one window"):
+        predict_scene(bundle, wide, tmp_path / "maps")

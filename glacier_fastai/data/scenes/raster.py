@@ -94,7 +94,10 @@ WRITTEN = re.compile(  # how a coordinate reference system is written: code, URN
     r"(?i:\w+:[\w.]+(\+(\w+:)?[\w.]+)?$|urn:(x-)?ogc:def:crs[:,]|https?://(www\.)?opengis\.net/def/crs/)"
     r"|[A-Z_0-9]+\s*[\[(]|\{|\+proj=\w"
 )
-NEEDS_FILE = re.compile(r"(?i)(grids|file|init)=(?!@null\b)[^\s\"]*|PARAMETERFILE\[\"[^\"]*\",\"(?!@null\")[^\"]*")
+# of a CRS: a file by its place; those of PROJ have but a name
+NEEDS_FILE = re.compile(
+    r"(?i)(grids|file)=[^\s\"]*[/\\~:][^\s\"]*|init=[^\s\"]*|PARAMETERFILE\[\"[^\"]*\",\"[^\"]*[/\\~:][^\"]*"
+)
 
 pyproj.network.set_network_enabled(False)  # or a CRS might ask for its grids
 
@@ -219,7 +222,7 @@ def _look_beside(path: Path, home: str) -> None:
     found = [path.with_name(n) for n in names if n.lower().startswith(starts) and n != path.name]
     for own in found:
         name = own.name.lower()
-        if own.is_dir() or not own.exists():
+        if own.is_dir() or not own.exists() or own.is_file() and not own.stat().st_size:
             continue
         local_file(own)
         if not name.endswith((*BESIDE, ".aux.xml", ".hdr")):

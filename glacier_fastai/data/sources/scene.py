@@ -30,7 +30,7 @@ def prepare_scenes(
     *,
     labels: Sequence[str | os.PathLike] = (),  # one label raster per scene, see `labels.label_masks`
     align: bool = False,  # bring labels on another grid to that of the scene, nearest pixel
-    outlines: Sequence[Outlines] = (),  # or polygons for all scenes, in any vector format: a file, or (class, file)
+    outlines: Sequence[Outlines] = (),  # or polygons for all scenes, see `vectors`: a file, or (class, file)
     class_field: str | None = None,  # column of classes, in files given without class; default: ice of unknown kind
     all_touched: bool = False,  # burn every pixel that a polygon touches, not only those whose centre it covers
     empty_is_background: bool = False,  # a scene without any polygon shows no ice; default: it is unlabelled

@@ -13,7 +13,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 from rasterio.warp import transform
-from scenes import CRS, write_raster
+from scenes import CRS, write_raster, write_scene
 
 from glacier_fastai.data.scenes.geotiff import SceneRaster
 from glacier_fastai.data.sources.labels import label_masks
@@ -497,3 +497,17 @@ def test_a_store_keeps_what_was_said_and_counts_ice_of_unknown_kind(tmp_path, co
     shutil.rmtree(store.path)
     with pytest.raises(DataError, match="`align` is for label rasters"):
         prepare_scenes([scene_at(tmp_path)], tmp_path / "t", outlines=[path], align=True)
+
+
+@pytest.mark.parametrize("block", [16, 512])
+def test_a_label_is_read_in_windows(tmp_path, monkeypatch, block):
+    scene, label = write_scene(tmp_path / "s.tif", 96, 1500)
+    with rasterio.open(label) as file:
+        want, profile = file.read(1), file.profile
+    profile |= {"tiled": True, "blockxsize": block, "blockysize": block}
+    with rasterio.open(label, "w", **profile) as file:
+        file.write(want, 1)
+    monkeypatch.setattr("glacier_fastai.data.sources.labels.STRIP", 7001)
+    with SceneRaster(scene) as opened:
+        (mask,) = label_masks([label], [opened], align=False, note=print)
+    np.testing.assert_array_equal(mask, want)

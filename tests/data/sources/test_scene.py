@@ -220,3 +220,15 @@ def test_an_existing_store_is_not_overwritten(scene, tmp_path):
     (tmp_path / "store").mkdir()
     with pytest.raises(OutputError, match="store: exists already"):
         prepare_scenes([scene[0]], tmp_path / "store", labels=[scene[1]], tile_size=32)
+
+
+def test_memory_is_compared_before_it_is_taken(tmp_path, monkeypatch):
+    big = {"width": 200_000, "height": 200_000, "count": 1, "dtype": "uint8", "crs": "EPSG:32645", "tiled": True}
+    with rasterio.open(
+        tmp_path / "s.tif", "w", driver="GTiff", SPARSE_OK=True, transform=rasterio.Affine(30, 0, 0, 0, -30, 0), **big
+    ) as file:
+        file.descriptions = ("red",)
+    monkeypatch.setattr("glacier_fastai.memory.available", lambda: 4 * 10**9)
+    with pytest.raises(DataError, match=r"s\.tif: its 200,000 x 200,000 px need 80\.0 GB of memory, but 4\.0 GB"):
+        prepare_scenes([tmp_path / "s.tif"], tmp_path / "tiles", labels=[tmp_path / "s.tif"])
+    assert [p.name for p in tmp_path.iterdir()] == ["s.tif"]
