@@ -176,12 +176,12 @@ def predict_scene(
                     text = f"{files['classes']}: a GeoTIFF cannot hold its coordinate reference system, which {keep}"
                     note(text, about.setdefault("notes", []))
                 about |= {"pixels": pixels, "seconds": round(time.monotonic() - began, 1), "sidecars": sidecars}
-                about["notes"] = [names_only(text) for text in about["notes"]]
                 about["sha256"] = {p.name: file_hash(p) for p in sorted(partial.iterdir())}
                 for path in every:  # none of another prediction may go by the new record's name
                     path.unlink(missing_ok=True)
                     path.with_name(path.name + SIDECAR).unlink(missing_ok=True)
-                write_text(record, json.dumps(about, indent=1))
+                public = {**about, "notes": [names_only(text) for text in about["notes"]]}
+                write_text(record, json.dumps(public, indent=1))
                 for name in (*sidecars, *(p.name for p in files.values())):
                     (partial / name).replace(out / name)
             finally:
