@@ -27,10 +27,16 @@ from glacier_fastai.reading import (
 )
 
 PARSERS = (
-    r"json\.loads?\(|yaml\.\w*load|np\.load\(|torch\.load\(|safe_open|load_file\(|tarfile\.|zipfile\.|read_csv|"
-    r"fromfile|\.read_text\(|pickle\.|lib\.format\.(read|open)"
+    r"json\.loads?\(|yaml\.\w*load|np\.load\(|torch\.load\(|safe_open|load_file\(|tarfile\.open|zipfile\.ZipFile|read_csv|"
+    r"fromfile|\.read_text\(|pickle\.load|lib\.format\.(read|open)_"
 )
-OTHER_DOORS = {"reading.py", "predict/solution.py"}  # the submission stands alone
+DOORS = {
+    "reading.py",
+    "data/download.py",  # what is in a tar, front to end
+    "data/sources/vectors.py",  # what is in a zip, for GDAL
+    "memory.py",  # what the system says of itself
+    "predict/solution.py",  # the submission stands alone
+}
 
 
 def test_no_parser_is_called_outside_of_the_door():
@@ -38,9 +44,9 @@ def test_no_parser_is_called_outside_of_the_door():
     found = [
         f"{path.relative_to(package)}: {line.strip()}"
         for path in package.rglob("*.py")
-        if path.relative_to(package).as_posix() not in OTHER_DOORS
+        if path.relative_to(package).as_posix() not in DOORS
         for line in path.read_text().splitlines()
-        if re.search(PARSERS, line) and ">>>" not in line and "... " not in line
+        if re.search(PARSERS, line) and not re.match(r"\s*(>>>|\.\.\.) ", line)
     ]
     assert not found
 
