@@ -266,10 +266,11 @@ def locked(
         if lock is not None:
             with suppress(OSError):
                 path.unlink()
-            os.close(lock)
         for folder in sorted(made, reverse=True):
             with suppress(OSError):  # what is not empty stays
                 folder.rmdir()
+        if lock is not None:  # who waits for it finds the folders gone, and makes its own
+            os.close(lock)
 
 
 def _acquire(path: Path, made: set[Path], wait: bool) -> int | None:
