@@ -16,7 +16,7 @@ GOOD = ("accepted", "refused")
 class Outcome(NamedTuple):
     """What became of a command."""
 
-    kind: str  # one of GOOD, or traceback, noisy, left, wrong, slow, killed
+    kind: str  # one of GOOD, or traceback, noisy, left, wrong, slow, killed, network
     said: str  # its last line, or where it broke
     out: str = ""  # its standard output
 
@@ -36,6 +36,8 @@ def run(words: list[str], folder: Path) -> Outcome:
     printed, text = (p.read_bytes().decode("utf-8", "replace") for p in (out, err))
     out.unlink()
     err.unlink()
+    if "NETWORK " in text:
+        return Outcome("network", text[text.index("NETWORK ") :].splitlines()[0])
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
         return Outcome("slow" if name in ("SIGALRM", "SIGPROF") else "killed", name)
@@ -67,6 +69,7 @@ def _child(words: list[str], folder: Path, out: Path, err: Path) -> None:
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its own: others may be at work, too
         signal.alarm(10 * SECONDS)
+        sys.addaudithook(_offline)
         from glacier_fastai.cli import main
 
         sys.argv = ["glacier-fastai", *words]
@@ -81,6 +84,13 @@ def _child(words: list[str], folder: Path, out: Path, err: Path) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _offline(event: str, args: tuple) -> None:
+    """End the process where it asks the network."""
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
+        os.write(2, f"NETWORK {event} {args[-1] if event != 'socket.getaddrinfo' else args[:2]}\n".encode())
+        os.abort()
 
 
 def _place(text: str) -> str:

@@ -1,4 +1,5 @@
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def says(text, code=2, file=None):
         ("left", lambda: says("glacier-fastai: f: damaged", file=".f.partial")),
         ("traceback", lambda: 1 / 0),
         ("killed", lambda: os.abort()),
+        ("network", lambda: socket.create_connection(("127.0.0.1", 9))),
     ],
 )
 def test_what_goes_wrong_is_seen(tmp_path, monkeypatch, outcome, main):
