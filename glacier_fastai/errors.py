@@ -17,6 +17,7 @@ __all__ = [
     "RecipeError",
     "RunStopped",
     "TrainingError",
+    "cell",
     "did_you_mean",
     "note",
     "printable",
@@ -34,6 +35,16 @@ def printable(
     """
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
     return line if len(line) <= most else f"{line[: most - 150]} ... {line[-145:]}"
+
+
+def cell(text: str) -> str:
+    """Return a text for a cell of a table, which no spreadsheet takes for a formula.
+
+    >>> cell("=HYPERLINK(1)"), cell("scene_0_0")
+    ("'=HYPERLINK(1)", 'scene_0_0')
+    """
+    line = printable(text)
+    return f"'{line}" if line[:1] in {"=", "+", "-", "@"} else line
 
 
 class GlacierError(Exception):

@@ -14,7 +14,7 @@ import stat
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, Literal
 
 import numpy as np
 import pandas as pd
@@ -42,6 +42,7 @@ DEPTH = 64  # levels of lists and mappings
 JSON, YAML = (2**28, 2**23), (2**20, 20_000)  # largest file, bytes, and most values in it; an alias counts every time
 TABLE = 2**30  # largest CSV, bytes
 HEADER = 2**25  # largest header of safetensors, and pickle of a checkpoint, bytes
+AGAIN = "copy it again, or make it anew"
 WHOLE = 2**63  # integers are smaller, as everything that takes them wants
 
 Kind = type[GlacierError]
@@ -120,18 +121,21 @@ def parse_json(
     text: str | bytes,
     where: str | os.PathLike,  # named in errors
     error: Kind,  # what is raised
+    *,
+    finite: bool = True,  # refuse NaN and infinity
 ) -> Any:
-    """Return what a text in JSON says: finite numbers, no lone surrogates, of bounded size and depth.
+    """Return what a text in JSON says: numbers, no lone surrogates, of bounded size and depth.
 
     >>> parse_json('{"a": [1, 2.5]}', "a.json", GlacierError)
     {'a': [1, 2.5]}
     """
-    with refusing(where, error, "damaged, or not JSON"):
+    with refusing(where, error, "damaged, or not JSON", AGAIN):
         if len(text) > JSON[0]:
             raise ValueError(f"more than {JSON[0]:,} bytes")
-        tree = json.loads(text if isinstance(text, str) else text.decode(), parse_constant=_no_number)
+        text = text if isinstance(text, str) else text.decode()
+        tree = json.loads(text, parse_constant=_no_number if finite else None)
     with refusing(where, error, "cannot be used"):
-        return _bounded(tree, JSON[1])
+        return _bounded(tree, JSON[1], finite)
 
 
 def read_json(
@@ -139,9 +143,10 @@ def read_json(
     error: Kind,  # what is raised
     *,
     link: bool = False,  # see `opened`
+    finite: bool = True,  # see `parse_json`
 ) -> dict[str, Any]:
     """Return the mapping that a JSON file holds, see `parse_json`."""
-    tree = parse_json(read_text(path, error, JSON[0], link=link), path, error)
+    tree = parse_json(read_text(path, error, JSON[0], link=link), path, error, finite=finite)
     if not isinstance(tree, dict):
         raise error(f"{path}: holds {type(tree).__name__}; wanted is a mapping")
     return tree
@@ -192,7 +197,7 @@ def read_yaml(
     return parse_yaml(read_text(path, error, YAML[0], link=link), path, error)
 
 
-def _bounded(tree: Any, most: int) -> Any:
+def _bounded(tree: Any, most: int, finite: bool = True) -> Any:
     """Return plain data as they are; raises `ValueError` for what no file of ours holds."""
     waiting: list[tuple[Any, int, Any]] = [(tree, 0, "")]
     for _ in range(most):
@@ -213,7 +218,7 @@ def _bounded(tree: Any, most: int) -> Any:
                     f"{key or 'it'} is a whole number of {value.bit_length()} bits; at most 63 can be used"
                 )
         elif isinstance(value, float):
-            if not math.isfinite(value):
+            if finite and not math.isfinite(value):
                 raise ValueError(f"{key or 'it'} is {value}, no finite number")
         elif value is not None:
             raise ValueError(f"{key or 'it'} is a {type(value).__name__}; use text, numbers, lists and mappings")
@@ -244,23 +249,23 @@ def read_table(
 
 def array_header(
     file: IO[bytes],  # at the start of an .npy file
-) -> tuple[tuple[int, ...], np.dtype]:
-    """Return shape and dtype of an array in C order, and leave the file where its values begin; raises `ValueError`.
+) -> tuple[tuple[int, ...], np.dtype, Literal["C", "F"]]:
+    """Return shape, dtype and order of an array, and leave the file where its values begin; raises `ValueError`.
 
     >>> from io import BytesIO
     >>> np.save(file := BytesIO(), np.zeros((2, 3), "uint8")), file.seek(0)
     (None, 0)
     >>> array_header(file)
-    ((2, 3), dtype('uint8'))
+    ((2, 3), dtype('uint8'), 'C')
     """
     version = np.lib.format.read_magic(file)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if read is None:
         raise ValueError(f"version {version}")
     shape, fortran, dtype = read(file)
-    if fortran and len(shape) > 1 or dtype.hasobject or dtype.kind not in "biuf":
-        raise ValueError(f"values are {dtype}{' in Fortran order' if fortran else ''}; wanted are numbers in C order")
-    return shape, dtype
+    if dtype.hasobject or dtype.kind not in "biuf":
+        raise ValueError(f"values are {dtype}; wanted are numbers")
+    return shape, dtype, "F" if fortran else "C"
 
 
 def read_array(
@@ -273,10 +278,11 @@ def read_array(
     """Return an .npy file, memory-mapped for reading."""
     allowed = [np.dtype(d) for d in (dtype if isinstance(dtype, (tuple, list)) else [dtype])]
     with opened(path, error) as file, refusing(path, error, "no .npy file, or damaged", hint):
-        there, kind = array_header(file)
-        if kind not in allowed or kind.byteorder not in "=|" or shape is not None and there != tuple(shape):
+        there, kind, order = array_header(file)
+        whole = kind.byteorder in "=|" and (order == "C" or len(there) < 2)
+        if kind not in allowed or not whole or shape is not None and there != tuple(shape):
             wanted = " or ".join(d.name for d in allowed) + (f" {tuple(shape)}" if shape is not None else "")
-            raise ValueError(f"{kind.str} {there}; wanted is {wanted}")
+            raise ValueError(f"{kind.str} {there} in {order} order; wanted is {wanted}")
         if os.fstat(file.fileno()).st_size != file.tell() + math.prod(there) * kind.itemsize:
             raise ValueError("cut short, or longer than its header says")
         return np.memmap(file, kind, "r", file.tell(), there) if math.prod(there) else np.zeros(there, kind)
@@ -291,10 +297,12 @@ def read_arrays(
     with opened(path, error) as file, refusing(path, error, "no .npz file, or damaged"):
         for record in zipfile.ZipFile(file).infolist():
             with zipfile.ZipFile(file).open(record) as array:
-                shape, dtype = array_header(array)
+                shape, dtype, order = array_header(array)
                 if (size := math.prod(shape) * dtype.itemsize) > record.file_size:
                     raise ValueError(f"{record.filename}: cut short")
-                found[record.filename.removesuffix(".npy")] = np.frombuffer(array.read(size), dtype).reshape(shape)
+                found[record.filename.removesuffix(".npy")] = np.frombuffer(array.read(size), dtype).reshape(
+                    shape, order=order
+                )
     return found
 
 

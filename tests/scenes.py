@@ -74,6 +74,15 @@ def make_store(path, bands=BANDS, scenes=3, size=32, dtype="uint16", seed=0, kin
     return TileStore(path)
 
 
+def changed(store, path, image=lambda values: values, mask=lambda codes: codes):
+    """Write a store again with other values or labels."""
+    with TileWriter(path, store.bands, store.size, store.info["dtype"], "made up for tests") as writer:
+        for i, row in enumerate(store.table.to_dict("records")):
+            about = {k: row[k] for k in ("scene", "row", "col", "crs")}
+            writer.add(image(np.array(store.images[i])), mask(np.array(store.masks[i])), **about)
+    return TileStore(path)
+
+
 def tiny_recipe(*overrides):
     """Return the demo recipe, made as small as it goes."""
     small = [f"model.encoder={TINY}", "record.panels_every=0", "data.tile_size=32", "data.crop=32", "data.folds=3"]

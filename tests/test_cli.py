@@ -9,13 +9,12 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import rasterio
 from folders import competition_folder
 from hkh_folders import hkh_folder
-from scenes import TINY, make_store, write_scene
+from scenes import TINY, changed, make_store, write_scene
 from typer.testing import CliRunner
 
 import glacier_fastai
@@ -232,10 +231,7 @@ def test_units_notes_and_force_on_the_command_line(run, trained, tmp_path):
     assert scored.returncode == 0, scored.stderr
     assert scored.stderr.count("normalised by the scene's own statistics") == 1
     assert any("own statistics" in line for line in json.loads(scored.stdout)["notes"])
-    far = make_store(tmp_path / "far", dtype="float32")
-    images = np.load(far.path / "images.npy", mmap_mode="r+")
-    images *= 30
-    images.flush()
+    far = changed(make_store(tmp_path / "near", dtype="float32"), tmp_path / "far", lambda values: 30 * values)
     assert "unless it is forced" in run("evaluate", bundle, "--data", far.path).stderr
     forced = run("evaluate", bundle, "--data", far.path, "--force")
     assert forced.returncode == 0, forced.stderr
@@ -281,7 +277,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, refused):
         match="give a command, pretrain, finetune, crossval, predict, with",
     )
     refused("launch", "--processes", "2", match="after -- give a command, pretrain")
-    refused("evaluate", scene, "--data", store, match="not a model bundle")
+    refused("evaluate", scene, "--data", store, match="not a safetensors file")
     refused("predict", tmp_path / "b.safetensors", scene, "--out", tmp_path, match="no such file")
     refused("predict", scene, "--out", tmp_path, match="no model: name a bundle .*the order is MODEL... SCENE...")
     refused("predict", tmp_path / "b.safetensors", "--out", tmp_path, match="no scene to map")

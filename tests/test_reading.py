@@ -219,10 +219,10 @@ def test_an_array_is_what_it_was_written_as(tmp_path):
 
 def test_arrays_of_objects_are_never_made(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{}], object))
-    with pytest.raises(DataError, match="values are object"):
+    with pytest.raises(DataError, match="values are object; wanted are numbers"):
         read_array(tmp_path / "a.npy", DataError, "uint8")
     np.savez(tmp_path / "a.npz", a=np.array([{}], object))
-    with pytest.raises(DataError, match="values are object"):
+    with pytest.raises(DataError, match="values are object; wanted are numbers"):
         read_arrays(tmp_path / "a.npz", DataError)
 
 

@@ -35,9 +35,9 @@ __all__ = [
     "takes",
 ]
 
-Positive = Annotated[float, Field(gt=0, le=1e12)]
+Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0, le=1e6)]
+Weight = Annotated[float, Field(ge=0)]
 
 T = TypeVar("T", bound=type)
 

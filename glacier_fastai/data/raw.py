@@ -120,6 +120,8 @@ def _homes(beside: Path) -> list[Path]:
         user = platformdirs.user_cache_path("glacier_fastai", appauthor=False)
         homes.append(user / digest(str(beside.parent), 12) / HOME)
     if homes[0].is_symlink():
-        note(f"{homes[0]}: a link, which is not followed; the tile store is kept elsewhere", [])
-        del homes[0]
+        link = homes.pop(0)
+        note(
+            f"{link}: a link, which is not followed; the tile store is kept in {homes[0] if homes else 'no place'}", []
+        )
     return homes

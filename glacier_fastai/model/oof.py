@@ -23,7 +23,7 @@ import pandas as pd
 
 from ..bands import CLASSES, ICE_OF_ANY_KIND, IGNORE
 from ..data.tiles import TileStore
-from ..errors import DataError, note
+from ..errors import DataError, cell, note
 from ..files import check_room, file_hash, whole_file, whole_folder, write_text
 from ..reading import read_array, read_json, read_table
 from .bundle import ModelBundle
@@ -110,7 +110,7 @@ class OutOfFold:
                 for i, _, probs in predict_tiles(bundle, store, [i for f, i in tiles if f == fold]):
                     probabilities.write(np.asarray(probs, np.float16).tobytes())
                     labels.write(store.labels(i).tobytes())
-            rows = [{"key": keys[i], "id": store.table["id"][i], "fold": fold} for fold, i in tiles]
+            rows = [{"key": keys[i], "id": cell(store.table["id"][i]), "fold": fold} for fold, i in tiles]
             write_text(out / "tiles.csv", pd.DataFrame(rows).to_csv(index=False))
             hashes = {name: file_hash(folder / name) for name in models.values()}
             write_text(out / "models.json", json.dumps(hashes, indent=1))

@@ -127,8 +127,9 @@ def _build(
     known = smp.encoders.get_encoder_names()
     # a name that timm does not hold it would look for on a hub, or on the disk
     if encoder not in known and not (encoder.startswith("tu-") and timm.is_model(encoder.removeprefix("tu-"))):
+        some = f"{', '.join(known[:3])}, ..., {known[-1]}"
         raise RecipeError(
-            f"encoder {encoder!r}: use one of segmentation-models-pytorch ({', '.join(known)}), or tu-NAME of timm"
+            f"encoder {encoder!r}: use one of segmentation-models-pytorch ({some}), or tu-NAME of timm"
             f"{did_you_mean(encoder, known)}"
         )
     model: Any = network(

@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 
 from ..bands import CLASS_COLOURS, CLASSES, ICE_COLOUR, UNKNOWN_ICE
 from ..core.calibration import Reliability, expected_calibration_error
-from .style import line_colours, styled
+from .style import line_colours, plain, styled
 
 __all__ = ["LEAST", "confusion", "curves", "errors_by", "importance", "reliability", "shares"]
 
@@ -123,7 +123,7 @@ def importance(
             if table is not None:
                 y = [bands.index(b) + (k - middle) * 0.6 / len(tables) for b in table["band"]]
                 ax.errorbar(table["drop"], y, xerr=table["spread"], fmt="o", color=colour, markersize=4, linewidth=1)
-        ax.set_yticks(range(len(bands)), bands)
+        ax.set_yticks(range(len(bands)), [plain(b) for b in bands])
         ax.set(xlabel=f"fall of the MCC with the band {how}\nbars: {over}", ylim=(len(bands) - 0.5, -0.5))
         ax.set_title(f"MCC {np.mean(mccs):.3f} with all bands{mean}, n = {sum(tiles)} tiles")
     return fig

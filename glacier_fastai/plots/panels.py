@@ -16,6 +16,7 @@ from matplotlib.patches import Patch, Rectangle
 from ..bands import CLASS_COLOURS, CLASSES, ICE_COLOUR, ICE_OF_ANY_KIND, IGNORE, UNKNOWN_ICE
 from ..core.confusion import wrong
 from ..errors import DataError
+from .style import plain
 
 __all__ = ["Panels", "class_rgba", "draw", "draw_panels", "error_rgba", "false_colour", "grid", "legend", "panels"]
 
@@ -110,7 +111,7 @@ def draw(ax: Axes, rgba: np.ndarray, title: str | None = None) -> Axes:
     ax.imshow(rgba, interpolation="nearest", zorder=1)
     ax.set_axis_off()
     if title:
-        ax.set_title(title, fontsize=9)
+        ax.set_title(plain(title), fontsize=9)
     return ax
 
 
@@ -176,5 +177,5 @@ def grid(
     height = fig.get_figheight()
     fig.subplots_adjust(left=0.01, right=0.99, top=1 - above / height, bottom=below / height, wspace=0.04, hspace=0.12)
     if title:
-        fig.suptitle(title, fontsize=10, y=1 - 0.1 / height, va="top")
+        fig.suptitle(plain(title), fontsize=10, y=1 - 0.1 / height, va="top")
     return fig, axes.reshape(-1, each)

@@ -10,7 +10,9 @@ from cycler import cycler
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-__all__ = ["line_colours", "styled"]
+from ..errors import printable
+
+__all__ = ["line_colours", "plain", "styled"]
 
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 STYLE = {
@@ -26,6 +28,15 @@ STYLE = {
     "grid.alpha": 0.3,
     "legend.frameon": False,
 }
+
+
+def plain(text: str) -> str:
+    r"""Return a text that figures show as it is: `$` begins no formula.
+
+    >>> plain("band $x^$")
+    'band \\$x^\\$'
+    """
+    return printable(text, 200).replace("$", r"\$")
 
 
 def styled() -> AbstractContextManager[None]:

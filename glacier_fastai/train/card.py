@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ import pystac
 import shapely
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from pyproj import Transformer
 from pyproj.exceptions import ProjError
 from shapely.geometry import mapping
@@ -20,7 +22,7 @@ from shapely.geometry import mapping
 from ..bands import BANDS, CLASS_COLOURS, CLASSES, UNKNOWN_ICE
 from ..data.scenes.raster import horizontal
 from ..data.tiles import TileStore
-from ..errors import DataError
+from ..errors import DataError, printable
 from ..files import file_hash, names_only, write_text
 from ..model.bundle import ModelBundle, described
 from ..model.evaluate import class_table
@@ -71,6 +73,7 @@ def model_card(
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_markdown,
     )
     template = env.get_template("model_card.md.jinja")
     return template.render(
@@ -94,12 +97,19 @@ def model_card(
         shares={name: n / max(sum(pixels.values()), 1) for name, n in pixels.items()},
         tells_debris=bundle.tells_debris,
         metrics=bundle.metrics,
-        table=class_table(torch.tensor(bundle.metrics["confusion"])) if valid.any() else "",
+        table=Markup(class_table(torch.tensor(bundle.metrics["confusion"])) if valid.any() else ""),
         licence=LICENCES.get(source or "", "as their source states; glacier_fastai does not know it"),
-        command=shlex.join(map(names_only, environment["command"])),
+        command=Markup(printable(shlex.join(map(names_only, environment["command"])), 10_000).replace("`", "'")),
         environment=environment,
         packages=environment["packages"],
     )
+
+
+def _markdown(value: Any) -> Any:
+    """Return what stands in a card: a text of a file, such as a band's name, makes no table, link or HTML."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return re.sub(r"([\\`|<>\[\]*])", r"\\\1", printable(value, 10_000))
 
 
 def stac_item(

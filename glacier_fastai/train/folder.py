@@ -14,7 +14,7 @@ import pandas as pd
 from ..core.folds import NEVER
 from ..data.block import GlacierDataLoaders
 from ..data.folds import folds_hash
-from ..errors import CheckpointError, OutputError
+from ..errors import CheckpointError, OutputError, cell
 from ..files import digest, locked, no_link, write_text
 from ..model.processes import world_size
 from ..recipe import Recipe, recipe_from
@@ -124,6 +124,6 @@ class RunFolder:
         write_text(self.path / "environment.json", json.dumps(about, indent=1))
         part = np.where(dls.fold_of == NEVER, "test", "left out").astype(object)
         part[dls.train_tiles], part[dls.valid_tiles] = "train", "valid"
-        table = pd.DataFrame({"id": dls.store.table["id"], "fold": dls.fold_of, "part": part})
+        table = pd.DataFrame({"id": dls.store.table["id"].map(cell), "fold": dls.fold_of, "part": part})
         write_text(self.path / "folds.csv", table.to_csv(index=False))
         self.log("start", environment=about, notes=[*dls.store.base().info.get("notes", []), *dls.notes])

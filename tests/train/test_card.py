@@ -8,6 +8,7 @@ import pytest
 from scenes import TINY, make_store
 from stac_model.schema import MLModelProperties
 
+from glacier_fastai.data.tiles import TileStore
 from glacier_fastai.files import file_hash
 from glacier_fastai.model.bundle import ModelBundle, TrainedOn
 from glacier_fastai.train.card import model_card, stac_item, write_card
@@ -44,6 +45,15 @@ def test_without_validation_nothing_is_said_to_be_measured_and_synthetic_data_ar
         assert stac_item(bundle, store, path, MADE).geometry is None
     finally:
         store.info["source"] = "made up for tests"
+
+
+def test_texts_of_files_make_no_tables_links_or_lines(trained, path):
+    bundle, store = ModelBundle.load(path), TileStore(trained[1].path)
+    store.info |= {"sensor": "[a](http://x)|\n## b", "source": "<script>"}
+    environment = json.loads((trained[0] / "environment.json").read_text())
+    card = model_card(bundle, store, path, MADE, {**environment, "command": ["a`b", "[red]"]})
+    assert r"\[a\](http://x)\|\\n## b" in card and r"| source | \<script\> (" in card
+    assert "\n## b" not in card
 
 
 def test_the_item_is_valid_and_names_bands_classes_and_statistics(trained, path):

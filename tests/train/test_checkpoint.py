@@ -2,6 +2,7 @@ import copy
 import os
 import pickle
 import random
+import resource
 
 import numpy as np
 import pytest
@@ -241,16 +242,19 @@ def test_it_is_saved_within_an_epoch_after_so_many_minutes(tmp_path):
     assert at == [(0, 1), (0, 2), (0, 3), (0, 4)]
 
 
-def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, request):
     learn = small_learner(tmp_path / "s")
 
     class Fill(Callback):
         def before_epoch(self):
             if self.epoch == 1:
-                (tmp_path / ".last.ckpt.partial").symlink_to("/dev/full")
+                resource.setrlimit(resource.RLIMIT_FSIZE, (4096, most[1]))
 
-    says = r"last\.ckpt: cannot be written \(No space left on device\); the one before it is kept"
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    request.addfinalizer(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, most))
+    says = r"last\.ckpt: cannot be written \(File too large\); the one before it is kept"
     with pytest.raises(OutputError, match=says):
         learn.fit(3, 1e-3, cbs=[CheckpointCallback(tmp_path / "last.ckpt", {}), Fill()])
+    resource.setrlimit(resource.RLIMIT_FSIZE, most)
     assert load_checkpoint(tmp_path / "last.ckpt")["at"] == (1, 0)
     assert [p.name for p in tmp_path.iterdir() if p.name != "s"] == ["last.ckpt"]

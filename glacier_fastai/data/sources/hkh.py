@@ -155,7 +155,7 @@ def _imputed(folder: Path) -> dict[str, float]:
     """Return what nodata became in each channel of z-scored images, as far as that is known."""
     if (path := _beside(folder, STATS)) is None:
         return {}
-    stats = read_json(path, DataError, link=True)
+    stats = read_json(path, DataError, link=True, finite=False)
     try:
         rows = zip(CHANNELS, map(float, stats["means"]), map(float, stats["stds"]), strict=True)
         return {channel: -mean / std for channel, mean, std in rows if std > 0 and mean == mean}
@@ -236,7 +236,7 @@ class _Reader:
     def _array(self, f: _File, file: IO[bytes]) -> np.ndarray:
         depth, dtypes = (len(CHANNELS), ("float32", "float64")) if f.kind == "img" else (3, ("uint8", "bool"))
         with refusing(f.where, DataError, "not an .npy file, cut short or damaged", "copy it again"):
-            shape, dtype = array_header(file)
+            shape, dtype, order = array_header(file)
             if dtype.name not in dtypes:
                 raise DataError(f"{f.where}: values are {dtype}; allowed are {' and '.join(dtypes)}")
             side = self.size or (shape[0] if shape else 0)
@@ -244,7 +244,9 @@ class _Reader:
                 sides = f"{self.size} as in the first tile" if self.size else f"{OVERLAP + 1} to {LARGEST}"
                 raise DataError(f"{f.where}: shape {shape}; wanted is (N, N, {depth}) with N {sides}")
             self.size = side
-            return np.frombuffer(bytearray(file.read(math.prod(shape) * dtype.itemsize)), dtype).reshape(shape)
+            return np.frombuffer(bytearray(file.read(math.prod(shape) * dtype.itemsize)), dtype).reshape(
+                shape, order=order
+            )
 
     def _mask(self, array: np.ndarray, where: str) -> np.ndarray | None:
         if (top := (mask := array.view(np.uint8)).max()) > 1:

@@ -58,7 +58,7 @@ def find_source(
     """Return the source that knows a path, and what it is to read. Plug-ins are imported if no other one knows it.
 
     Raises:
-        DataError: None does; the message says which there are, and which plug-ins cannot be used.
+        DataError: None does; the message says which there are.
     """
     built_in = _built_in()
     for source in built_in:
@@ -73,7 +73,7 @@ def find_source(
     known = ", ".join(f"{s.name} ({s.holds})" for s in (*built_in, *plug_ins))
     raise DataError(
         f"{path}: neither a tile store (dataset.json) nor of a source that is known: {known}; `glacier-fastai prepare` "
-        f"makes a store{''.join(f'; {line}' for line in broken)}"
+        f"makes a store{f'; {len(broken)} of plug-ins cannot be used, as was said' if broken else ''}"
     )
 
 

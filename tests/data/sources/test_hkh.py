@@ -148,9 +148,9 @@ def test_nan_and_infinity_in_a_band_kept_are_nodata_in_others_they_do_not_matter
     change(root, 0, 0, "img", spoil)
     store = prepare_hkh(root, tmp_path / "store")
     np.testing.assert_array_equal(np.isnan(store.images[0]).all(0), np.isnan(store.images[0]).any(0))
-    assert np.argwhere(np.isnan(store.images[0][0])).tolist() == [[0, 0], [0, 1], [0, 2]]
-    assert (store.masks[0] == 255)[0, :4].tolist() == [True, True, True, False]
-    assert store.table["n_valid"][0] == 32 * 32 - 3
+    assert np.argwhere(np.isnan(store.images[0][0])).tolist() == [[0, 0], [0, 1], [0, 2], [0, 3]]
+    assert (store.masks[0] == 255)[0, :5].tolist() == [True, True, True, True, False]
+    assert store.table["n_valid"][0] == 32 * 32 - 4
 
 
 def test_values_of_64_bits_of_other_byte_order_and_of_columns_first_are_read(root, tmp_path):
@@ -277,7 +277,7 @@ def test_bad_geojson(root, tmp_path):
     path.write_text(json.dumps(few))
     refuse(tmp_path, r"slices\.geojson: no footprint of slice_1_000; put the file away to split by scene", root)
     path.write_text(json.dumps(table)[:-50])
-    refuse(tmp_path, r"slices\.geojson: damaged \(JSONDecodeError.*; copy it again, or put it away", root)
+    refuse(tmp_path, r"slices\.geojson: damaged, or not JSON .*; copy it again", root)
     for other in ([], {"type": "Feature"}, {"features": [{}]}, {**table, "crs": {"properties": {"name": "moon"}}}):
         path.write_text(json.dumps(other))
         refuse(tmp_path, r"slices\.geojson: damaged", root)
@@ -404,7 +404,7 @@ def test_a_few_negative_values_do_not_make_raw_tiles_z_scored(root, tmp_path):
 )
 def test_bad_statistics(root, tmp_path, text):
     (root / "stats_train.json").write_text(text)
-    refuse(tmp_path, r'stats_train\.json: damaged \(.*\); wanted are 15 "means" and 15 "stds"', root / "splits")
+    refuse(tmp_path, r"stats_train\.json: (damaged|holds list|wanted are)", root / "splits")
     assert len(prepare_hkh(root, tmp_path / "slices")) == 6  # which do not need them
 
 
@@ -506,7 +506,7 @@ def test_damaged_files(root, tmp_path, kind, archived):
     check(r"shape \(\); wanted is", good[0, 0, 0])
     dtypes = "float32 and float64" if kind == "img" else "uint8 and bool"
     check(rf"values are int64; allowed are {dtypes}", np.zeros(good.shape, np.int64))
-    check(r"not an .npy file.*\(Object arrays cannot be loaded", np.full(good.shape, {}, object))
+    check(r"not an .npy file.*\(values are object; wanted are numbers", np.full(good.shape, {}, object))
 
 
 def test_the_first_file_is_checked_too(tmp_path):
@@ -552,7 +552,7 @@ def test_a_store_or_file_that_cannot_be_written_or_read(root, tmp_path):
         prepare_hkh(root, tmp_path / "there")
     (root / "slices" / slice_name(0, 0, "mask")).unlink()
     (root / "slices" / slice_name(0, 0, "mask")).mkdir()
-    refuse(tmp_path, r"slice_0_mask_000\.npy: cannot be read \(Is a directory\)", root)
+    refuse(tmp_path, r"slice_0_mask_000\.npy: a folder; give a file", root)
 
 
 # archives
