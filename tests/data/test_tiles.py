@@ -296,7 +296,7 @@ def turn_a_byte(path, name):
     ("name", "old", "new", "message"),
     [
         ("images.npy", b"<u2", b">u2", r"images\.npy: .*>u2 .*wanted is uint16"),
-        ("images.npy", b"False", b"True ", "Fortran order"),
+        ("images.npy", b"False", b"True ", "F order"),
         ("masks.npy", b"|u1", b"|i1", r"\|i1 .*wanted is uint8"),
         ("dataset.json", b'"uint16"', b'"uint8"', "wanted is uint8"),
         ("dataset.json", b'"uint16"', b'"object"', "dtype"),

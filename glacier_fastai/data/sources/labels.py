@@ -103,7 +103,7 @@ def _names(labels: Sequence[_Label]) -> str:
 
 
 def _text(code: Any) -> str:
-    return str(code).removesuffix(".0")
+    return f"{code:.6g}" if isinstance(code, float) else str(code)
 
 
 def _unknown(unknown: Collection[Any], codes: set[Any]) -> str:
