@@ -103,7 +103,8 @@ def _names(labels: Sequence[_Label]) -> str:
 
 
 def _text(code: Any) -> str:
-    return f"{code:.6g}" if isinstance(code, float) else str(code)
+    text = str(code).removesuffix(".0")
+    return f"{code:.6g}" if "." in text else text
 
 
 def _unknown(unknown: Collection[Any], codes: set[Any]) -> str:
