@@ -104,7 +104,7 @@ def _names(labels: Sequence[_Label]) -> str:
 
 def _text(code: Any) -> str:
     text = str(code).removesuffix(".0")
-    return f"{code:.6g}" if "." in text else text
+    return f"{code:.8g}" if "." in text else text
 
 
 def _unknown(unknown: Collection[Any], codes: set[Any]) -> str:
