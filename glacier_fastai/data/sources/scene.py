@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -77,6 +78,11 @@ def prepare_scenes(
         "min_ice": min_ice,
         "min_valid": min_valid,
     }
+    if 0 < (most := resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2) < len(scenes):
+        raise DataError(
+            f"{scenes[0]} and {len(scenes) - 1} more: this system lets a process open {2 * most} files; allow more "
+            "(ulimit -n), or make several stores"
+        )
     with ExitStack() as stack:
         read: dict[str, Any] = {"scale": scale, "offset": offset}
         opened = [stack.enter_context(SceneRaster(path, bands, sensor, **read)) for path in scenes]

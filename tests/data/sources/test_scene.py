@@ -1,3 +1,5 @@
+import resource
+
 import geopandas
 import numpy as np
 import pytest
@@ -232,3 +234,13 @@ def test_memory_is_compared_before_it_is_taken(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"s\.tif: its 200,000 x 200,000 px need 80\.0 GB of memory, but 4\.0 GB"):
         prepare_scenes([tmp_path / "s.tif"], tmp_path / "tiles", labels=[tmp_path / "s.tif"])
     assert [p.name for p in tmp_path.iterdir()] == ["s.tif"]
+
+
+def test_no_more_scenes_than_files_may_be_open(tmp_path, request):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    request.addfinalizer(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, before))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+    scene, label = write_scene(tmp_path / "s.tif")
+    with pytest.raises(DataError, match="s.tif and 100 more: this system lets a process open 200 files; allow more"):
+        prepare_scenes([scene] * 101, tmp_path / "t", labels=[label] * 101, tile_size=32)
+    assert not (tmp_path / "t").exists()
