@@ -82,7 +82,7 @@ def left(folder: Path) -> list[str]:
 
 
 def disturb(folder: Path, words: str, how: str, seconds: float) -> tuple[int, str]:
-    """Run a command that is disturbed after most of its time; return its exit code, and its last line."""
+    """Run a command that is disturbed amid its work; return its exit code, and its last line."""
     command = [*GF, *words.split()]
     if how in ("full disk", "read-only"):
         script = {
@@ -130,7 +130,7 @@ def main() -> int:
                 wanted = content(case / result)
             for how in DISTURBED:
                 case = _case(work, good)
-                code, line = disturb(case, words, how, 0.85 * times[-1])
+                code, line = disturb(case, words, how, 0.6 * times[-1])
                 remains, there = left(case), "whole" if content(case / result) == wanted else content(case / result)
                 again = (
                     f"{words} --resume"
