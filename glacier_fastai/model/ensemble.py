@@ -223,8 +223,8 @@ def _bundle(path: Path) -> tuple[ModelBundle, str]:
     for _ in range(3):
         if not path.is_file():
             raise BundleError(f"{path}: no such file")
-        before, sha256 = identity(path), file_hash(path)
-        bundle = ModelBundle.load(path)
+        before = identity(path)
+        bundle, sha256 = ModelBundle.load(path), file_hash(path)  # in this order: what is no bundle may be long
         if identity(path) == before:
             return bundle, sha256
     raise BundleError(f"{path}: is being replaced again and again; use a copy of it")

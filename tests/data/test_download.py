@@ -676,3 +676,11 @@ def test_headers_of_an_archive_are_bounded(kind):
     file = io.BytesIO(info.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 16))
     with pytest.raises(DataError, match="a header of 1073741824 bytes, allowed are 1048576"):
         list(members(file, lambda name: True))
+
+
+def test_an_archive_with_holes_is_refused_at_once(tmp_path):
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(CONTENT)
+    os.truncate(path, 2**40)
+    with pytest.raises(DataError, match=r"of its 1,099,511,627,776 bytes only .* are on the disk; download it again"):
+        next(members(path, lambda name: True))

@@ -190,3 +190,10 @@ def test_refusals(saved, tmp_path):
         Ensemble.load([file, saved[0]])
     with pytest.raises(BundleError, match="no such file"):
         Ensemble.load([tmp_path / "no.yaml"])
+
+
+def test_what_is_no_bundle_is_refused_whatever_its_length(tmp_path):
+    with open(tmp_path / "a.safetensors", "wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(BundleError, match="not a safetensors file"):
+        Ensemble.load([tmp_path / "a.safetensors"])
