@@ -191,10 +191,13 @@ def _open(path: Path, name: str, home: str, above: tuple[str, ...]) -> rasterio.
 
 
 def _check_blocks(raster: rasterio.DatasetReader, name: str) -> None:
-    """Refuse a raster of which not even one block can be held."""
+    """Refuse a raster of which not even one block can be held, or that is far longer than its pixels."""
     pixel = sum(16 if "complex" in t else np.dtype(t).itemsize for t in raster.dtypes)
     high, wide = max(raster.block_shapes, key=np.prod, default=(0, 0))
     fits(2 * high * wide * pixel, f"{name}: its blocks of {high} x {wide} px", "write it with others (-co TILED=YES)")
+    size, needed = os.stat(raster.name).st_size, raster.height * raster.width * pixel
+    if size > 4 * needed + 2**30:  # it would be hashed to its end
+        raise DataError(f"{name}: has {size:,} bytes for {needed:,} of pixels; write it anew (gdal_translate)")
 
 
 def check_within(

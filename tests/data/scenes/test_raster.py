@@ -9,6 +9,7 @@ from listening import nobody_asks
 from pyproj.exceptions import CRSError
 from rasterio.shutil import copy
 from rasterio.vrt import WarpedVRT
+from scenes import write_scene
 
 from glacier_fastai.data.scenes.raster import open_raster, parse_crs, pixel_size, reading, same_crs, same_grid
 from glacier_fastai.errors import DataError
@@ -288,3 +289,10 @@ def test_what_is_no_crs(tmp_path, monkeypatch, crs):
     (tmp_path / "x.wkt").write_text(UTM_WKT)
     with pytest.raises(CRSError):
         parse_crs(crs)
+
+
+def test_a_raster_far_longer_than_its_pixels_is_refused(tmp_path):
+    scene, _ = write_scene(tmp_path / "s.tif")
+    os.truncate(scene, 2**40)
+    with pytest.raises(DataError, match=r"s\.tif: has 1,099,511,627,776 bytes for 76,800 of pixels; write it anew"):
+        open_raster(scene)
