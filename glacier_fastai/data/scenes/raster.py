@@ -24,6 +24,7 @@ import pyproj
 import rasterio
 from pyproj import CRS, Geod, Transformer
 from pyproj.exceptions import CRSError, ProjError
+from rasterio._err import CPLE_BaseError  # what rasterio does not translate
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.session import DummySession
 
@@ -110,7 +111,7 @@ def reading(
     try:
         with rasterio.Env(DummySession(), **OFFLINE):
             yield
-    except (RasterioError, UnicodeError) as err:
+    except (RasterioError, CPLE_BaseError, UnicodeError) as err:
         why = " ".join(str(err).split())
         raise DataError(f"{path}: not a raster, cut short or damaged ({why}); copy it again") from err
     except MemoryError as err:

@@ -9,6 +9,7 @@ import pytest
 import rasterio
 from folders import write_one
 from rasterio import Affine
+from rasterio._err import CPLE_BaseError
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
@@ -16,6 +17,7 @@ from rasterio.warp import transform
 from scenes import CRS, write_raster, write_scene
 
 from glacier_fastai.data.scenes.geotiff import SceneRaster
+from glacier_fastai.data.sources import labels
 from glacier_fastai.data.sources.labels import label_masks
 from glacier_fastai.data.sources.scene import prepare_scenes
 from glacier_fastai.data.tiles import TileStore
@@ -511,3 +513,13 @@ def test_a_label_is_read_in_windows(tmp_path, monkeypatch, block):
     with SceneRaster(scene) as opened:
         (mask,) = label_masks([label], [opened], align=False, note=print)
     np.testing.assert_array_equal(mask, want)
+
+
+def test_a_label_whose_colours_gdal_cannot_read_is_refused(tmp_path, monkeypatch):
+    def broken(raster, path):
+        raise CPLE_BaseError(1, 1, "Key 0 of unknown type")
+
+    scene, label = write_scene(tmp_path / "s.tif")
+    monkeypatch.setattr(labels, "_check_kind", broken)
+    with SceneRaster(scene) as opened, pytest.raises(DataError, match=r"s_label\.tif: not a raster.*Key 0 of unknown"):
+        list(label_masks([label], [opened], False, print))
