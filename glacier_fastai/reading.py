@@ -339,7 +339,7 @@ def read_checkpoint(
         pickles = [r.file_size for r in records if r.filename.endswith(".pkl")]
         if packed or sum(r.file_size for r in records) > os.fstat(file.fileno()).st_size or max(pickles) > HEADER:
             raise ValueError("larger than torch writes it")
-        if any(r.CRC for r in records) and (bad := archive.testzip()):  # before 0.2 they were not written
+        if any(r.CRC for r in records) and (bad := archive.testzip()):  # earlier ones have none
             raise ValueError(f"{bad} is not as it was written")
         file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True)

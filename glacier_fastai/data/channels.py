@@ -175,7 +175,7 @@ def with_channels(
                 about = {k: row[k] for k in keep}
                 about["transform"] = [float(v) for v in row["transform"].split()]
                 image = compute_channels(store.read(i), store.bands, channels)
-                w.add(image, store.masks[i], name=row["id"], **about)
+                w.add(image, store.labels(i), name=row["id"], **about)
 
     content = file_hash(store.path / "tiles.csv")  # it knows the sums of every tile
     made = cached_store(store.path, f"channels-{cache_key(base, content, list(bands), settings)}", build)

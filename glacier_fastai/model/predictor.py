@@ -18,7 +18,7 @@ from ..errors import PredictionError
 from ..memory import available
 from .ensemble import Ensemble
 
-__all__ = ["Predictor", "default_device"]
+__all__ = ["Predictor", "default_device", "out_of_memory"]
 
 
 Values = Sequence[float] | np.ndarray
@@ -27,6 +27,16 @@ Values = Sequence[float] | np.ndarray
 def default_device() -> torch.device:
     """Return the GPU that this process uses, or without one the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def out_of_memory(err: Exception) -> bool:
+    """Return whether an error says that there is no memory left.
+
+    >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("sizes do not match"))
+    (True, False)
+    """
+    known = isinstance(err, (MemoryError, torch.OutOfMemoryError))
+    return known or "allocate memory" in str(err)  # what torch says on a CPU
 
 
 class Predictor:
@@ -73,10 +83,8 @@ class Predictor:
         while True:
             try:
                 return self._mean(windows)
-            except (torch.OutOfMemoryError, MemoryError) as err:
-                self._use_less(err, windows[0].shape)
-            except RuntimeError as err:
-                if "allocate memory" not in str(err):  # what torch says on a CPU
+            except (MemoryError, RuntimeError) as err:
+                if not out_of_memory(err):
                     raise
                 self._use_less(err, windows[0].shape)
 

@@ -165,7 +165,7 @@ def find_ratio(
         raise DataError(f"{store.path}: {reason}; {hint}")
     pixels: dict[str, Any] = dict.fromkeys(indices, 0)
     for i in tiles:
-        values, mask = dict(zip(store.bands, store.read(i), strict=True)), store.masks[i]
+        values, mask = dict(zip(store.bands, store.read(i), strict=True)), store.labels(i)
         known = (mask != IGNORE) & ~np.isnan(values[shade])
         for name, (a, b) in ((name, RATIOS[name]) for name in indices):
             seen = contrast(values[a][known], values[b][known])
@@ -211,7 +211,7 @@ def score(
     index = store.band_index(found.bands)
     model, total = found.model(found.bands, ([0.0] * len(index), [1.0] * len(index))), torch.zeros(2, 2)
     for i in tiles:
-        image, mask = torch.from_numpy(store.read(i, index)).nan_to_num(0), store.masks[i]
+        image, mask = torch.from_numpy(store.read(i, index)).nan_to_num(0), store.labels(i)
         said = model(image[None]).argmax(1)[0]
         total += confusion_matrix(said, np.where(mask == IGNORE, mask, _ice(mask)), 2)
     return mcc(total)

@@ -28,7 +28,7 @@ from ..memory import fits
 from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
 from ..model.fit import check_fit
-from ..model.predictor import Predictor
+from ..model.predictor import Predictor, out_of_memory
 from ..reading import read_json
 from .outlines import LAYERS, Outlines, check_layer
 from .postprocess import postprocessed
@@ -187,7 +187,7 @@ def predict_scene(
             finally:
                 remove(partial)
     except (MemoryError, RuntimeError) as err:
-        if not isinstance(err, MemoryError) and "allocate memory" not in str(err):  # what torch says on a CPU
+        if not out_of_memory(err):
             raise
         raise PredictionError(f"{scene}: not enough memory; use a smaller window, or cut the scene") from err
     except OSError as err:

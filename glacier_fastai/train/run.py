@@ -45,6 +45,7 @@ from ..model.bundle import ModelBundle, described
 from ..model.calibrate import calibrate
 from ..model.evaluate import class_table, score_tiles
 from ..model.oof import OutOfFold
+from ..model.predictor import out_of_memory
 from ..model.processes import init_processes, on_rank_zero, world_size
 from ..model.registry import of_recipe
 from ..reading import read_json
@@ -201,7 +202,7 @@ def _fit(recipe: Recipe, learn: GlacierLearner, folder: RunFolder, cbs: list[Cal
     except (MemoryError, RuntimeError) as err:
         if isinstance(err, torch.distributed.DistBackendError) or "/gloo/" in str(err):
             raise TrainingError("another process of the launch has ended, so this one cannot go on") from err
-        if not _out_of_memory(err):
+        if not out_of_memory(err):
             raise
         raise TrainingError(
             f"out of memory on {default_device()} with train.batch_size={t.batch_size}, data.crop={recipe.data.crop}, "
@@ -214,10 +215,6 @@ def _fit(recipe: Recipe, learn: GlacierLearner, folder: RunFolder, cbs: list[Cal
     if stop.reason:
         folder.log("stop", reason=stop.reason)
         raise RunStopped(f"stopped by {stop.reason}; all is saved in {folder.last}; resume it to go on")
-
-
-def _out_of_memory(err: Exception) -> bool:
-    return isinstance(err, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(err)
 
 
 def _finish(learn: GlacierLearner, folder: RunFolder) -> None:

@@ -9,7 +9,7 @@ from glacier_fastai.bands import Bands
 from glacier_fastai.data.block import GlacierDataLoaders
 from glacier_fastai.data.channels import Texture, channels_of, compute_channels, with_channels
 from glacier_fastai.data.sources.scene import prepare_scenes
-from glacier_fastai.data.tiles import TileWriter
+from glacier_fastai.data.tiles import TileStore, TileWriter
 from glacier_fastai.errors import BundleError, DataError
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.model.ensemble import Ensemble
@@ -178,3 +178,13 @@ def test_an_index_of_reflectances_below_0_stays_within_its_bounds():
     image = np.float32([[green], [swir1]])
     (found,) = compute_channels(image, ["green", "swir1"], channels_of(["ndsi"]))
     np.testing.assert_allclose(found[0], [1, 1, 0, 0.5, np.nan], rtol=1e-6)
+
+
+def test_labels_that_are_not_as_they_were_written_get_no_new_checksum(tmp_path):
+    store = make_store(tmp_path / "store")
+    data = bytearray((store.path / "masks.npy").read_bytes())
+    data[-1] ^= 1
+    (store.path / "masks.npy").write_bytes(data)
+    damaged = TileStore(store.path)
+    with pytest.raises(DataError, match="the mask of tile .* is not as it was written"):
+        with_channels(damaged, ALL, Texture.of_tiles(damaged, ALL, [0]))
