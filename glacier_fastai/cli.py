@@ -64,7 +64,11 @@ Set = Annotated[
 ]
 Bands = Annotated[
     str,
-    typer.Option("--bands", help="Names of the file's bands, e.g. blue,green,red,nir. Default: its band descriptions."),
+    typer.Option(
+        "--bands",
+        help="Names of the file's bands, e.g. blue,green,red,nir; or, of a folder, the file of each: "
+        "blue=B2.TIF,swir1=B6.TIF. Default: its band descriptions, or a product's metadata.",
+    ),
 ]
 Sensor = Annotated[str, typer.Option("--sensor", help="landsat4 to landsat9, or sentinel2: reads names such as B4.")]
 
@@ -86,6 +90,29 @@ Scale = Annotated[
 ]
 Offset = Annotated[
     str, typer.Option("--offset", help="What is added after --scale, in the same forms. Sentinel-2 since 2022: -0.1.")
+]
+Resolution = Annotated[
+    float,
+    typer.Option(
+        "--resolution",
+        min=0,
+        max=1e6,
+        help="Side of a pixel, metres. 0: as delivered; where bands differ, the model's.",
+    ),
+]
+Keep = Annotated[
+    str,
+    typer.Option(
+        "--keep",
+        help="Of clouds,dilated,cirrus,shadows,saturated: what a product's flags name and is data all the same.",
+    ),
+]
+MaskBuffer = Annotated[
+    float, typer.Option("--mask-buffer", min=0, max=1e6, help="Metres by which clouds and shadows are widened.")
+]
+Mask = Annotated[
+    Path | None,
+    typer.Option("--mask", help="What is left out beside: polygons, or a raster that is not 0 there."),
 ]
 MinIce = Annotated[
     float, typer.Option("--min-ice", min=0, max=1, help="Keep tiles of which this share of labelled pixels is ice.")
@@ -226,6 +253,10 @@ def prepare_scene(
     sensor: Sensor = "",
     scale: Scale = "",
     offset: Offset = "",
+    resolution: Resolution = 0.0,
+    keep: Keep = "",
+    mask_buffer: MaskBuffer = 0.0,
+    mask: Mask = None,
     tile_size: Annotated[int, typer.Option(min=32, max=65536, help="Side of a tile, pixels.")] = 128,
     overlap: Annotated[int, typer.Option(min=0, max=65536, help="Least overlap of neighbouring tiles, pixels.")] = 0,
     min_ice: MinIce = 0.0,
@@ -237,7 +268,6 @@ def prepare_scene(
 
     Example: `glacier-fastai prepare scene scene.tif --outlines rgi.gpkg --out tiles`
     """
-    from .data.scenes.units import parse_scaling
     from .data.sources.outlines import parse_outlines
     from .data.sources.scene import prepare_scenes
 
@@ -251,15 +281,41 @@ def prepare_scene(
             class_field=class_field or None,
             all_touched=all_touched,
             empty_is_background=empty_is_background,
-            bands=_split(bands),
-            sensor=sensor or None,
-            scale=parse_scaling(scale, "scale"),
-            offset=parse_scaling(offset, "offset"),
+            **_how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask),
             tile_size=tile_size,
             overlap=overlap,
             min_ice=min_ice,
             min_valid=min_valid,
         )
+    )
+
+
+def _how(
+    bands: str,
+    sensor: str,
+    scale: str,
+    offset: str,
+    resolution: float,
+    keep: str,
+    mask_buffer: float,
+    mask: Path | None,
+) -> Any:
+    """Return how scenes are to be read, from the options."""
+    from .data.scenes.opening import HowRead
+    from .data.scenes.units import parse_scaling
+
+    names: Any = _split(bands)
+    if names and all("=" in name for name in names):
+        names = dict(name.split("=", 1) for name in names)
+    return HowRead(
+        bands=names,
+        sensor=sensor or None,
+        scale=parse_scaling(scale, "scale"),
+        offset=parse_scaling(offset, "offset"),
+        resolution=resolution or None,
+        keep=_split(keep) or (),
+        mask_buffer=mask_buffer,
+        mask=mask,
     )
 
 
@@ -532,6 +588,10 @@ def predict(
     sensor: Sensor = "",
     scale: Scale = "",
     offset: Offset = "",
+    resolution: Resolution = 0.0,
+    keep: Keep = "",
+    mask_buffer: MaskBuffer = 0.0,
+    mask: Mask = None,
     confidence: Annotated[
         bool, typer.Option("--confidence", help="Write the probability that the class shown is right.")
     ] = False,
@@ -574,7 +634,6 @@ def predict(
     from .terminal import one_arena
 
     one_arena()  # before torch is imported
-    from .data.scenes.units import parse_scaling
     from .model.ensemble import Ensemble
     from .predict.scene import Wanted
     from .predict.scenes import predict_scenes, raise_failed, split_models, summary
@@ -587,10 +646,7 @@ def predict(
         Wanted(probabilities, confidence, outlines, geoparquet, simplify, stats, window),
         part=part,
         on_error=on_error,
-        bands=_split(bands),
-        sensor=sensor or None,
-        scale=parse_scaling(scale, "scale"),
-        offset=parse_scaling(offset, "offset"),
+        **_how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask),
         force=force,
         batch_size=batch_size or None,
         overwrite=overwrite,

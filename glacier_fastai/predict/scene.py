@@ -11,17 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
-import rasterio
 import torch
 from rasterio.errors import RasterioError
 
 from .. import __version__
-from ..bands import CLASSES, IGNORE
+from ..bands import CLASSES, ICE, IGNORE
+from ..data.scenes.opening import HowRead, open_scene, scene_name
 from ..data.scenes.raster import block_cache
-from ..data.scenes.units import Given
+from ..data.scenes.scene import Scene
 from ..errors import DataError, OutputError, PredictionError, note
 from ..files import check_room, digest, file_hash, identity, locked, names_only, remove, write_text
 from ..memory import fits
@@ -38,6 +38,7 @@ from .source import SceneSource, Source
 
 __all__ = ["Wanted", "map_strips", "predict_scene"]
 
+LOOKED_AT = 8  # windows that are seen without their mask
 LEAST_SHARE = 50  # maps are packed to no less than this fraction of a byte a pixel
 
 
@@ -88,19 +89,16 @@ def map_strips(
 
 def predict_scene(
     model: ModelBundle | Ensemble,  # trained models
-    scene: str | os.PathLike,  # GeoTIFF with the models' bands, or what these can be computed from
+    scene: str | os.PathLike,  # see `data.scenes.opening.open_scene`; with the models' bands, or what makes them
     out: str | os.PathLike,  # folder for the map
     wanted: Wanted | None = None,  # what else is made, default the map of classes alone
     *,
-    bands: Sequence[str] | None = None,  # names of the file's bands, default its band descriptions
-    sensor: str | None = None,  # one of `data.scenes.names.SENSORS`
-    scale: Given = None,  # what the file's numbers are multiplied with, default as it says; see `data.scenes.units`
-    offset: Given = None,  # what is added then
     batch_size: int | None = None,  # windows at once, default as `Predictor`
     force: bool = False,  # map values far from those the models were trained on
     overwrite: bool = False,  # replace what is there of another prediction
     device: torch.device | None = None,  # default `predictor.default_device`
     predictor: Callable[[], Predictor] | None = None,  # gives the models where they are read already
+    **how: Unpack[HowRead],
 ) -> dict[str, Any]:
     """Write `OUT/SCENE_classes.tif`, uint8 class codes on the scene's grid, 255 without data, and what else is wanted.
 
@@ -129,23 +127,28 @@ def predict_scene(
         PredictionError: There is not enough memory.
     """
     began, wanted, ensemble = time.monotonic(), wanted or Wanted(), Ensemble.of(model)
-    scene, out = Path(scene), Path(out)
-    files = {kind: out / name for kind, name in wanted.files(scene.stem).items()}
-    record = out / f"{scene.stem}_prediction.json"
-    read: dict[str, Any] = {"bands": bands, "sensor": sensor, "scale": scale, "offset": offset}
+    scene, out, name = Path(scene), Path(out), scene_name(scene)
+    files = {kind: out / file for kind, file in wanted.files(name).items()}
+    record = out / f"{name}_prediction.json"
+    needed = [band for band, _ in ensemble.channels]
     notes: list[str] = []
-    with SceneSource(scene, (), **read) as raster:
+
+    def opened() -> Scene:
+        return open_scene(scene, needed, ensemble.pixel_size, **how)
+
+    with opened() as raster:
         ensemble.check(scene, raster.bands)
         for text in raster.look():
             note(text, notes)
         check_fit(ensemble, scene, raster.profile, notes, wanted.statistics, force)
         parts = _parts(raster)
-        about = {**_about(ensemble, wanted, raster), "tells_debris": ensemble.tells_debris, "notes": notes}
-    every = [out / name for name in Wanted("uint8", True, True, True).files(scene.stem).values()]
-    partial = out / f".{scene.stem}.partial"
+        masks = {"keep": sorted(how.get("keep", ())), "buffer": how.get("mask_buffer", 0.0)}
+        about = _about(ensemble, wanted, raster, masks) | {"tells_debris": ensemble.tells_debris, "notes": notes}
+    every = [out / file for file in Wanted("uint8", True, True, True).files(name).values()]
+    partial = out / f".{name}.partial"
     try:
-        busy = f"{out}: another process is mapping {scene.stem}; wait until it ends"
-        with locked(out / f".{scene.stem}.lock", busy):
+        busy = f"{out}: another process is mapping {name}; wait until it ends"
+        with locked(out / f".{name}.lock", busy):
             try:
                 before = read_record(record)
                 ours = before.get("hash") == about["hash"]
@@ -159,7 +162,8 @@ def predict_scene(
                     )
                 remove(partial)
                 partial.mkdir()
-                with SceneSource(scene, ensemble.channels, **read) as source, block_cache(source.raster):
+                with opened() as raster, block_cache(raster.cached_bytes):
+                    source = SceneSource(raster, ensemble.channels)
                     _check_memory(source, wanted)
                     check_room(out, source.height * source.width * len(files) // LEAST_SHARE)
                     check_grid(source, partial)
@@ -167,7 +171,9 @@ def predict_scene(
                     models = predictor() if predictor else Predictor(ensemble, device, batch_size)
                     models.normalise_by(statistics)
                     counts = _write(source, models, wanted, {k: partial / p.name for k, p in files.items()})
-                    notes += [text for text in source.notes if text not in notes]
+                    notes += [text for text in raster.notes if text not in notes]
+                    if source.masked:
+                        about["masked"] = _masked(source, models, wanted.window, notes)
                 _check_same(scene, parts)
                 pixels = dict(zip(CLASSES, counts[: len(CLASSES)].tolist(), strict=True))
                 sidecars = sorted(p.name for p in partial.glob(f"*{SIDECAR}"))
@@ -200,7 +206,7 @@ def predict_scene(
 def _check_memory(source: SceneSource, wanted: Wanted) -> None:
     """Refuse a scene of which a row of windows cannot be held, as `sliding_probabilities` does."""
     rows = min(wanted.window, source.height) + 2 * source.halo
-    bands = max(len(source.index), len(source.channels)) * (source.dtype.itemsize + 20)
+    bands = max(len(source.index), len(source.channels)) * (source.scene.dtype.itemsize + 20)
     held = (bands + len(CLASSES) * (16 + 8 * bool(wanted.probabilities))) * rows * source.width
     fits(held, f"{source.path}: {rows:,} rows of {source.width:,} px", "use a smaller window, or cut the scene")
 
@@ -241,10 +247,10 @@ def _write(source: SceneSource, predictor: Predictor, wanted: Wanted, files: dic
     return counts
 
 
-def _parts(raster: SceneSource) -> dict[str, tuple[int, ...]]:
+def _parts(scene: Scene) -> dict[str, tuple[int, ...]]:
     """Return the files that a scene is made of, as those of a VRT, and what tells whether they are the same."""
     # not statistics and overviews, which viewers add
-    names = [n for n in sorted({str(raster.path), *raster.raster.files}) if not n.endswith((SIDECAR, ".ovr"))]
+    names = [n for n in sorted(scene.files) if not n.endswith((SIDECAR, ".ovr"))]
     return {name: identity(name) if os.path.exists(name) else () for name in names}
 
 
@@ -277,7 +283,32 @@ def _whole(made: Sequence[Path], record: dict[str, Any], overwrite: bool) -> boo
     return True
 
 
-def _about(ensemble: Ensemble, wanted: Wanted, raster: SceneSource) -> dict[str, Any]:
+def _masked(source: SceneSource, predictor: Predictor, window: int, notes: list[str]) -> dict[str, Any]:
+    """Return how much of a scene is masked, and of that, where it is most, what the models would call ice.
+
+    Flags of clouds err on snow and ice; where that share is large, they hide glaciers.
+    """
+    pixels = dict(source.masked)
+    seen, lost = max(pixels.pop("seen"), 1), pixels.pop("any")
+    found: dict[str, Any] = {"share": round(lost / seen, 4), "pixels": pixels}
+    if not lost:
+        return found
+    kinds = ", ".join(f"{kind} {n / seen:.1%}" for kind, n in pixels.items() if n)
+    line = f"{source.path}: {lost / seen:.1%} of it is masked ({kinds})"
+    ice = total = 0
+    for row, col in source.most_masked(LOOKED_AT):
+        image, masked = source.behind(row, col, window)
+        (probs,) = predictor([image])
+        classes, _ = predictor.ensemble.decide(probs)
+        ice, total = ice + int(np.isin(classes, ICE)[masked].sum()), total + int(masked.sum())
+    if total:
+        found |= {"looked_at": total, "ice": round(ice / total, 4)}
+        line += f"; the models would call {ice / total:.1%} of it ice"
+    note(line, notes)
+    return found
+
+
+def _about(ensemble: Ensemble, wanted: Wanted, raster: Scene, masks: dict[str, Any]) -> dict[str, Any]:
     """Return what a prediction is made of, and a hash of it."""
     content = hashlib.sha256()
     for name in _parts(raster):
@@ -285,7 +316,7 @@ def _about(ensemble: Ensemble, wanted: Wanted, raster: SceneSource) -> dict[str,
             content.update(file_hash(name).encode())
         except OSError as err:
             raise DataError(f"{raster.path}: {name}, which it is made of, cannot be read ({err.strerror})") from err
-    content.update(digest(_seen(raster.raster)).encode())
+    content.update(digest(raster.seen()).encode())
     models: list[dict[str, Any]] = [
         {"bundle": m.path and m.path.name, "weight": m.weight, "sha256": m.fingerprint} for m in ensemble.members
     ]
@@ -296,24 +327,16 @@ def _about(ensemble: Ensemble, wanted: Wanted, raster: SceneSource) -> dict[str,
         "bands": list(raster.bands),
         "units": [how.unit for how in raster.scaling],
         "scaling": [how[:2] for how in raster.scaling],
+        "grid": [raster.height, raster.width, *raster.transform[:6]],
         "models": models,
         "predict": ensemble.predict.model_dump(mode="json"),
         "calibration": ensemble.calibration.model_dump(mode="json"),
         "wanted": asdict(wanted),
+        "masks": masks,
     }
     same = {k: v for k, v in about.items() if k not in ("scene", "models")}
     same["models"] = [[m["weight"], m["sha256"]] for m in models]
     return {"hash": digest(same), **about}
-
-
-def _seen(raster: rasterio.DatasetReader) -> list[Any]:
-    """Return what GDAL says of a raster beside its values, wherever it lies, as in an .aux.xml."""
-    return [
-        raster.crs.to_wkt(),
-        raster.transform[:6],
-        [raster.nodatavals, raster.scales, raster.offsets, raster.units, raster.descriptions],
-        [[kind.name for kind in raster.colorinterp], [[f.name for f in flags] for flags in raster.mask_flag_enums]],
-    ]
 
 
 def read_record(path: Path) -> dict[str, Any]:

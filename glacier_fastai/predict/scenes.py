@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from ..bands import CLASSES, ICE
+from ..data.scenes.opening import scene_name
 from ..errors import DataError, GlacierError, PredictionError, note
 from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
@@ -43,13 +44,13 @@ def split_models(
 
 
 def find_scenes(
-    names: Sequence[str | os.PathLike],  # files, patterns such as "scenes/*.tif", or manifests (.txt, .csv)
+    names: Sequence[str | os.PathLike],  # files, folders, patterns such as "scenes/*.tif", manifests (.txt, .csv)
 ) -> list[Path]:
     """Return the scenes that are meant, each once, in the order given.
 
     A manifest has a path per line, or is a table with a column `scene`; paths are as seen from the manifest. Of
-    what a pattern matches, folders, maps that `predict_scene` made, .aux.xml and .ovr are no scenes; maps named beside
-    scenes are left out, too, which is noted.
+    what a pattern matches, folders beside files, maps that `predict_scene` made, .aux.xml and .ovr are no scenes; maps
+    named beside scenes are left out, too, which is noted.
 
     Raises:
         DataError: A pattern matches no scene, a manifest cannot be read, or two scenes would have maps of one name.
@@ -57,13 +58,15 @@ def find_scenes(
     found: list[Path] = []
     for name in map(str, names):
         path = Path(name)
-        if path.suffix.lower() in (".txt", ".csv"):
+        if path.suffix.lower() in (".txt", ".csv") and not path.stem.endswith("_MTL"):
             found += _listed(path)
         elif path.exists() or not glob.has_magic(name):
             found.append(path)
         else:
-            matches = [match for match in map(Path, sorted(glob.glob(name, recursive=True))) if match.is_file()]
-            matches = [match for match in matches if not match.name.endswith((SIDECAR, ".ovr"))]
+            every = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+            matches = [match for match in every if match.is_file() and not match.name.endswith((SIDECAR, ".ovr"))]
+            if every and not any(match.is_file() for match in every):
+                matches = every  # folders of products
             if not matches:
                 raise DataError(f"{name}: no file matches")
             scenes = [match for match in matches if not _is_map(match)]
@@ -79,7 +82,7 @@ def find_scenes(
         )
     stems: dict[str, Path] = {}
     for path in found:
-        if (other := stems.setdefault(path.stem, path)) != path:
+        if (other := stems.setdefault(scene_name(path), path)) != path:
             raise DataError(f"{path}: its map would have the name of that of {other}; use an output folder for each")
     return found
 

@@ -36,6 +36,7 @@ __all__ = [
     "DRIVERS",
     "OFFLINE",
     "block_cache",
+    "block_rows",
     "check_within",
     "horizontal",
     "local_file",
@@ -274,15 +275,20 @@ def _look_into(path: Path, name: str, home: str, above: tuple[str, ...]) -> None
             _open(source, value, home, (*above, own)).close()
 
 
+def block_rows(
+    raster: rasterio.DatasetReader,  # that is read row by row
+) -> int:
+    """Return the bytes of a row of its blocks."""
+    return sum(shape[0] * np.dtype(t).itemsize for shape, t in zip(raster.block_shapes, raster.dtypes, strict=True)) * (
+        raster.width
+    )
+
+
 def block_cache(
-    *rasters: rasterio.DatasetReader,  # that are read row by row
+    rows: int,  # bytes of a row of blocks of all that is read at once
 ) -> rasterio.Env:
     """Let GDAL keep two rows of blocks; its own limit, 5 % of the machine's memory, grows with nothing we know."""
-    rows = (
-        sum(shape[0] * np.dtype(t).itemsize for shape, t in zip(r.block_shapes, r.dtypes, strict=True)) * r.width
-        for r in rasters
-    )
-    return rasterio.Env(DummySession(), GDAL_CACHEMAX=max(min(2 * max(rows), available() // 8), LEAST_CACHE))
+    return rasterio.Env(DummySession(), GDAL_CACHEMAX=max(min(2 * rows, available() // 8), LEAST_CACHE))
 
 
 def parse_crs(

@@ -1,4 +1,4 @@
-"""Scenes: GeoTIFFs with any bands, and polygons or a label raster, to a tile store."""
+"""Scenes with any bands, and polygons or a label raster, to a tile store."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import resource
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
@@ -15,9 +15,10 @@ from ...core.ranges import unlike
 from ...core.tiling import starts
 from ...errors import DataError
 from ...memory import fits
-from ..scenes.geotiff import SceneRaster
+from ..scenes.opening import HowRead, open_scene, scene_name
 from ..scenes.raster import block_cache
-from ..scenes.units import Given, Scaling
+from ..scenes.scene import Scene
+from ..scenes.units import Scaling
 from ..tiles import TileStore, TileWriter, store_dtype
 from .labels import label_masks
 from .outlines import Outlines, burn_outlines, open_outlines
@@ -26,7 +27,7 @@ __all__ = ["prepare_scenes"]
 
 
 def prepare_scenes(
-    scenes: Sequence[str | os.PathLike],  # GeoTIFFs, all with the same bands
+    scenes: Sequence[str | os.PathLike],  # see `scenes.opening.open_scene`; all with the same bands
     out: str | os.PathLike,  # folder of the store to make
     *,
     labels: Sequence[str | os.PathLike] = (),  # one label raster per scene, see `labels.label_masks`
@@ -35,14 +36,11 @@ def prepare_scenes(
     class_field: str | None = None,  # column of classes, in files given without class; default: ice of unknown kind
     all_touched: bool = False,  # burn every pixel that a polygon touches, not only those whose centre it covers
     empty_is_background: bool = False,  # a scene without any polygon shows no ice; default: it is unlabelled
-    bands: Sequence[str] | None = None,  # names of the bands, default the band descriptions
-    sensor: str | None = None,  # one of `data.scenes.names.SENSORS`
-    scale: Given = None,  # what the files' numbers are multiplied with, default as each says; see `data.scenes.units`
-    offset: Given = None,  # what is added then
     tile_size: int = 128,  # side of a tile, pixels
     overlap: int = 0,  # least overlap of neighbouring tiles, pixels
     min_ice: float = 0.0,  # least share of labelled pixels that are ice (glacier or debris) for a tile to be kept
     min_valid: float = 0.0,  # least share of pixels with data; tiles without any are never kept
+    **how: Unpack[HowRead],
 ) -> TileStore:
     """Cut scenes with their labels into a tile store.
 
@@ -84,8 +82,7 @@ def prepare_scenes(
             "(ulimit -n), or make several stores"
         )
     with ExitStack() as stack:
-        read: dict[str, Any] = {"scale": scale, "offset": offset}
-        opened = [stack.enter_context(SceneRaster(path, bands, sensor, **read)) for path in scenes]
+        opened = [stack.enter_context(open_scene(path, **how)) for path in scenes]
         names = opened[0].bands
         for scene in opened:
             if set(scene.bands) != set(names):
@@ -98,7 +95,7 @@ def prepare_scenes(
         for scene in opened:  # the mask of one, while that of the next is made
             size = f"{scene.path}: its {scene.height:,} x {scene.width:,} px"
             fits(2 * scene.height * scene.width, size, "cut it into several (gdal_translate -srcwin)")
-        stack.enter_context(block_cache(*(scene.raster for scene in opened)))
+        stack.enter_context(block_cache(max(scene.cached_bytes for scene in opened)))
         files, bare = open_outlines(outlines, class_field), []
         scaling, dtype = _kept(opened)
         writer = TileWriter(out, names, tile_size, dtype, "scene", opened[0].sensor or "", made_by, scaling)
@@ -136,7 +133,7 @@ def prepare_scenes(
     return TileStore(out)
 
 
-def _kept(scenes: Sequence[SceneRaster]) -> tuple[list[Scaling], np.dtype]:
+def _kept(scenes: Sequence[Scene]) -> tuple[list[Scaling], np.dtype]:
     """Return what turns the numbers that are kept into values, and their type: as in the files where all are alike.
 
     Raises:
@@ -157,7 +154,7 @@ def _kept(scenes: Sequence[SceneRaster]) -> tuple[list[Scaling], np.dtype]:
     return [Scaling(unit=scaling[0][band].unit) for band in first.bands], np.dtype("float32")
 
 
-def _other_values(first: SceneRaster, scene: SceneRaster) -> list[str]:
+def _other_values(first: Scene, scene: Scene) -> list[str]:
     ours, theirs = first.profile.quantiles, scene.profile.quantiles
     other = [band for band in ours if band in theirs and unlike(ours[band], theirs[band])]
     if 2 * len(other) <= len(ours):
@@ -170,7 +167,7 @@ def _other_values(first: SceneRaster, scene: SceneRaster) -> list[str]:
 
 
 def _cut(
-    scene: SceneRaster, mask: np.ndarray, writer: TileWriter, size: int, overlap: int, min_ice: float, min_valid: float
+    scene: Scene, mask: np.ndarray, writer: TileWriter, size: int, overlap: int, min_ice: float, min_valid: float
 ) -> bool:
     """Write the tiles of a scene that are to be kept, and return whether any of its pixels has data."""
     index = [scene.bands.index(b) for b in writer.bands]
@@ -191,7 +188,7 @@ def _cut(
                 values,
                 label,
                 valid=valid,
-                scene=scene.path.stem,
+                scene=scene_name(scene.path),
                 row=row,
                 col=col,
                 crs=scene.crs.to_string(),

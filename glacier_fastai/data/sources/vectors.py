@@ -46,6 +46,7 @@ DRIVERS = {  # suffix, and GDAL's names of what reads it
 READ = "GeoPackage, Shapefile, GeoJSON, FlatGeobuf, KML, GML and GeoParquet are read; convert it (ogr2ogr)"
 ZIPPED = (*DRIVERS, "json")  # what is looked for in an archive, in this order
 PARQUET = (".parquet", ".geoparquet")
+SUFFIXES = (*(f".{suffix}" for suffix in ZIPPED), ".zip", *PARQUET)
 SIDES = ("shx", "dbf", "prj", "cpg")  # of a shapefile
 NO_POLYGONS = ("Point", "LineString")
 
