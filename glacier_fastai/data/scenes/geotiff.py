@@ -43,10 +43,11 @@ class SceneRaster(Scene):
         offset: Given = None,  # what is added then
         own_scaling: bool = True,  # whether the file's own scale, offset and units count
         fill: float | None = None,  # number of pixels without data, beside what the file declares
+        called: str = "",  # how messages call it, default its path
     ):
-        self.path = Path(path)
+        self.path = Path(called or path)
         self.notes, self.fill = [], fill
-        self.raster = open_raster(self.path)
+        self.raster = open_raster(path, called)
         self.rasters = [self.raster]
         try:
             with reading(self.path):
@@ -72,7 +73,7 @@ class SceneRaster(Scene):
                 f"{self.path}: holds {what}; make one file of those wanted (gdal_translate '{first}' band.tif, then "
                 "gdalbuildvrt -separate)"
             )
-        mask = self.path.with_name(f"{self.path.name}.msk")
+        mask = Path(f"{self.raster.name}.msk")
         if mask.is_file():  # GDAL leaves one of another size out without a word
             with open_raster(mask) as raster:
                 if raster.shape != self.raster.shape:

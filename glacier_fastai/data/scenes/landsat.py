@@ -103,10 +103,9 @@ class _Reader:
 
     def value(self, key: str, default: str | None = None, level2: bool = False) -> str:
         """Return what the MTL says; of keys that stand there for both levels, that of one."""
-        found = [(group, items[key]) for group, items in self.groups.items() if key in items]
-        for group, value in found:
-            if len(found) == 1 or group.startswith("LEVEL2") == level2:
-                return value
+        for group, items in self.groups.items():
+            if key in items and group.startswith("LEVEL2") == level2:
+                return items[key]
         if default is None:
             raise DataError(f"{self.where}: lacks {key}; download the product again")
         return default

@@ -54,7 +54,7 @@ class Masked(Scene):
     def __init__(
         self,
         scene: Scene,
-        flags: Sequence[tuple[Path, Flag]],  # with their files
+        flags: Sequence[tuple[Path, str, Flag]],  # with their files, and how messages call these
         keep: Collection[str] = (),  # of `KINDS`: what has data all the same
         buffer: float = 0.0,  # metres by which clouds and shadows are widened
         own: Path | None = None,  # the user's mask: a raster, not 0 where it masks, or polygons
@@ -67,7 +67,7 @@ class Masked(Scene):
         self.rasters, self.also_close = [*scene.rasters], scene.also_close
         self.unpacked_from = scene.unpacked_from
         self.other_files = [*scene.other_files, *([] if own is None else [str(own)])]
-        self._layers: dict[tuple[Path, int], tuple[Any, int, Kinds]] = {}
+        self._layers: dict[tuple[Path, int], tuple[Any, str, Kinds]] = {}
         self._last: tuple[tuple[int, ...], dict[str, np.ndarray]] = ((0, 0, 0, 0), {})
         self._burnt: dict[str, np.ndarray] = {}
         if not 0 <= buffer < np.inf:
@@ -77,8 +77,9 @@ class Masked(Scene):
             raise DataError(f"{scene.path}: its coordinate reference system does not tell how far a metre is")
         self.buffer = buffer / size
         try:
-            for path, flag in flags:
-                self._add(path, flag.band, [(kind, *of) for kind, of in flag.kinds.items() if kind not in self.keep])
+            for path, called, flag in flags:
+                kinds = [(kind, *of) for kind, of in flag.kinds.items() if kind not in self.keep]
+                self._add(path, called, flag.band, kinds)
             for kind, shapes in (polygons or {}).items():
                 if kind not in self.keep and shapes:
                     self._burnt[kind] = self._burn(shapes)
@@ -98,30 +99,30 @@ class Masked(Scene):
         """The scene within."""
         return self.scene
 
-    def _add(self, path: Path, band: int, kinds: Kinds) -> None:
+    def _add(self, path: Path, called: str, band: int, kinds: Kinds) -> None:
         if (path, band) in self._layers:
             self._layers[path, band][2].extend(kinds)
             return
-        raster = open_raster(path)
+        raster = open_raster(path, called)
         self.rasters.append(raster)
         if not 1 <= band <= raster.count:
-            raise DataError(f"{path}: {raster.count} bands, so no band {band} of flags")
+            raise DataError(f"{called}: {raster.count} bands, so no band {band} of flags")
         if kinds and not np.issubdtype(raster.dtypes[band - 1], np.integer):
-            raise DataError(f"{path}: holds {raster.dtypes[band - 1]}, no whole numbers, so no flags; copy it again")
+            raise DataError(f"{called}: holds {raster.dtypes[band - 1]}, no whole numbers, so no flags; copy it again")
         shape = self.height, self.width
         if raster.crs is None:
-            raise DataError(f"{path}: has no coordinate reference system, so it masks nothing; assign one")
+            raise DataError(f"{called}: has no coordinate reference system, so it masks nothing; assign one")
         placed = same_crs(raster.crs, self.crs)
         if placed and (kinds or same_grid(raster.transform, self.transform, shape) and raster.shape == shape):
-            self._layers[path, band] = raster, band, kinds
+            self._layers[path, band] = raster, called, kinds
             return
         coarser = placed and abs((~raster.transform * self.transform).determinant) > 1.0001
         how = Resampling.mode if coarser else Resampling.nearest
-        with reading(path):
+        with reading(called):
             grid = {"crs": self.crs, "transform": self.transform, "height": self.height, "width": self.width}
             warped = WarpedVRT(raster, resampling=how, **grid)
         self.also_close = [*self.also_close, warped.close]
-        self._layers[path, band] = warped, band, kinds
+        self._layers[path, band] = warped, called, kinds
 
     def _burn(self, shapes: Sequence[Any]) -> np.ndarray:
         fits(2 * self.height * self.width, f"{self.path}: its masks", "cut the scene (gdal_translate -srcwin)")
@@ -144,7 +145,7 @@ class Masked(Scene):
                 self.notes.append(f"{path}: no polygon lies on {self.path}, so nothing is masked by it")
             self._burnt[OWN] = mask != 0
             return
-        self._add(path, 1, [])
+        self._add(path, str(path), 1, [])
         raster = self.rasters[-1]
         if raster.count != 1 or raster.dtypes[0].startswith("complex"):
             raise DataError(f"{path}: {raster.count} bands; a mask has one, not 0 where pixels are to be left out")
@@ -163,9 +164,9 @@ class Masked(Scene):
         top, left = max(row - halo, 0), max(col - halo, 0)
         bottom, right = min(row + height + halo, self.height), min(col + width + halo, self.width)
         window, out = Window(left, top, right - left, bottom - top), dict[str, np.ndarray]()
-        for (path, _), (raster, band, kinds) in self._layers.items():
+        for (path, band), (raster, called, kinds) in self._layers.items():
             if kinds:
-                for kind, flag in self._kinds(path, raster, band, kinds, window).items():
+                for kind, flag in self._kinds(called, raster, band, kinds, window).items():
                     out[kind] = out.get(kind, False) | flag
             elif path == self._own:
                 with reading(path):
@@ -186,7 +187,7 @@ class Masked(Scene):
             out[OWN] = self._burnt[OWN][row : row + height, col : col + width]
         return out
 
-    def _kinds(self, path: Path, raster: Any, band: int, kinds: Kinds, window: Window) -> dict[str, np.ndarray]:
+    def _kinds(self, called: str, raster: Any, band: int, kinds: Kinds, window: Window) -> dict[str, np.ndarray]:
         """Return where pixels are of some kinds; on another grid than that of the flags, by majority."""
         here = self.transform * rasterio.Affine.translation(window.col_off, window.row_off)
         there = ~raster.transform * here  # from our pixels to those of the flags
@@ -201,7 +202,7 @@ class Masked(Scene):
         right, bottom = int(min(right, raster.width)), int(min(bottom, raster.height))
         if left >= right or top >= bottom:
             return out
-        with reading(path):
+        with reading(called):
             numbers = raster.read(band, window=Window(left, top, right - left, bottom - top)).astype(np.int64)
         found = {kind: np.zeros(numbers.shape, bool) for kind in out}
         for kind, mask, values in kinds:
@@ -214,7 +215,7 @@ class Masked(Scene):
         for kind, flag in found.items():
             if flag.any():
                 share = np.zeros(size, np.float32)
-                with reading(path):
+                with reading(called):
                     reproject(
                         flag.astype(np.float32),
                         share,

@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -93,7 +93,6 @@ def open_scene(
         if isinstance(bands, Mapping) or not path.is_file() or path.name.lower().endswith(NO_RASTER):
             folder = _listed(path)
             undo.callback(folder.close)
-            undo.enter_context(_by_its_name(folder))
             if isinstance(bands, Mapping):
                 product = _by_hand(folder, bands, how.get("sensor"))
             else:
@@ -109,7 +108,11 @@ def open_scene(
             scene.also_close, scene.unpacked_from = [*scene.also_close, folder.close], folder.archive
             if not folder.archive:
                 scene.other_files = [str(folder.local(name)) for name in product.metadata]
-            flags = [(folder.local(f.file), f) for f in product.flags if not f.of or f.of in scene.bands]
+            flags = [
+                (folder.local(f.file), folder.named(f.file), f)
+                for f in product.flags
+                if not f.of or f.of in scene.bands
+            ]
             polygons = {**product.polygons}
         else:
             parts = [SceneRaster(path, bands, how.get("sensor"), scale=how.get("scale"), offset=how.get("offset"))]
@@ -141,17 +144,6 @@ def scene_name(
         if end := next((end for end in ends if name.lower().endswith(end.lower())), ""):
             name = name[: -len(end)]
     return name
-
-
-@contextmanager
-def _by_its_name(folder: Folder) -> Iterator[None]:
-    """Say where in its archive a file is, not where it was unpacked."""
-    try:
-        yield
-    except DataError as err:
-        if not folder.archive or (unpacked := str(folder.root)) not in str(err):
-            raise
-        raise DataError(str(err).replace(unpacked, folder.archive)) from err
 
 
 def _listed(path: Path) -> Folder:
@@ -235,11 +227,10 @@ def _open_parts(folder: Folder, product: Product, wanted: Collection[str] | None
             scale = {b: v for b, (v, _) in said.items() if v is not None} or _of_band(how.get("scale"), bands, names)
             offset = {b: v for b, (_, v) in said.items() if v is not None} or _of_band(how.get("offset"), bands, names)
             own = not any(scaling != (None, None) for scaling in said.values())
-            scene = SceneRaster(folder.local(file), names, scale=scale, offset=offset, own_scaling=own, fill=fill)
+            read = {"scale": scale, "offset": offset, "own_scaling": own, "fill": fill, "called": folder.named(file)}
+            scene = SceneRaster(folder.local(file), names, **read)
             undo.callback(scene.close)
             _check(product, scene, parts[0].shape)
-            if folder.archive:
-                scene.path = Path(folder.archive) / file
             opened.append(BrightnessTemperature(scene, *planck) if planck else scene)
         undo.pop_all()
     return opened

@@ -108,8 +108,9 @@ class Folder:
         return self.root / name
 
     def named(self, name: str) -> str:
-        """Return how a file is called in messages."""
-        return f"{self.archive or self.root}/{name}"
+        """Return how messages call a file: folders between, of long names, are left out."""
+        folders, _, file = name.rpartition("/")
+        return f"{self.archive or self.root}/{'.../' if folders else ''}{file}"
 
     def read_text(self, name: str) -> str:
         """Return the text of a small file, such as metadata."""

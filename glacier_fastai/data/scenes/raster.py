@@ -154,13 +154,14 @@ def _why(err: Exception) -> str:
 
 def open_raster(
     path: str | os.PathLike,  # of one of `DRIVERS`; it may have no georeference
+    called: str = "",  # how messages call it, default its path
 ) -> rasterio.DatasetReader:
     """Open a raster for reading; raises `DataError`. What is read from it later belongs into `reading`.
 
     A VRT may name files beside it or below it, by relative names, as GDAL writes them, and nothing else.
     """
     full = local_file(path)
-    return _open(full, str(path), os.path.realpath(full.parent), ())
+    return _open(full, called or str(path), os.path.realpath(full.parent), ())
 
 
 def _open(path: Path, name: str, home: str, above: tuple[str, ...]) -> rasterio.DatasetReader:

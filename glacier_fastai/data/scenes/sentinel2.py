@@ -83,8 +83,8 @@ class _Reader:
             file = sizes.get(size) or sizes[said].replace(f"R{said}m/", f"R{size}m/").replace(
                 f"_{said}m.", f"_{size}m."
             )
-            if size > said or ours in bands:
-                self.notes.append(f"{self.where}: {ours} is read from {file}, for none is there of {said} m")
+            if size > min(said, self.finest(key)) or ours in bands:
+                self.notes.append(f"{self.where}: {ours} is read from {file}, as no finer image is there")
             scale, offset = scaling[key]
             bands[ours] = Part(file, 1, scale, offset, 0, shape=shapes.get(size or self.finest(key)))
         if not bands:
