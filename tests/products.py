@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 import rasterio
 from rasterio.transform import from_origin
-from scenes import CRS, made_up, write_raster
+from scenes import CRS, made_up
 
 LIGHT = ("blue", "green", "red", "nir", "swir1", "swir2")
 SIZE = 96  # pixels of the finest band
@@ -69,20 +69,16 @@ def quality(clear, codes, size=SIZE, fill=1):
     return out
 
 
-def write(path, array, side, dtype=None, crs=CRS, nodata=None, tags=None):
+def write(path, array, side, crs=CRS, nodata=None, tags=None):
     """Write one band, or several, of pixels of a size."""
     path.parent.mkdir(parents=True, exist_ok=True)
     array = np.atleast_3d(array.T).T if array.ndim == 2 else array
-    place = from_origin(*UL, side, side)
-    if path.suffix != ".jp2":
-        write_raster(path, array.astype(dtype or array.dtype), nodata=nodata, crs=crs, transform=place)
-        if tags:
-            with rasterio.open(path, "r+") as file:
-                file.update_tags(**tags)
-        return path
-    profile = {"driver": "JP2OpenJPEG", "count": len(array), "height": array.shape[1], "width": array.shape[2]}
-    profile |= {"dtype": array.dtype, "crs": crs, "transform": place, "QUALITY": "100", "REVERSIBLE": "YES"}
+    profile = {"driver": "GTiff", "count": len(array), "height": array.shape[1], "width": array.shape[2]}
+    profile |= {"dtype": array.dtype, "crs": crs, "transform": from_origin(*UL, side, side), "nodata": nodata}
+    if path.suffix == ".jp2":
+        profile |= {"driver": "JP2OpenJPEG", "QUALITY": "100", "REVERSIBLE": "YES", "BLOCKXSIZE": 64, "BLOCKYSIZE": 64}
     with rasterio.open(path, "w", **profile) as file:
+        file.update_tags(**(tags or {}))
         file.write(array)
     return path
 

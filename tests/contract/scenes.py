@@ -82,9 +82,10 @@ class ProductContract:
             if "red" not in scene.bands:
                 raise DataError(f"{made.path}: no band red")
 
-    def test_a_file_cut_short(self, made):
+    @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+    def test_a_file_cut_short(self, made, share):
         file = made.files["red"]
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share) - 20 * (share == 1)])
         with pytest.raises(DataError, match=file.name), open_scene(made.path, ["red"]) as scene:
             scene.read_window([0], 0, 0, scene.height, scene.width)
 

@@ -48,7 +48,11 @@ PIXEL_QA = {
 DROPPED = 1 << 9  # of QA_RADSAT of TM and ETM+: no detector saw it
 SURFACE = {"sr": (1e-4, 0.0), "bt": (0.1, 0.0)}  # scale and offset of Collection 1, Level 2
 
-QUALITY = ("QUALITY_L1_PIXEL", "BAND_QUALITY", "QUALITY_L1_RADIOMETRIC_SATURATION")  # as FILE_NAME_... names them
+QUALITY = {  # what names a file of flags, and how it ends
+    "FILE_NAME_QUALITY_L1_PIXEL": "_QA_PIXEL.TIF",
+    "FILE_NAME_BAND_QUALITY": "_BQA.TIF",
+    "FILE_NAME_QUALITY_L1_RADIOMETRIC_SATURATION": "_QA_RADSAT.TIF",
+}
 OLI = ("landsat8", "landsat9")
 
 Tree = dict[str, dict[str, str]]  # group -> key -> value
@@ -76,11 +80,12 @@ class _Reader:
         self.groups = _groups(folder.read_text(metadata), metadata, self.where)
         self.first = "PRODUCT_METADATA" in self.groups  # Collection 1
         self.about = self.groups.get("PRODUCT_METADATA" if self.first else "PRODUCT_CONTENTS", {})
-        self.level2 = self.about.get("PROCESSING_LEVEL", "").startswith("L2")
+        name = self.value("LANDSAT_PRODUCT_ID", "") or stem
+        self.level2 = "_L2" in name or self.about.get("PROCESSING_LEVEL", "").startswith("L2")
 
     def product(self) -> Product:
         """Return the product."""
-        craft, instrument = self.value("SPACECRAFT_ID"), self.value("SENSOR_ID")
+        craft, instrument = self.value("SPACECRAFT_ID"), self.value("SENSOR_ID", "")
         if instrument.startswith("MSS") or not re.fullmatch(r"(?i)landsat_?[45789]", craft):
             raise DataError(
                 f"{self.where}: {craft} {instrument} is not read; TM, ETM+, OLI and TIRS of Landsat 4 to 9 are"
@@ -89,13 +94,15 @@ class _Reader:
         bands, flags, notes = self.surface(sensor) if self.has_surface() else self.delivered(sensor)
         if not bands:
             raise DataError(f"{self.where}: names no band that is used here; download the product again")
-        day, time = self.value("DATE_ACQUIRED"), self.value("SCENE_CENTER_TIME")
+        date = f"{self.value('DATE_ACQUIRED')}T{self.value('SCENE_CENTER_TIME')[:8]}Z"
+        if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", date):
+            raise DataError(f"{self.where}: was taken at {date!r}, which is no time; download the product again")
         zone = self.value("UTM_ZONE", "")
         return Product(
             bands,
             flags,
             sensor,
-            f"{day}T{time.partition('.')[0].rstrip('Z')}Z",
+            date,
             notes,
             (self.metadata,),
             abs(int(self.number("UTM_ZONE"))) if zone else None,
@@ -118,11 +125,11 @@ class _Reader:
                 raise ValueError(text)
             return value
 
-    def shape(self, key: str, thermal: bool) -> tuple[int, int]:
-        """Return the rows and columns of a band."""
+    def shape(self, key: str, thermal: bool) -> tuple[int, int] | None:
+        """Return the rows and columns of a band, if they are told."""
         kind = "PANCHROMATIC" if key == "8" else "THERMAL" if thermal else "REFLECTIVE"
-        if self.value(f"{kind}_LINES", "") == "":
-            kind = "REFLECTIVE"
+        if not self.value(f"{kind}_LINES", ""):
+            return None
         return int(self.number(f"{kind}_LINES")), int(self.number(f"{kind}_SAMPLES"))
 
     def delivered(self, sensor: str) -> tuple[dict[str, Part], tuple[Flag, ...], tuple[str, ...]]:
@@ -143,8 +150,8 @@ class _Reader:
         if sensor in OLI:
             saturation.pop("thermal", None)  # TIRS is not in it
         flags: list[Flag] = []
-        files = {key: join(at, self.about.get(f"FILE_NAME_{key}", "-")) for key in QUALITY}
-        pixel, bqa, radsat = (name if (name := files[key]) in self.folder.names else "" for key in QUALITY)
+        named = (join(at, self.about.get(key, f"{basename(self.stem)}{end}")) for key, end in QUALITY.items())
+        pixel, bqa, radsat = (name if name in self.folder.names else "" for name in named)
         if pixel:
             flags.append(Flag(pixel, QA_PIXEL))
         if bqa:

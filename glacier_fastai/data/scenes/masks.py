@@ -203,7 +203,8 @@ class Masked(Scene):
         if left >= right or top >= bottom:
             return out
         with reading(called):
-            numbers = raster.read(band, window=Window(left, top, right - left, bottom - top)).astype(np.int64)
+            numbers = raster.read(band, window=Window(left, top, right - left, bottom - top))
+        numbers = numbers.astype(np.result_type(numbers.dtype, np.uint16), copy=False)
         found = {kind: np.zeros(numbers.shape, bool) for kind in out}
         for kind, mask, values in kinds:
             bits = numbers & mask

@@ -61,6 +61,7 @@ DRIVERS = {  # GDAL's names of what is read, and how such files begin
 READ = "GeoTIFF, JPEG 2000, PNG, JPEG, ERDAS Imagine, netCDF-3, ENVI and VRT are read; make a GeoTIFF (gdal_translate)"
 
 OFFLINE = {  # GDAL's options while it opens and reads, should anything get past what is looked at here
+    "GDAL_NUM_THREADS": "1",  # in threads of its own it passes over damaged blocks of JPEG 2000
     "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
     "GDAL_HTTP_PROXY": "http://127.0.0.1:1",
     "GDAL_HTTPS_PROXY": "http://127.0.0.1:1",

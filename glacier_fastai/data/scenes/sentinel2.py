@@ -105,12 +105,9 @@ class _Reader:
         """Return the resolution that a band was taken at, metres."""
         return 10 if key in ("B02", "B03", "B04", "B08") else 60 if key in ("B01", "B09", "B10") else 20
 
-    def text(self, *tags: str) -> str:
-        """Return what the metadata say first of these."""
-        for tag in tags:
-            for element in self.root.iter(tag):
-                return (element.text or "").strip()
-        return ""
+    def text(self, tag: str) -> str:
+        """Return what the metadata say, "" if nothing."""
+        return next(((element.text or "").strip() for element in self.root.iter(tag)), "")
 
     def number(self, text: str, what: str) -> float:
         """Return a finite number."""
@@ -121,10 +118,10 @@ class _Reader:
 
     def scaling(self) -> dict[str, tuple[float, float]]:
         """Return scale and offset of each band."""
-        names = ("QUANTIFICATION_VALUE",) if self.level == "1C" else ("BOA_QUANTIFICATION_VALUE",)
-        per_one = self.number(self.text(*names, f"L2A_{names[0]}"), names[0])
+        tag = "QUANTIFICATION_VALUE" if self.level == "1C" else "BOA_QUANTIFICATION_VALUE"
+        per_one = self.number(self.text(tag) or self.text(f"L2A_{tag}"), tag)
         if per_one <= 0:
-            raise DataError(f"{self.where}: {names[0]} is {per_one:g}; download the product again")
+            raise DataError(f"{self.where}: {tag} is {per_one:g}; download the product again")
         offsets = dict.fromkeys(IDS, 0.0)
         elements = [*self.root.iter("RADIO_ADD_OFFSET" if self.level == "1C" else "BOA_ADD_OFFSET")]
         for element in elements:
@@ -139,7 +136,7 @@ class _Reader:
 
     def date(self) -> str:
         """Return when it was taken."""
-        text = self.text("PRODUCT_START_TIME", "DATATAKE_SENSING_START")
+        text = self.text("PRODUCT_START_TIME") or self.text("DATATAKE_SENSING_START")
         if not re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", text):
             raise DataError(f"{self.where}: PRODUCT_START_TIME is {text!r}, no time; download the product again")
         return f"{text[:19]}Z"
