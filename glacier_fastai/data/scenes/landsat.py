@@ -154,7 +154,7 @@ class _Reader:
         pixel, bqa, radsat = (name if name in self.folder.names else "" for name in named)
         if pixel:
             flags.append(Flag(pixel, QA_PIXEL))
-        if bqa and ("COLLECTION_NUMBER" in str(self.groups) or "_01_" in self.stem):  # before, bits meant other things
+        if bqa and (self.value("COLLECTION_NUMBER", "") or "_01_" in self.stem):  # before, its bits meant other things
             flags.append(Flag(bqa, {k: v for k, v in BQA.items() if k != "cirrus" or sensor in OLI}))
         if radsat and sensor not in OLI:
             flags.append(Flag(radsat, {"saturated": (DROPPED, (DROPPED,))}))
