@@ -614,6 +614,13 @@ def predict(
     batch_size: Annotated[
         int, typer.Option(min=0, max=65536, help="Windows at once; 0 finds out on a GPU, and is 1 on a CPU.")
     ] = 0,
+    composite: Annotated[
+        str, typer.Option(help="Make one map of this name of all scenes: dates of one place, or neighbours.")
+    ] = "",
+    composite_by: Annotated[
+        Literal["mean", "least-snow"],
+        typer.Option(help="A pixel is the mean of all dates that see it, or as the least snowy of them says."),
+    ] = "mean",
     part: Annotated[str, typer.Option(help="i/n: do only every n-th scene, from the i-th on, here.")] = "",
     on_error: Annotated[
         Literal["continue", "stop"], typer.Option(help="After a scene that fails among several.")
@@ -635,22 +642,22 @@ def predict(
 
     one_arena()  # before torch is imported
     from .model.ensemble import Ensemble
-    from .predict.scene import Wanted
-    from .predict.scenes import predict_scenes, raise_failed, split_models, summary
+    from .predict.composite import predict_composite
+    from .predict.scenes import find_scenes, predict_scenes, raise_failed, split_models, summary
+    from .predict.whole import Wanted
 
     models, scenes = split_models(paths)
-    table = predict_scenes(
-        Ensemble.load(models, overrides),
-        scenes,
-        out,
-        Wanted(probabilities, confidence, outlines, geoparquet, simplify, stats, window),
-        part=part,
-        on_error=on_error,
-        **_how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask),
-        force=force,
-        batch_size=batch_size or None,
-        overwrite=overwrite,
-    )
+    ensemble = Ensemble.load(models, overrides)
+    wanted = Wanted(probabilities, confidence, outlines, geoparquet, simplify, stats, window)
+    how = _how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask)
+    use: Any = {"force": force, "batch_size": batch_size or None, "overwrite": overwrite, **how}
+    if composite:
+        if part or launched()[1] > 1:
+            raise DataError("a composite is made by one process: leave out --part, and do not launch several")
+        made = predict_composite(ensemble, find_scenes(scenes), out, composite, wanted, by=composite_by, **use)
+        print(json.dumps(made, indent=1) if as_json else "\n".join(made["files"].values()))
+        return
+    table = predict_scenes(ensemble, scenes, out, wanted, part=part, on_error=on_error, **use)
     if as_json:
         print(table.to_json(orient="records", indent=1))
     elif len(table):

@@ -356,7 +356,7 @@ def on_one_grid(
         transform = transform * rasterio.Affine.scale(factor)
         height, width = (max(1, int(np.ceil(n / factor - 0.01))) for n in (height, width))
     whole = [_brought(path, scene, transform, height, width) for scene in whole]
-    return whole[0] if len(whole) == 1 else Stack(path, whole)
+    return whole[0] if len(whole) == 1 and whole[0].path == path else Stack(path, whole)
 
 
 def _brought(path: Path, scene: Scene, transform: Any, height: int, width: int) -> Scene:
