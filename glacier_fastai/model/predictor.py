@@ -118,7 +118,9 @@ class Predictor:
             valid = torch.from_numpy(np.isfinite(window).all(0)).to(probs.device)
             if not (torch.isfinite(probs).all(0) | ~valid).all():
                 names = ", ".join(str(m.path or "the model") for m in self.ensemble.members)
-                raise PredictionError(f"{names}: gives what is no probability; its weights are damaged")
+                raise PredictionError(
+                    f"{names}: gives what is no probability; its weights are damaged, or values absurd"
+                )
         return [t / whole for t in totals]
 
     def _sum(self, windows: Sequence[np.ndarray], group: Sequence[int], models: Sequence[Callable]) -> Tensor:

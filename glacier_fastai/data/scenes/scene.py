@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import rasterio
@@ -20,7 +20,7 @@ from ..profile import QUANTILES, Profile
 from .raster import block_rows, pixel_size, reading, same_crs, same_grid
 from .units import ZERO_CELSIUS, Scaling, unit_of
 
-__all__ = ["Declared", "Resampled", "Sample", "Scene", "Stack", "on_one_grid"]
+__all__ = ["Declared", "Place", "Resampled", "Sample", "Scene", "Stack", "on_one_grid"]
 
 SAMPLE = 8, 32  # windows along each side of a scene, and their side, pixels
 LARGE_BLOCK = 512  # side, pixels, from which on fewer windows are looked at: each costs a whole block
@@ -43,6 +43,30 @@ class Declared(NamedTuple):
     offset: float = 0.0
     unit: str | None = None  # as written
     zero_is_fill: bool = False  # whether 0 in all bands is no data
+
+
+class Place(Protocol):
+    """Where a scene lies, whatever else is known of it."""
+
+    @property
+    def path(self) -> Path:
+        """What the user named."""
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+
+    @property
+    def crs(self) -> Any:
+        """Its coordinate reference system."""
+
+    @property
+    def transform(self) -> Any:
+        """Its affine geotransform."""
 
 
 class Scene:
