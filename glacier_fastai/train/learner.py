@@ -30,7 +30,7 @@ from .callbacks import CombinedLossCallback, CompositionCallback, ConfusionMatri
 from .distributed import GlacierTrainer
 from .losses import IceAsGlacier, LabelledPixels, adapted
 from .metrics import glacier_metrics
-from .steps import GradientReset
+from .steps import AuxiliaryLoss, GradientReset
 
 __all__ = ["GlacierLearner", "glacier_learner"]
 
@@ -243,6 +243,7 @@ def glacier_learner(
     if metrics is None:
         train = glacier_metrics(phase="train")
         metrics = [*glacier_metrics(), *train[:2]] if validates else train
+    extra = [AuxiliaryLoss()] if getattr(model, "auxiliary_weight", 0) else []
     learn = GlacierLearner(
         dls,
         model,
@@ -252,7 +253,14 @@ def glacier_learner(
         wd=wd,
         splitter=split,
         metrics=metrics,
-        cbs=[ConfusionMatrixCallback(), CombinedLossCallback(), CompositionCallback(), GradientReset(), *L(cbs)],
+        cbs=[
+            ConfusionMatrixCallback(),
+            CombinedLossCallback(),
+            CompositionCallback(),
+            GradientReset(),
+            *extra,
+            *L(cbs),
+        ],
         path=path or Path(),
     )
     learn.tells_debris = dls.tells_debris()
