@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -70,6 +71,9 @@ class Terrain:
             with reading(self.path):
                 self._check()
             self.transform, self.crs = self.raster.transform, self.raster.crs
+            degrees = self.raster.width * self.transform.a if self.crs.is_geographic else 0.0
+            self.around = abs(degrees - 360) < abs(self.transform.a) / 2
+            """Whether its last column touches its first."""
             scale, offset = self.raster.scales[self._band - 1], self.raster.offsets[self._band - 1]
             metres = self._unit()
             self._metres = np.float64(scale) * metres, np.float64(offset) * metres
@@ -127,16 +131,14 @@ class Terrain:
             )
         if tag or up:
             return tag or float(up.unit_conversion_factor)  # type: ignore[union-attr]
-        feet = crs.is_projected and abs(crs.axis_info[0].unit_conversion_factor - 1) > 0.01
-        if said.lower() not in NONE or feet:
-            odd = (
-                f"in {said!r}, which is not known"
-                if said
-                else f"in no unit, but its CRS in {crs.axis_info[0].unit_name}"
-            )
-            self.notes.append(
-                f"{self.path}: its heights are {odd}: taken as metres; say their unit (gdal_edit.py -units ft)"
-            )
+        across = crs.axis_info[0] if crs.is_projected and crs.axis_info else None
+        if said.lower() not in NONE:
+            odd = f"its heights are in {said!r}, which is not known"
+        elif across and abs(across.unit_conversion_factor - 1) > 0.01:
+            odd = f"nothing says the unit of its heights, and its CRS is in {across.unit_name}"
+        else:
+            return 1.0
+        self.notes.append(f"{self.path}: {odd}: taken as metres; say their unit (gdal_edit.py -units ft)")
         return 1.0
 
     def _look(self) -> None:
@@ -195,6 +197,10 @@ class Terrain:
         notes: list[str] | None = None,  # what is odd is said, and added to them
     ) -> np.ndarray:
         """Return heights in metres, float32 `(height, width)`, NaN in voids and outside."""
+        if self.around and not 0 <= col <= col + width <= self.raster.width:
+            turns = [k for k in range(col + 1, col + width) if k % self.raster.width == 0]
+            parts = pairwise([col, *turns, col + width])
+            return np.hstack([self.heights(row, a % self.raster.width, height, b - a, notes) for a, b in parts])
         out = np.full((height, width), np.nan, np.float32)
         top, left = max(row, 0), max(col, 0)
         bottom, right = min(row + height, self.raster.height), min(col + width, self.raster.width)
@@ -258,9 +264,11 @@ class SceneTerrain:
         except ProjError as err:
             raise DataError(f"{terrain.path}: cannot be brought to the CRS of {name}; give one that can") from err
         self._middle = _at(self.transform, shape[1] / 2, shape[0] / 2)
-        self._check_cover(name)
+        turns = self._check_cover(name)
         own, self._same = terrain.transform, same_crs(crs, terrain.crs)
-        self._native = self._same and own.b == own.d == 0 and own.a > 0 > own.e
+        self._native = self._same and own.b == own.d == 0 and own.a > 0 > own.e and len(turns) == 1
+        if self._native:
+            own = Affine.translation(-turns[0], 0) * own
         self._grid = own if self._native else self._own_grid(name)
         a, b, _, d, e, _ = (~self._grid * self.transform)[:6]
         # of a pixel of the scene along its row and column, each looked at between pixels of the DEM
@@ -272,34 +280,31 @@ class SceneTerrain:
                 "turned views and augmentation turn it as if they did; warp it (gdalwarp) for a model with aspect"
             )
 
-    def _check_cover(self, name: str | os.PathLike) -> None:
-        """Refuse a DEM that shows other ground, and say if it shows a part only."""
-        dem, (height, width) = self.terrain.raster, self.shape
-        x, y = _places(self.transform, self.shape)
-        inside = np.zeros(x.shape, bool)
-        for col, row in self._in_dem(x, y):
-            inside |= (col >= 0) & (col <= dem.width) & (row >= 0) & (row <= dem.height)
-        if inside.all():
-            return
-        if not inside.any():  # or it is smaller than what lies between
+    def _check_cover(self, name: str | os.PathLike) -> list[float]:
+        """Refuse a DEM that shows other ground, say if it shows a part only, and return the turns at which it does."""
+        dem, found = self.terrain.raster, {}
+        for turn, col, row in self._in_dem(*_places(self.transform, self.shape)):
+            found[turn] = _inside(col % dem.width if self.terrain.around else col, row, dem.shape)
+        share = np.any([*found.values()], axis=0).mean()
+        if not share:  # or it is smaller than what lies between
             places = self._to_dem.transform(*_places(dem.transform, dem.shape), direction="INVERSE")
-            col, row = _at(~self.transform, *places)
-            if not ((col >= 0) & (col <= width) & (row >= 0) & (row <= height)).any():
+            if not _inside(*_at(~self.transform, *places), self.shape).any():
                 raise DataError(f"{self.terrain.path}: does not cover {name}: it shows other ground; give another one")
-        self.notes.append(
-            f"{self.terrain.path}: covers about {inside.mean().clip(0.01, 0.99):.0%} of {name}; the rest has no heights"
-        )
+        if share < 1:
+            share = np.clip(share, 0.01, 0.99)
+            self.notes.append(f"{self.terrain.path}: covers about {share:.0%} of {name}; the rest has no heights")
+        return [turn for turn, inside in found.items() if inside.any()] or [0.0]
 
-    def _in_dem(self, x: np.ndarray, y: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield columns and rows of the DEM at places in the scene's CRS, for each turn around the Earth."""
+    def _in_dem(self, x: np.ndarray, y: np.ndarray) -> Iterator[tuple[float, np.ndarray, np.ndarray]]:
+        """Yield columns and rows of the DEM at places in the scene's CRS, for each turn around the Earth, degrees."""
         lon, lat = self._to_dem.transform(x, y)
-        turns = (0.0, 360.0, -360.0) if self.terrain.crs.is_geographic else (0.0,)
-        if len(turns) > 1:  # no jump within a scene
+        turns = (0.0, 360.0, -360.0) if self.terrain.crs.is_geographic and not self.terrain.around else (0.0,)
+        if self.terrain.crs.is_geographic:  # no jump within a scene
             middle, _ = self._to_dem.transform(*self._middle)
             with np.errstate(invalid="ignore"):
                 lon = middle + (lon - middle + 180) % 360 - 180
         for turn in turns:
-            yield _at(~self.terrain.transform, lon + turn, lat)
+            yield turn, *_at(~self.terrain.transform, lon + turn, lat)
 
     def _own_grid(self, name: str | os.PathLike) -> Affine:
         """Return a grid in the scene's CRS, north up, with pixels as large as those of the DEM are at its middle."""
@@ -393,12 +398,15 @@ class SceneTerrain:
         out = np.full((height, width), np.nan)
         dem = self.terrain.raster
         most = 90 / abs(dem.transform.a) if dem.crs.is_geographic and dem.transform.a else np.inf
-        for at in self._in_dem(x, y):
+        for _, *at in self._in_dem(x, y):
             col, row = (_between(v, top - first_row, left - first_col, height, width, most) - 0.5 for v in at)
-            near = (col > -1) & (col < dem.width) & (row > -1) & (row < dem.height)
+            near = np.isfinite(col) & (row > -1) & (row < dem.height)
+            near &= self.terrain.around | (col > -1) & (col < dem.width)
             if not near.any():
                 continue
-            (west, east), (north, south) = ((int(v[near].min()) - 3, int(v[near].max()) + 4) for v in (col, row))
+            (west, east), (north, south) = (
+                (int(np.floor(v[near].min())) - 2, int(np.floor(v[near].max())) + 4) for v in (col, row)
+            )
             size = south - north, east - west
             fits(40.0 * size[0] * size[1], f"{self.terrain.path}: {size[0]:,} x {size[1]:,} px", "warp it (gdalwarp)")
             heights = self.terrain.heights(north, west, *size, self.notes)
@@ -432,6 +440,10 @@ def _at(transform: Affine, x: Any, y: Any) -> tuple[Any, Any]:
 
 
 def _places(transform: Affine, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return coordinates of places spread over a grid, its edges included."""
-    cols, rows = np.meshgrid(*(np.linspace(0, n, ROUND) for n in (shape[1], shape[0])))
+    """Return coordinates of pixels spread over a grid, those at its edges included."""
+    cols, rows = np.meshgrid(*(np.linspace(0.5, n - 0.5, ROUND) for n in (shape[1], shape[0])))
     return _at(transform, cols.ravel(), rows.ravel())
+
+
+def _inside(col: np.ndarray, row: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    return (col >= 0) & (col <= shape[1]) & (row >= 0) & (row <= shape[0])
