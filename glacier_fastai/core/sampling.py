@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-__all__ = ["sample"]
+from .jit import jit
 
-PAD = 3  # of what is looked at beyond the edge
+__all__ = ["sample"]
 
 
 def sample(
@@ -23,40 +25,40 @@ def sample(
     >>> sample(np.array([[[0.0, 2.0, np.nan]]]), np.array([[0.5, 1.2, 1.8]]), np.zeros((1, 3)))
     array([[[ 1.,  2., nan]]])
     """
-    height, width = values.shape[1:]
-    flat = np.pad(values, ((0, 0), (PAD, PAD), (PAD, PAD)), constant_values=np.nan).reshape(len(values), -1)
-    (left, right), (top, down) = (_split(at, length) for at, length in ((col, width), (row, height)))
-    first = (top + PAD) * (width + 2 * PAD) + left + PAD
-    total, weight = np.zeros((2, len(values), *col.shape))
-    for i, across in ((0, 1 - down), (1, down)):
-        for j, along in ((0, 1 - right), (1, right)):
-            found, share = flat[:, first + i * (width + 2 * PAD) + j], across * along
-            known = np.isfinite(found)
-            total += np.where(known, found * share, 0)
-            weight += known * share
-    with np.errstate(invalid="ignore"):
-        out = np.where(weight > 0.5 - 1e-6, total / weight, np.nan)
-    if cubic:
-        total[:] = 0
-        for i, across in zip(range(-1, 3), _keys(down), strict=True):
-            for j, along in zip(range(-1, 3), _keys(right), strict=True):
-                total += flat[:, first + i * (width + 2 * PAD) + j] * (across * along)
-        out = np.where(np.isnan(total), out, total)
+    out = np.full((len(values), *col.shape), np.nan)
+    jit(_sample)(values.astype(np.float64), col.astype(np.float64), row.astype(np.float64), cubic, out)
     return out
 
 
-def _split(at: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the whole part of positions along an axis, beyond its ends at most two, and what is left."""
-    at = np.where(np.isfinite(at), at, -2.0).clip(-2, length)
-    whole = np.floor(at)
-    return whole.astype(np.int64), at - whole
-
-
-def _keys(t: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return the weights of 4 pixels in a row, of which the second lies `t` before."""
-    return (
-        ((2 - t) * t - 1) * t / 2,
-        ((3 * t - 5) * t * t + 2) / 2,
-        ((4 - 3 * t) * t + 1) * t / 2,
-        (t - 1) * t * t / 2,
-    )
+def _sample(values, col, row, cubic, out):
+    bands, height, width = values.shape
+    along, across = np.empty(4), np.empty(4)
+    for r in range(col.shape[0]):
+        for c in range(col.shape[1]):
+            x, y = col[r, c], row[r, c]
+            if not (-1 < x < width and -1 < y < height):  # nor what is no number
+                continue
+            left, top = int(math.floor(x)), int(math.floor(y))
+            inside = cubic and 1 <= left < width - 2 and 1 <= top < height - 2
+            for weights, t in ((along, x - left), (across, y - top)):
+                weights[0] = ((2 - t) * t - 1) * t / 2
+                weights[1] = ((3 * t - 5) * t * t + 2) / 2
+                weights[2] = ((4 - 3 * t) * t + 1) * t / 2
+                weights[3] = (t - 1) * t * t / 2
+            for band in range(bands):
+                total = np.nan
+                if inside:
+                    total = 0.0
+                    for i in range(4):
+                        for j in range(4):
+                            total += across[i] * along[j] * values[band, top + i - 1, left + j - 1]
+                if np.isnan(total):
+                    total, weight = 0.0, 0.0
+                    for i in range(max(top, 0), min(top + 2, height)):
+                        for j in range(max(left, 0), min(left + 2, width)):
+                            if not np.isnan(values[band, i, j]):
+                                share = (1 - abs(y - i)) * (1 - abs(x - j))
+                                total += share * values[band, i, j]
+                                weight += share
+                    total = total / weight if weight > 0.5 - 1e-6 else np.nan
+                out[band, r, c] = total

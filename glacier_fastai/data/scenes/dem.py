@@ -383,11 +383,13 @@ class SceneTerrain:
         out = sample(np.stack([found[name] for name in names]), c - left, r - top)
         if across * down == 1:
             return out
-        parts = out.reshape(len(names), height, down, width, across)
-        known = np.isfinite(parts)
-        count = known.sum((2, 4))
-        means = np.where(known, parts, 0).sum((2, 4)) / np.maximum(count, 1)
-        return np.where(2 * count >= across * down, means, np.nan)
+        total, count = np.zeros((2, len(names), height, width))
+        for i, j in np.ndindex(down, across):
+            part = out[:, i::down, j::across]
+            known = ~np.isnan(part)
+            np.add(total, part, out=total, where=known)
+            count += known
+        return np.where(2 * count >= across * down, total / np.maximum(count, 1), np.nan)
 
     def _heights(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         """Return heights on `_grid`: the DEM's own, or cubic ones between them."""
