@@ -87,7 +87,14 @@ FEET = "EPSG:2263"  # New York, US survey feet
 
 @pytest.mark.parametrize(
     ("dem_crs", "dem_transform"),
-    [(UTM, None), (DEGREES, ARCSECOND), ("EPSG:32631", None), ("EPSG:3035", None)],
+    [
+        (UTM, None),
+        (UTM, Affine(30, 0, 498_500, 0, 30, 5_190_000)),
+        (UTM, Affine(28, 9, 494_000, 9, -28, 5_204_500)),
+        (DEGREES, ARCSECOND),
+        ("EPSG:32631", None),
+        ("EPSG:3035", None),
+    ],
 )
 @pytest.mark.parametrize(
     ("crs", "transform"),
@@ -350,6 +357,13 @@ def test_a_file_without_a_grid_or_that_is_none_is_refused(tmp_path):
         Terrain(path)
     with pytest.raises(DataError, match="none.tif: no such file"):
         Terrain(tmp_path / "none.tif")
+
+
+def test_a_file_cut_short_is_refused(tmp_path):
+    path = write_dem(tmp_path / "dem.tif")
+    path.write_bytes(path.read_bytes()[:60_000])
+    with pytest.raises(DataError, match=r"dem.tif: not a raster, cut short or damaged"):
+        read(path)
 
 
 def test_a_few_heights_that_cannot_be_are_voids_and_said_once(tmp_path):
