@@ -19,7 +19,7 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 from torch import nn
 
-from ..bands import CLASSES, ICE_OF_ANY_KIND, IGNORE
+from ..bands import CLASSES, ICE_OF_ANY_KIND, IGNORE, aspect_index
 from ..core.calibration import all_glacier
 from ..core.dihedral import VIEWS, one_pass
 from ..core.losses import CombinedLoss, knows_ice
@@ -43,7 +43,8 @@ class _ViewsCallback(Callback):
     order = CastToTensor.order
 
     def after_pred(self):
-        views = (one_pass(lambda x: self.model(x).float().softmax(1), self.x, k, 1.0) for k in VIEWS)
+        aspect = aspect_index(getattr(self.dls, "bands", ()))
+        views = (one_pass(lambda x: self.model(x).float().softmax(1), self.x, k, 1.0, aspect) for k in VIEWS)
         self.learn.pred = sum(views) / len(VIEWS)
 
 
