@@ -114,6 +114,12 @@ Mask = Annotated[
     Path | None,
     typer.Option("--mask", help="What is left out beside: polygons, or a raster that is not 0 there."),
 ]
+Dem = Annotated[
+    Path | None,
+    typer.Option(
+        "--dem", help="Elevation model of any grid: bands elevation, slope, aspect_sin, aspect_cos, curvature."
+    ),
+]
 MinIce = Annotated[
     float, typer.Option("--min-ice", min=0, max=1, help="Keep tiles of which this share of labelled pixels is ice.")
 ]
@@ -159,6 +165,7 @@ def _run() -> None:
         if debug:
             raise
         line = str(err).rpartition("\n\t")[2]  # fastai puts the name of the callback in front
+        line = line.replace("elevation model gives it (dem)", "elevation model gives it (--dem)")
         if isinstance(err, RunStopped):
             line += f", with {_again()}" if "WORLD_SIZE" not in os.environ else ", with the same launch and --resume"
         if not (mine and isinstance(err, RunStopped)):  # all processes stop alike
@@ -257,6 +264,7 @@ def prepare_scene(
     keep: Keep = "",
     mask_buffer: MaskBuffer = 0.0,
     mask: Mask = None,
+    dem: Dem = None,
     tile_size: Annotated[int, typer.Option(min=32, max=65536, help="Side of a tile, pixels.")] = 128,
     overlap: Annotated[int, typer.Option(min=0, max=65536, help="Least overlap of neighbouring tiles, pixels.")] = 0,
     min_ice: MinIce = 0.0,
@@ -281,7 +289,7 @@ def prepare_scene(
             class_field=class_field or None,
             all_touched=all_touched,
             empty_is_background=empty_is_background,
-            **_how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask),
+            **_how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask, dem),
             tile_size=tile_size,
             overlap=overlap,
             min_ice=min_ice,
@@ -299,6 +307,7 @@ def _how(
     keep: str,
     mask_buffer: float,
     mask: Path | None,
+    dem: Path | None,
 ) -> Any:
     """Return how scenes are to be read, from the options."""
     from .data.scenes.opening import HowRead
@@ -316,6 +325,7 @@ def _how(
         keep=_split(keep) or (),
         mask_buffer=mask_buffer,
         mask=mask,
+        dem=dem,
     )
 
 
@@ -592,6 +602,7 @@ def predict(
     keep: Keep = "",
     mask_buffer: MaskBuffer = 0.0,
     mask: Mask = None,
+    dem: Dem = None,
     confidence: Annotated[
         bool, typer.Option("--confidence", help="Write the probability that the class shown is right.")
     ] = False,
@@ -649,7 +660,7 @@ def predict(
     models, scenes = split_models(paths)
     ensemble = Ensemble.load(models, overrides)
     wanted = Wanted(probabilities, confidence, outlines, geoparquet, simplify, stats, window)
-    how = _how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask)
+    how = _how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask, dem)
     use: Any = {"force": force, "batch_size": batch_size or None, "overwrite": overwrite, **how}
     if composite:
         if part or launched()[1] > 1:

@@ -15,14 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..bands import INDICES, natural_unit, texture_of
+from ..bands import INDICES, TERRAIN, natural_unit, texture_of
 from ..errors import RecipeError
 from .registry import Architecture
 
 __all__ = ["GlaViTU", "band_groups"]
 
 PATCH, HEADS = 16, 4  # side of a patch, pixels; heads of attention
-TERRAIN = ("elevation", "slope", "aspect_sin", "aspect_cos", "curvature")
 norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 
 

@@ -155,4 +155,4 @@ def test_its_bundle_has_no_auxiliary_head_and_training_goes_on_from_it(store):
     assert bundle.load_into(fresh, BANDS) == []
     torch.testing.assert_close(fresh.head.weight, learn.model.head.weight.cpu())
     x = torch.randn(1, 5, 64, 64)
-    torch.testing.assert_close(bundle.model()(x), learn.model.cpu().eval()(x))
+    torch.testing.assert_close(bundle.model()(x), learn.model.cpu().eval()(x), rtol=1e-3, atol=1e-3)
