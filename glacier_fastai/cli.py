@@ -680,6 +680,29 @@ def predict(
 
 
 @app.command()
+def export(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Bundles, or an ensemble.yaml.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write.")],
+    to: Annotated[
+        Literal["onnx", "torch"], typer.Option(help="ONNX, for QGIS's Deepness and others, or torch.export.")
+    ] = "onnx",
+    as_json: Annotated[bool, typer.Option("--json", help="Print what the file says of itself.")] = False,
+) -> None:
+    """Write a model for other programs: from numbers as files hold them to probabilities. Prints its path.
+
+    Scale and offset, indices, normalisation, nodata, calibration, and the mean of several models are inside.
+
+    Example: `glacier-fastai export run/best.safetensors --out glaciers.onnx`
+    """
+    from .model.ensemble import Ensemble
+    from .predict.export import export_model
+
+    about = export_model(Ensemble.load(models), out, to)
+    print(f"largest difference of probabilities {about['difference']:.1e}", file=sys.stderr)
+    print(json.dumps(about, indent=1) if as_json else out)
+
+
+@app.command()
 def submit(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Bundles, or an ensemble.yaml.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to make; must not exist.")],

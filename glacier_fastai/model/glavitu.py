@@ -135,9 +135,8 @@ class Transformer(nn.Module):
         """Return features `(B, width, H, W)`, of sides that are multiples of a patch."""
         tokens = self.embed(x)
         size = tokens.shape[-2:]
-        positions: Tensor = self.positions
-        if size != positions.shape[-2:]:
-            positions = F.interpolate(positions, size, mode="bicubic", align_corners=False)
+        # of the size that they were learned at, this changes nothing
+        positions = F.interpolate(self.positions, size, mode="bicubic", align_corners=False)
         tokens = self.dropout(tokens + positions)
         x = self.blocks(tokens.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, size)
         for k, up in enumerate(self.up):
