@@ -114,6 +114,12 @@ Mask = Annotated[
     Path | None,
     typer.Option("--mask", help="What is left out beside: polygons, or a raster that is not 0 there."),
 ]
+Dem = Annotated[
+    Path | None,
+    typer.Option(
+        "--dem", help="Elevation model of any grid: bands elevation, slope, aspect_sin, aspect_cos, curvature."
+    ),
+]
 MinIce = Annotated[
     float, typer.Option("--min-ice", min=0, max=1, help="Keep tiles of which this share of labelled pixels is ice.")
 ]
@@ -159,6 +165,7 @@ def _run() -> None:
         if debug:
             raise
         line = str(err).rpartition("\n\t")[2]  # fastai puts the name of the callback in front
+        line = line.replace("elevation model gives it (dem)", "elevation model gives it (--dem)")
         if isinstance(err, RunStopped):
             line += f", with {_again()}" if "WORLD_SIZE" not in os.environ else ", with the same launch and --resume"
         if not (mine and isinstance(err, RunStopped)):  # all processes stop alike
@@ -257,6 +264,7 @@ def prepare_scene(
     keep: Keep = "",
     mask_buffer: MaskBuffer = 0.0,
     mask: Mask = None,
+    dem: Dem = None,
     tile_size: Annotated[int, typer.Option(min=32, max=65536, help="Side of a tile, pixels.")] = 128,
     overlap: Annotated[int, typer.Option(min=0, max=65536, help="Least overlap of neighbouring tiles, pixels.")] = 0,
     min_ice: MinIce = 0.0,
@@ -281,7 +289,7 @@ def prepare_scene(
             class_field=class_field or None,
             all_touched=all_touched,
             empty_is_background=empty_is_background,
-            **_how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask),
+            **_how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask, dem),
             tile_size=tile_size,
             overlap=overlap,
             min_ice=min_ice,
@@ -299,6 +307,7 @@ def _how(
     keep: str,
     mask_buffer: float,
     mask: Path | None,
+    dem: Path | None,
 ) -> Any:
     """Return how scenes are to be read, from the options."""
     from .data.scenes.opening import HowRead
@@ -316,6 +325,7 @@ def _how(
         keep=_split(keep) or (),
         mask_buffer=mask_buffer,
         mask=mask,
+        dem=dem,
     )
 
 
@@ -593,6 +603,7 @@ def predict(
     keep: Keep = "",
     mask_buffer: MaskBuffer = 0.0,
     mask: Mask = None,
+    dem: Dem = None,
     confidence: Annotated[
         bool, typer.Option("--confidence", help="Write the probability that the class shown is right.")
     ] = False,
@@ -615,6 +626,13 @@ def predict(
     batch_size: Annotated[
         int, typer.Option(min=0, max=65536, help="Windows at once; 0 finds out on a GPU, and is 1 on a CPU.")
     ] = 0,
+    composite: Annotated[
+        str, typer.Option(help="Make one map of this name of all scenes: dates of one place, or neighbours.")
+    ] = "",
+    composite_by: Annotated[
+        Literal["mean", "least-snow"],
+        typer.Option(help="A pixel is the mean of all dates that see it, or as the least snowy of them says."),
+    ] = "mean",
     part: Annotated[str, typer.Option(help="i/n: do only every n-th scene, from the i-th on, here.")] = "",
     on_error: Annotated[
         Literal["continue", "stop"], typer.Option(help="After a scene that fails among several.")
@@ -636,22 +654,22 @@ def predict(
 
     one_arena()  # before torch is imported
     from .model.ensemble import Ensemble
-    from .predict.scene import Wanted
-    from .predict.scenes import predict_scenes, raise_failed, split_models, summary
+    from .predict.composite import predict_composite
+    from .predict.scenes import find_scenes, predict_scenes, raise_failed, split_models, summary
+    from .predict.whole import Wanted
 
     models, scenes = split_models(paths)
-    table = predict_scenes(
-        Ensemble.load(models, overrides),
-        scenes,
-        out,
-        Wanted(probabilities, confidence, outlines, geoparquet, simplify, stats, window),
-        part=part,
-        on_error=on_error,
-        **_how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask),
-        force=force,
-        batch_size=batch_size or None,
-        overwrite=overwrite,
-    )
+    ensemble = Ensemble.load(models, overrides)
+    wanted = Wanted(probabilities, confidence, outlines, geoparquet, simplify, stats, window)
+    how = _how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask, dem)
+    use: Any = {"force": force, "batch_size": batch_size or None, "overwrite": overwrite, **how}
+    if composite:
+        if part or launched()[1] > 1:
+            raise DataError("a composite is made by one process: leave out --part, and do not launch several")
+        made = predict_composite(ensemble, find_scenes(scenes), out, composite, wanted, by=composite_by, **use)
+        print(json.dumps(made, indent=1) if as_json else "\n".join(made["files"].values()))
+        return
+    table = predict_scenes(ensemble, scenes, out, wanted, part=part, on_error=on_error, **use)
     if as_json:
         print(table.to_json(orient="records", indent=1))
     elif len(table):
@@ -660,6 +678,29 @@ def predict(
     if len(table) > 1:
         print(summary(table), file=sys.stderr)
     raise_failed(table)
+
+
+@app.command()
+def export(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Bundles, or an ensemble.yaml.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write.")],
+    to: Annotated[
+        Literal["onnx", "torch"], typer.Option(help="ONNX, for QGIS's Deepness and others, or torch.export.")
+    ] = "onnx",
+    as_json: Annotated[bool, typer.Option("--json", help="Print what the file says of itself.")] = False,
+) -> None:
+    """Write a model for other programs: from numbers as files hold them to probabilities. Prints its path.
+
+    Scale and offset, indices, normalisation, nodata, calibration, and the mean of several models are inside.
+
+    Example: `glacier-fastai export run/best.safetensors --out glaciers.onnx`
+    """
+    from .model.ensemble import Ensemble
+    from .predict.export import export_model
+
+    about = export_model(Ensemble.load(models), out, to)
+    print(f"largest difference of probabilities {about['difference']:.1e}", file=sys.stderr)
+    print(json.dumps(about, indent=1) if as_json else out)
 
 
 @app.command()

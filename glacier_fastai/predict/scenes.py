@@ -21,14 +21,15 @@ from ..model.predictor import Predictor
 from ..model.processes import all_gather, init_processes, select_gpu, world_size
 from ..reading import read_table, read_text
 from ..terminal import launched
-from .scene import Wanted, predict_scene, read_record
+from .scene import predict_scene
 from .sink import SIDECAR
+from .whole import Wanted, read_record
 
 __all__ = ["find_scenes", "part_of", "predict_scenes", "raise_failed", "split_models", "summary"]
 
 log = logging.getLogger(__name__)
 
-ENDS = (*Wanted("uint8", True, True, True).files("").values(), "_prediction.json")  # of what is made of a scene
+ENDS = (*Wanted.every(""), "_prediction.json")  # of what is made of a scene
 
 
 def split_models(

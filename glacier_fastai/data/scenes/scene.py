@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import rasterio
@@ -20,7 +20,7 @@ from ..profile import QUANTILES, Profile
 from .raster import block_rows, pixel_size, reading, same_crs, same_grid
 from .units import ZERO_CELSIUS, Scaling, unit_of
 
-__all__ = ["Declared", "Resampled", "Sample", "Scene", "Stack", "on_one_grid"]
+__all__ = ["Declared", "Place", "Resampled", "Sample", "Scene", "Stack", "on_one_grid"]
 
 SAMPLE = 8, 32  # windows along each side of a scene, and their side, pixels
 LARGE_BLOCK = 512  # side, pixels, from which on fewer windows are looked at: each costs a whole block
@@ -42,7 +42,31 @@ class Declared(NamedTuple):
     scale: float = 1.0
     offset: float = 0.0
     unit: str | None = None  # as written
-    zero_is_fill: bool = False  # whether 0 in all bands is no data
+    zero_is_fill: bool | None = False  # whether 0 in all bands is no data; None: has no say, 0 is like other numbers
+
+
+class Place(Protocol):
+    """Where a scene lies, whatever else is known of it."""
+
+    @property
+    def path(self) -> Path:
+        """What the user named."""
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+
+    @property
+    def crs(self) -> Any:
+        """Its coordinate reference system."""
+
+    @property
+    def transform(self) -> Any:
+        """Its affine geotransform."""
 
 
 class Scene:
@@ -111,8 +135,10 @@ class Scene:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return numbers `(C, H, W)` as delivered, and bool `(H, W)`: True where there is data."""
         numbers, valid = self._read(index, row, col, height, width)
-        if all(self.declared[i].zero_is_fill for i in index):
-            valid &= (numbers != 0).any(0)
+        said = [self.declared[i].zero_is_fill for i in index]
+        voters = [k for k, zero in enumerate(said) if zero is not None]
+        if voters and all(said[k] for k in voters):
+            valid &= (numbers[voters] != 0).any(0)
         return numbers, valid
 
     def in_units(
@@ -356,7 +382,7 @@ def on_one_grid(
         transform = transform * rasterio.Affine.scale(factor)
         height, width = (max(1, int(np.ceil(n / factor - 0.01))) for n in (height, width))
     whole = [_brought(path, scene, transform, height, width) for scene in whole]
-    return whole[0] if len(whole) == 1 else Stack(path, whole)
+    return whole[0] if len(whole) == 1 and whole[0].path == path else Stack(path, whole)
 
 
 def _brought(path: Path, scene: Scene, transform: Any, height: int, width: int) -> Scene:

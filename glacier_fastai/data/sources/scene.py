@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Unpack
+from pathlib import Path
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
@@ -14,7 +13,9 @@ from ...bands import ICE, ICE_OF_ANY_KIND, IGNORE
 from ...core.ranges import unlike
 from ...core.tiling import starts
 from ...errors import DataError
+from ...files import check_room
 from ...memory import fits
+from ..profile import Profile
 from ..scenes.opening import HowRead, open_scene, scene_name
 from ..scenes.raster import block_cache
 from ..scenes.scene import Scene
@@ -76,35 +77,22 @@ def prepare_scenes(
         "min_ice": min_ice,
         "min_valid": min_valid,
     }
-    if 0 < (most := resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2) < len(scenes):
-        raise DataError(
-            f"{scenes[0]} and {len(scenes) - 1} more: this system lets a process open {2 * most} files; allow more "
-            "(ulimit -n), or make several stores"
-        )
-    with ExitStack() as stack:
-        opened = [stack.enter_context(open_scene(path, **how)) for path in scenes]
-        names = opened[0].bands
-        for scene in opened:
-            if set(scene.bands) != set(names):
-                raise DataError(f"{scene.path}: bands {', '.join(scene.bands)}, but {scenes[0]} has {', '.join(names)}")
-            if (least := min(scene.height, scene.width)) < tile_size:
-                raise DataError(
-                    f"{scene.path}: {scene.height} x {scene.width} px, smaller than a tile of {tile_size}; set "
-                    f"tile_size to at most {least}"
-                )
-        for scene in opened:  # the mask of one, while that of the next is made
-            size = f"{scene.path}: its {scene.height:,} x {scene.width:,} px"
-            fits(2 * scene.height * scene.width, size, "cut it into several (gdal_translate -srcwin)")
-        stack.enter_context(block_cache(max(scene.cached_bytes for scene in opened)))
-        files, bare = open_outlines(outlines, class_field), []
-        scaling, dtype = _kept(opened)
-        writer = TileWriter(out, names, tile_size, dtype, "scene", opened[0].sensor or "", made_by, scaling)
-        stack.enter_context(writer)
-        for scene in opened:
-            for text in (*scene.look(), *_other_values(opened[0], scene)):
+    looked: list[_Looked] = []
+    for path in scenes:  # open one at a time: a process may not have so many files, and products have many each
+        with open_scene(path, **how) as opened:
+            looked.append(_look(opened, looked[0] if looked else None, tile_size))
+    first, files, bare = looked[0], open_outlines(outlines, class_field), []
+    scaling, dtype = _kept(looked)
+    pixel = dtype.itemsize * len(first.bands) + 1
+    if not (min_ice or min_valid):
+        check_room(out, sum(s.height * s.width * s.valid for s in looked) * pixel / 2)
+    writer = TileWriter(out, first.bands, tile_size, dtype, "scene", first.sensor or "", made_by, scaling)
+    with writer, block_cache(max(scene.cached_bytes for scene in looked)):
+        for scene in looked:
+            for text in (*scene.notes, *_other_values(first, scene)):
                 writer.note(text)
-        masks = label_masks(labels, opened, align, writer.note) if labels else iter(())
-        for scene in opened:
+        masks = label_masks(labels, looked, align, writer.note) if labels else iter(())
+        for scene in looked:
             if labels:
                 mask = next(masks)
             else:
@@ -115,9 +103,12 @@ def prepare_scenes(
                 if not found:
                     bare.append(scene.path)
                     mask[:] = 0 if empty_is_background else IGNORE
-            if not _cut(scene, mask, writer, tile_size, overlap, min_ice, min_valid):
-                raise DataError(f"{scene.path}: every pixel is nodata")
-        if outlines and len(bare) == len(opened):
+            with open_scene(scene.path, **how) as opened:
+                if _look(opened, first, tile_size) != scene:
+                    raise DataError(f"{scene.path}: was changed while it was read; begin again when nobody writes it")
+                if not _cut(opened, mask, writer, tile_size, overlap, min_ice, min_valid):
+                    raise DataError(f"{scene.path}: every pixel is nodata")
+        if outlines and len(bare) == len(looked):
             raise DataError(
                 f"{', '.join(shapes)}: no polygon lies on {', '.join(map(str, scenes))}; check that both show the same "
                 "place"
@@ -133,7 +124,45 @@ def prepare_scenes(
     return TileStore(out)
 
 
-def _kept(scenes: Sequence[Scene]) -> tuple[list[Scaling], np.dtype]:
+class _Looked(NamedTuple):
+    """What is known of a scene that is not open now."""
+
+    path: Path
+    bands: tuple[str, ...]
+    height: int
+    width: int
+    crs: Any
+    transform: Any
+    dtype: np.dtype
+    sensor: str | None
+    scaling: tuple[Scaling, ...]
+    profile: Profile
+    valid: float  # share of pixels with data, by a sample
+    cached_bytes: int
+    notes: list[str]
+
+
+def _look(scene: Scene, first: _Looked | None, tile_size: int) -> _Looked:
+    """Return what a scene is; raises `DataError` if it is of no use beside the first one, too small or too large."""
+    names = scene.bands if first is None else first.bands
+    if first and set(scene.bands) != set(names):
+        raise DataError(f"{scene.path}: bands {', '.join(scene.bands)}, but {first.path} has {', '.join(names)}")
+    if (least := min(scene.height, scene.width)) < tile_size:
+        raise DataError(
+            f"{scene.path}: {scene.height} x {scene.width} px, smaller than a tile of {tile_size}; set tile_size to at "
+            f"most {least}"
+        )
+    size = f"{scene.path}: its {scene.height:,} x {scene.width:,} px"
+    # the mask of one, while that of the next is made
+    fits(2 * scene.height * scene.width, size, "cut it into several (gdal_translate -srcwin)")
+    notes = scene.look()
+    return _Looked(
+        *(scene.path, scene.bands, scene.height, scene.width, scene.crs, scene.transform, scene.dtype, scene.sensor),
+        *(scene.scaling, scene.profile, float(scene.sample.valid.mean()), scene.cached_bytes, notes),
+    )
+
+
+def _kept(scenes: Sequence[_Looked]) -> tuple[list[Scaling], np.dtype]:
     """Return what turns the numbers that are kept into values, and their type: as in the files where all are alike.
 
     Raises:
@@ -154,7 +183,7 @@ def _kept(scenes: Sequence[Scene]) -> tuple[list[Scaling], np.dtype]:
     return [Scaling(unit=scaling[0][band].unit) for band in first.bands], np.dtype("float32")
 
 
-def _other_values(first: Scene, scene: Scene) -> list[str]:
+def _other_values(first: _Looked, scene: _Looked) -> list[str]:
     ours, theirs = first.profile.quantiles, scene.profile.quantiles
     other = [band for band in ours if band in theirs and unlike(ours[band], theirs[band])]
     if 2 * len(other) <= len(ours):

@@ -245,7 +245,7 @@ def _linked(text: str, folder: Path) -> tuple[Path, str]:
                 _link(local_file(side), folder / f"{stem}.{suffix}")
         _check_index(link.with_suffix(".shx"), text)
     elif kind == "gpkg":
-        if wal := start[18] == 2:  # SQLite would make files beside it
+        if wal := start[18:19] == b"\2":  # SQLite would make files beside it
             _copy_database(file, link)
         _check_database(link, text, wal)
     elif kind in ("geojson", "kml", "gml"):

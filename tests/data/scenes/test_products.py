@@ -259,6 +259,19 @@ def test_flags_are_coarsened_kind_by_kind(tmp_path):
     assert found["clouds"].sum() == 1 and found["clouds"][0, 0]
 
 
+def test_terrain_of_a_product(tmp_path):
+    made = landsat(tmp_path / "p")
+    dem = write(tmp_path / "dem.tif", np.tile(np.arange(SIZE, dtype=np.float32) * 30 + 3000, (SIZE, 1)), 30)
+    made.files["red"].unlink()
+    path = packed(made, "tar")
+    for what in (made.path, path):
+        with open_scene(what, ["green", "slope"], dem=dem) as scene:
+            assert scene.bands == ("green", "slope") and scene.sensor == "landsat8"
+            assert str(dem) in scene.files
+            numbers, valid = scene.read_window([1], 0, 0, SIZE, SIZE)
+            np.testing.assert_allclose(numbers[0][valid], 45, rtol=1e-3)
+
+
 # archives
 
 
