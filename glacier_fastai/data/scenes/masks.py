@@ -78,8 +78,8 @@ class Masked(Scene):
         self.buffer = buffer / size
         try:
             for path, called, flag in flags:
-                kinds = [(kind, *of) for kind, of in flag.kinds.items() if kind not in self.keep]
-                self._add(path, called, flag.band, kinds)
+                if kinds := [(kind, *of) for kind, of in flag.kinds.items() if kind not in self.keep]:
+                    self._add(path, called, flag.band, kinds)
             for kind, shapes in (polygons or {}).items():
                 if kind not in self.keep and shapes:
                     self._burnt[kind] = self._burn(shapes)
