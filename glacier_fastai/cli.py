@@ -218,7 +218,7 @@ def schema() -> None:
 
 @prepare.command("scene")
 def prepare_scene(
-    scenes: Annotated[list[Path], typer.Argument(help="GeoTIFFs; all with the same bands.")],
+    scenes: Annotated[list[Path], typer.Argument(help="GeoTIFFs or products; all with the same bands.")],
     out: Annotated[Path, typer.Option("--out", help="Tile store to make; must not exist.")],
     label: Annotated[
         list[Path],
@@ -589,7 +589,8 @@ def predict(
         typer.Argument(
             metavar="MODEL... SCENE...",
             help="First the model: a bundle (.safetensors), several, or an ensemble.yaml. Then scenes: GeoTIFFs with "
-            "the model's bands, patterns in quotes, or a manifest (.txt with a path per line, .csv with a column "
+            "the model's bands, products of Landsat, Sentinel-2 or HLS (folder, archive or metadata), "
+            "patterns in quotes, or a manifest (.txt with a path per line, .csv with a column "
             "scene).",
         ),
     ],

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, BinaryIO, Literal
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,7 @@ __all__ = [
     "array_header",
     "opened",
     "parse_json",
+    "parse_xml",
     "parse_yaml",
     "read_array",
     "read_arrays",
@@ -195,6 +197,27 @@ def read_yaml(
 ) -> Any:
     """Return what a YAML file holds, see `parse_yaml`."""
     return parse_yaml(read_text(path, error, YAML[0], link=link), path, error)
+
+
+def parse_xml(
+    text: str,
+    where: str | os.PathLike,  # named in errors
+    error: Kind,  # what is raised
+) -> ElementTree.Element:
+    """Return the root of a text in XML that declares nothing: no entities, no types.
+
+    >>> parse_xml("<a><b>1</b></a>", "a.xml", GlacierError).findtext("b")
+    '1'
+    """
+    with refusing(where, error, "damaged, or not XML", AGAIN):
+        if re.search(r"<!(?!--|\[CDATA\[)", text):
+            raise ValueError("it declares types or entities, which no metadata need")
+        root = ElementTree.fromstring(text)
+        level, depth = [root], 0
+        while level := [child for element in level for child in element]:
+            if (depth := depth + 1) == DEPTH:
+                raise ValueError(f"nested {DEPTH} deep")
+        return root
 
 
 def _bounded(tree: Any, most: int, finite: bool = True) -> Any:

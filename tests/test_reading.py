@@ -15,6 +15,7 @@ from glacier_fastai.errors import DataError
 from glacier_fastai.reading import (
     opened,
     parse_json,
+    parse_xml,
     parse_yaml,
     read_array,
     read_arrays,
@@ -28,11 +29,13 @@ from glacier_fastai.reading import (
 
 PARSERS = (
     r"json\.loads?\(|yaml\.\w*load|np\.load\(|torch\.load\(|safe_open|load_file\(|tarfile\.open|zipfile\.ZipFile|read_csv|"
-    r"fromfile|\.read_text\(|pickle\.load|lib\.format\.(read|open)_"
+    r"fromfile|(?<!folder)\.read_text\(|pickle\.load|lib\.format\.(read|open)_|ElementTree\.fromstring"
 )
 DOORS = {
     "reading.py",
     "data/download.py",  # what is in a tar, front to end
+    "data/scenes/archive.py",  # what is in a zip with a product
+    "data/scenes/raster.py",  # a VRT, before GDAL sees it
     "data/sources/vectors.py",  # what is in a zip, for GDAL
     "memory.py",  # what the system says of itself
     "predict/solution.py",  # the submission stands alone
@@ -174,6 +177,26 @@ def test_dates_are_text_and_merges_are_keys():
         "lr": 1e-4,
         "<<": 1,
     }
+
+
+# XML
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not XML"),
+        ("<a>", "not XML"),
+        ("<a>&b;</a>", "not XML"),
+        ('<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "declares types or entities"),
+        ('<!DOCTYPE a SYSTEM "http://x.org/a.dtd"><a/>', "declares types or entities"),
+        ("<a>" * 100 + "</a>" * 100, "nested 64 deep"),
+    ],
+)
+def test_xml_that_is_no_metadata_is_refused(text, message):
+    with pytest.raises(DataError, match=rf"^a\.xml: .*{message}"):
+        parse_xml(text, "a.xml", DataError)
+    assert parse_xml("<?xml version='1.0'?><a><!-- b --><c d='1'/></a>", "a.xml", DataError)[0].get("d") == "1"
 
 
 # tables

@@ -406,6 +406,7 @@ def members(
     wanted: Callable[[str], bool],  # says by its normalised name whether a file is yielded
     *,
     limit: int = 1 << 30,  # bytes a wanted file may have
+    most: float = float("inf"),  # bytes that all files together may have
 ) -> Iterator[tuple[str, IO[bytes]]]:
     """Yield normalised name and content of each wanted regular file, in order; its content only until the next one.
 
@@ -421,8 +422,8 @@ def members(
     [('a/b.txt', b'hi')]
 
     Raises:
-        DataError: Cut short or damaged (also while reading content), a wanted file beyond `limit`, or a member with an
-            absolute name, `..` in its name, or a link to outside.
+        DataError: Cut short or damaged (also while reading content), larger than `most`, a wanted file beyond `limit`,
+            or a member with an absolute name, `..` in its name, or a link to outside.
     """
     with ExitStack() as stack:
         if isinstance(archive, (str, os.PathLike)):
@@ -454,6 +455,8 @@ def members(
             goal = name.parent / link if info.issym() else link
             if name.anchor or ".." in name.parts or goal.anchor or f"{normpath(goal.as_posix())}/".startswith("../"):
                 raise DataError(f"{label}: member {info.name!r} leads outside the archive; do not use this file")
+            if (most := most - info.size) < 0:
+                raise DataError(f"{label}: unpacks to far more than it is for; do not use this file")
             if info.isreg() and wanted(name.as_posix()):
                 if info.size > limit:
                     raise DataError(

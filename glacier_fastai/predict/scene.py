@@ -276,6 +276,8 @@ def _about(ensemble: Ensemble, wanted: Wanted, raster: Scene, masks: dict[str, A
         "version": __version__,
         "scene": raster.path.name,
         "scene_sha256": content.hexdigest(),
+        "date": raster.date,
+        "sensor": raster.sensor or "",
         "bands": list(raster.bands),
         "units": [how.unit for how in raster.scaling],
         "scaling": [how[:2] for how in raster.scaling],
@@ -286,6 +288,6 @@ def _about(ensemble: Ensemble, wanted: Wanted, raster: Scene, masks: dict[str, A
         "wanted": asdict(wanted),
         "masks": masks,
     }
-    same = {k: v for k, v in about.items() if k not in ("scene", "models")}
+    same = {k: v for k, v in about.items() if k not in ("scene", "date", "sensor", "models")}
     same["models"] = [[m["weight"], m["sha256"]] for m in models]
     return {"hash": digest(same), **about}

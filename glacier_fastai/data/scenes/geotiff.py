@@ -12,7 +12,7 @@ from pyproj.exceptions import CRSError
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
-from ...bands import Bands
+from ...bands import Bands, natural_unit
 from ...core.fill import NO_VALUE
 from ...errors import DataError, note
 from .names import described_otherwise, name_bands
@@ -41,11 +41,13 @@ class SceneRaster(Scene):
         *,
         scale: Given = None,  # what numbers are multiplied with, see `units.by_band`; default as the file says
         offset: Given = None,  # what is added then
-        own_scaling: bool = True,  # whether the file's own scale and offset count
+        own_scaling: bool = True,  # whether the file's own scale, offset and units count
+        fill: float | None = None,  # number of pixels without data, beside what the file declares
+        called: str = "",  # how messages call it, default its path
     ):
-        self.path = Path(path)
-        self.notes = []
-        self.raster = open_raster(self.path)
+        self.path = Path(called or path)
+        self.notes, self.fill = [], fill
+        self.raster = open_raster(path, called)
         self.rasters = [self.raster]
         try:
             with reading(self.path):
@@ -71,7 +73,7 @@ class SceneRaster(Scene):
                 f"{self.path}: holds {what}; make one file of those wanted (gdal_translate '{first}' band.tif, then "
                 "gdalbuildvrt -separate)"
             )
-        mask = self.path.with_name(f"{self.path.name}.msk")
+        mask = Path(f"{self.raster.name}.msk")
         if mask.is_file():  # GDAL leaves one of another size out without a word
             with open_raster(mask) as raster:
                 if raster.shape != self.raster.shape:
@@ -190,7 +192,8 @@ class SceneRaster(Scene):
         if 0 in found[0]:
             raise DataError(f"{self.path}: its tags hold a scale of 0; mend it (gdal_edit.py -scale 1)")
         zeros = [self.dtype.kind == "u" or raster.nodatavals[n - 1] == 0 for n in self._numbers]
-        units = [raster.units[n - 1] for n in self._numbers]
+        names = zip(self._numbers, self.bands, strict=True)
+        units = [raster.units[n - 1] if own else natural_unit(band) for n, band in names]
         return [Declared(*each) for each in zip(*found, units, zeros, strict=True)]
 
     def _read(self, index, row, col, height, width):
@@ -207,6 +210,8 @@ class SceneRaster(Scene):
         for band, declared in zip(values, nodata, strict=True):
             if declared and not np.isnan(declared):
                 valid &= band != declared
+        if self.fill is not None:
+            valid &= (values != self.fill).all(0)
         if values.dtype.kind == "f":
             valid &= np.isfinite(values).all(0)
             if (far := valid & (np.abs(values) >= NO_VALUE).any(0)).any():

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 from rasterio.enums import Resampling
+from rasterio.features import rasterize
 from rasterio.vrt import WarpedVRT
+from rasterio.warp import reproject
 from rasterio.windows import Window
 from scipy.ndimage import distance_transform_edt
 
@@ -16,7 +19,7 @@ from ...errors import DataError, did_you_mean
 from ...memory import fits
 from .product import Flag
 from .raster import open_raster, reading, same_crs, same_grid
-from .scene import Scene
+from .scene import HALF, Scene
 
 __all__ = ["KINDS", "Masked", "check_keep"]
 
@@ -32,7 +35,7 @@ KINDS: dict[str, str] = {
 WIDENED = ("clouds", "dilated", "cirrus", "shadows")
 OWN = "mask"  # the kind of what the user's own mask hides
 
-Kinds = Mapping[str, tuple[int, tuple[int, ...]]]
+Kinds = list[tuple[str, int, tuple[int, ...]]]  # kind, mask and values of each
 
 
 def check_keep(
@@ -51,20 +54,22 @@ class Masked(Scene):
     def __init__(
         self,
         scene: Scene,
-        flags: Sequence[tuple[Path, Flag]],  # with their files
+        flags: Sequence[tuple[Path, str, Flag]],  # with their files, and how messages call these
         keep: Collection[str] = (),  # of `KINDS`: what has data all the same
         buffer: float = 0.0,  # metres by which clouds and shadows are widened
         own: Path | None = None,  # the user's mask: a raster, not 0 where it masks, or polygons
+        polygons: Mapping[str, Sequence[Any]] | None = None,  # see `Product`
     ):
-        self.scene, self.keep = scene, check_keep(keep)
+        self.scene, self.keep, self._own = scene, check_keep(keep), own
         self.path, self.sensor, self.date, self.notes = scene.path, scene.sensor, scene.date, scene.notes
         self.bands, self.declared, self.dtype = scene.bands, scene.declared, scene.dtype
         self.height, self.width, self.crs, self.transform = scene.height, scene.width, scene.crs, scene.transform
         self.rasters, self.also_close = [*scene.rasters], scene.also_close
-        self.unpacked_from, self.other_files = scene.unpacked_from, [] if own is None else [str(own)]
-        self._layers: list[tuple[Any, int, Kinds]] = []
+        self.unpacked_from = scene.unpacked_from
+        self.other_files = [*scene.other_files, *([] if own is None else [str(own)])]
+        self._layers: dict[tuple[Path, int], tuple[Any, str, Kinds]] = {}
         self._last: tuple[tuple[int, ...], dict[str, np.ndarray]] = ((0, 0, 0, 0), {})
-        self._burnt: np.ndarray | None = None
+        self._burnt: dict[str, np.ndarray] = {}
         if not 0 <= buffer < np.inf:
             raise DataError(f"mask buffer {buffer}: give metres, 0 or more")
         size = scene.pixel_size if buffer else 1.0
@@ -72,8 +77,12 @@ class Masked(Scene):
             raise DataError(f"{scene.path}: its coordinate reference system does not tell how far a metre is")
         self.buffer = buffer / size
         try:
-            for path, flag in flags:
-                self._add(path, flag.band, flag.kinds)
+            for path, called, flag in flags:
+                kinds = [(kind, *of) for kind, of in flag.kinds.items() if kind not in self.keep]
+                self._add(path, called, flag.band, kinds)
+            for kind, shapes in (polygons or {}).items():
+                if kind not in self.keep and shapes:
+                    self._burnt[kind] = self._burn(shapes)
             if own is not None:
                 self._add_own(own)
         except BaseException:
@@ -90,25 +99,35 @@ class Masked(Scene):
         """The scene within."""
         return self.scene
 
-    def _add(self, path: Path, band: int, kinds: Kinds) -> None:
-        raster = open_raster(path)
+    def _add(self, path: Path, called: str, band: int, kinds: Kinds) -> None:
+        if (path, band) in self._layers:
+            self._layers[path, band][2].extend(kinds)
+            return
+        raster = open_raster(path, called)
         self.rasters.append(raster)
-        if not 1 <= band <= raster.count or not np.issubdtype(raster.dtypes[band - 1], np.number):
-            raise DataError(f"{path}: {raster.count} bands, so no band {band} of flags")
+        if not 1 <= band <= raster.count:
+            raise DataError(f"{called}: {raster.count} bands, so no band {band} of flags")
+        if kinds and not np.issubdtype(raster.dtypes[band - 1], np.integer):
+            raise DataError(f"{called}: holds {raster.dtypes[band - 1]}, no whole numbers, so no flags; copy it again")
         shape = self.height, self.width
         if raster.crs is None:
-            raise DataError(f"{path}: has no coordinate reference system, so it masks nothing; assign one")
-        here = same_crs(raster.crs, self.crs) and same_grid(raster.transform, self.transform, shape)
-        if here and raster.shape == shape:
-            self._layers.append((raster, band, kinds))
+            raise DataError(f"{called}: has no coordinate reference system, so it masks nothing; assign one")
+        placed = same_crs(raster.crs, self.crs)
+        if placed and (kinds or same_grid(raster.transform, self.transform, shape) and raster.shape == shape):
+            self._layers[path, band] = raster, called, kinds
             return
-        coarser = same_crs(raster.crs, self.crs) and abs((~raster.transform * self.transform).determinant) > 1.0001
+        coarser = placed and abs((~raster.transform * self.transform).determinant) > 1.0001
         how = Resampling.mode if coarser else Resampling.nearest
-        with reading(path):
+        with reading(called):
             grid = {"crs": self.crs, "transform": self.transform, "height": self.height, "width": self.width}
             warped = WarpedVRT(raster, resampling=how, **grid)
         self.also_close = [*self.also_close, warped.close]
-        self._layers.append((warped, band, kinds))
+        self._layers[path, band] = warped, called, kinds
+
+    def _burn(self, shapes: Sequence[Any]) -> np.ndarray:
+        fits(2 * self.height * self.width, f"{self.path}: its masks", "cut the scene (gdal_translate -srcwin)")
+        with reading(self.path):
+            return rasterize(shapes, (self.height, self.width), transform=self.transform, dtype="uint8") != 0
 
     def _add_own(self, path: Path) -> None:
         from ..sources.outlines import burn_outlines, open_outlines
@@ -124,9 +143,9 @@ class Masked(Scene):
             )
             if not found:
                 self.notes.append(f"{path}: no polygon lies on {self.path}, so nothing is masked by it")
-            self._burnt = mask != 0
+            self._burnt[OWN] = mask != 0
             return
-        self._add(path, 1, {})
+        self._add(path, str(path), 1, [])
         raster = self.rasters[-1]
         if raster.count != 1 or raster.dtypes[0].startswith("complex"):
             raise DataError(f"{path}: {raster.count} bands; a mask has one, not 0 where pixels are to be left out")
@@ -145,21 +164,69 @@ class Masked(Scene):
         top, left = max(row - halo, 0), max(col - halo, 0)
         bottom, right = min(row + height + halo, self.height), min(col + width + halo, self.width)
         window, out = Window(left, top, right - left, bottom - top), dict[str, np.ndarray]()
-        for raster, band, kinds in self._layers:
-            with reading(self.path):
-                numbers = raster.read(band, window=window)
-            if not kinds:
+        for (path, band), (raster, called, kinds) in self._layers.items():
+            if kinds:
+                for kind, flag in self._kinds(called, raster, band, kinds, window).items():
+                    out[kind] = out.get(kind, False) | flag
+            elif path == self._own:
+                with reading(path):
+                    numbers = raster.read(band, window=window)
                 known = numbers != (0 if raster.nodata is None else raster.nodata)
-                out[OWN] = out.get(OWN, False) | (known & (numbers != 0) & ~np.isnan(numbers))
-            for kind, (mask, values) in kinds.items():
-                if kind not in self.keep:
-                    out[kind] = out.get(kind, False) | np.isin(numbers & mask, values)
+                out[OWN] = known & (numbers != 0) & ~np.isnan(numbers)
+        for kind, burnt in self._burnt.items():
+            if kind != OWN:
+                out[kind] = out.get(kind, False) | burnt[top:bottom, left:right]
+        if "fill" in out:
+            seen = ~out["fill"]
+            out |= {kind: flag & seen for kind, flag in out.items() if kind not in ("fill", OWN)}
         inner = np.s_[row - top : row - top + height, col - left : col - left + width]
         for kind in [k for k in out if halo and k in WIDENED and out[k].any()]:
             out[kind] = distance_transform_edt(~out[kind]) <= self.buffer
         out = {kind: flag[inner] for kind, flag in out.items()}
-        if self._burnt is not None:
-            out[OWN] = self._burnt[row : row + height, col : col + width]
+        if OWN in self._burnt:
+            out[OWN] = self._burnt[OWN][row : row + height, col : col + width]
+        return out
+
+    def _kinds(self, called: str, raster: Any, band: int, kinds: Kinds, window: Window) -> dict[str, np.ndarray]:
+        """Return where pixels are of some kinds; on another grid than that of the flags, by majority."""
+        here = self.transform * rasterio.Affine.translation(window.col_off, window.row_off)
+        there = ~raster.transform * here  # from our pixels to those of the flags
+        size = int(window.height), int(window.width)
+        corners = [there * at for at in ((0, 0), (size[1], size[0]))]
+        (left, top), (right, bottom) = np.floor(np.min(corners, 0)), np.ceil(np.max(corners, 0))
+        out = {kind: np.zeros(size, bool) for kind, _, _ in kinds}
+        if same_grid(there, rasterio.Affine.translation(round(there.c), round(there.f)), size):
+            left, top = round(there.c), round(there.f)
+            right, bottom = left + size[1], top + size[0]
+        left, top = int(max(left, 0)), int(max(top, 0))
+        right, bottom = int(min(right, raster.width)), int(min(bottom, raster.height))
+        if left >= right or top >= bottom:
+            return out
+        with reading(called):
+            numbers = raster.read(band, window=Window(left, top, right - left, bottom - top))
+        numbers = numbers.astype(np.result_type(numbers.dtype, np.uint16), copy=False)
+        found = {kind: np.zeros(numbers.shape, bool) for kind in out}
+        for kind, mask, values in kinds:
+            bits = numbers & mask
+            for value in values:
+                found[kind] |= bits == value
+        if abs(there.determinant - 1) < 1e-4 and numbers.shape == size:
+            return found
+        how = Resampling.average if abs(there.determinant) > 1.0001 else Resampling.nearest
+        for kind, flag in found.items():
+            if flag.any():
+                share = np.zeros(size, np.float32)
+                with reading(called):
+                    reproject(
+                        flag.astype(np.float32),
+                        share,
+                        src_transform=raster.transform * rasterio.Affine.translation(left, top),
+                        dst_transform=here,
+                        src_crs=self.crs,
+                        dst_crs=self.crs,
+                        resampling=how,
+                    )
+                out[kind] = share >= HALF
         return out
 
     def _read(self, index, row, col, height, width):

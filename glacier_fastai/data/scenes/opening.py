@@ -17,25 +17,30 @@ from contextlib import ExitStack
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
-from ...bands import Bands
+from ...bands import BANDS, TERRAIN, Bands
 from ...errors import DataError, did_you_mean
+from .archive import ARCHIVES, Archive
 from .dem import Terrain
 from .geotiff import SceneRaster
+from .hls import read_hls
+from .landsat import read_landsat
 from .masks import Masked, check_keep
 from .names import canonical_sensor, name_bands
 from .product import Folder, Part, Product
-from .raster import local_file
+from .raster import local_file, parse_crs
 from .scene import Declared, Scene, Stack, on_one_grid
+from .sentinel2 import read_sentinel2
+from .thermal import BrightnessTemperature
 from .units import Given, by_band
 
 __all__ = ["HowRead", "Reader", "open_scene", "scene_name"]
 
 GROUP = "glacier_fastai.scenes"
-NO_RASTER = (".json", ".xml", ".txt", ".tar", ".tgz", ".tar.gz", ".zip")  # how metadata and archives end
+NO_RASTER = (".json", ".xml", ".txt", *ARCHIVES)  # how metadata and archives end
 log = logging.getLogger(__name__)
 
 Reader = Callable[[Folder], Product | None]
@@ -89,7 +94,7 @@ def open_scene(
     if resolution is not None and not 0 < resolution < 1e6:
         raise DataError(f"resolution {resolution}: give the side of a pixel in metres")
     with ExitStack() as undo:
-        flags = []
+        flags, polygons = [], dict[str, Any]()
         if isinstance(bands, Mapping) or not path.is_file() or path.name.lower().endswith(NO_RASTER):
             folder = _listed(path)
             undo.callback(folder.close)
@@ -99,14 +104,22 @@ def open_scene(
                 product = _product(folder)
                 if given := next((k for k in ("bands", "sensor", "scale", "offset") if how.get(k)), None):
                     raise DataError(f"{path}: its metadata say all of its bands; leave out {given}")
-            parts = _open_parts(folder, product, wanted, how)
+            light = wanted if wanted is None or not how.get("dem") else [b for b in wanted if b not in TERRAIN]
+            parts = _open_parts(folder, product, light or None, how)
             for part in parts:
                 undo.callback(part.close)
             scene = on_one_grid(path, parts, resolution or pixel_size if _differ(parts) else resolution)
             scene.date, scene.sensor = product.date, product.sensor
             scene.notes += product.notes
             scene.also_close, scene.unpacked_from = [*scene.also_close, folder.close], folder.archive
-            flags = [(folder.local(f.file), f) for f in product.flags if not f.of or f.of in scene.bands]
+            if not folder.archive:
+                scene.other_files = [str(folder.local(name)) for name in product.metadata]
+            flags = [
+                (folder.local(f.file), folder.named(f.file), f)
+                for f in product.flags
+                if not f.of or f.of in scene.bands
+            ]
+            polygons = {**product.polygons}
         else:
             parts = [SceneRaster(path, bands, how.get("sensor"), scale=how.get("scale"), offset=how.get("offset"))]
             undo.callback(parts[0].close)
@@ -115,8 +128,8 @@ def open_scene(
             terrain = _TerrainBands(Terrain(dem), scene, wanted)
             undo.callback(terrain.close)
             scene = _with_terrain(path, scene, terrain) if terrain.bands else scene
-        if flags or own is not None:
-            scene = Masked(scene, flags, keep, buffer, None if own is None else Path(own))
+        if flags or polygons or own is not None:
+            scene = Masked(scene, flags, keep, buffer, None if own is None else Path(own), polygons)
         elif keep or buffer:
             scene.notes.append(f"{path}: has no flags of clouds, so nothing is masked, and nothing to keep or to widen")
         undo.pop_all()
@@ -135,24 +148,30 @@ def scene_name(
     name = path.name or path.resolve().name
     if name.upper().startswith("MTD_"):
         name = path.resolve().parent.name
-    for end in (*NO_RASTER, ".safe"):
-        if name.lower().endswith(end):
-            return re.sub("_MTL$", "", name[: -len(end)])
-    return name if path.is_dir() else path.stem
+    elif not path.is_dir() and not name.lower().endswith((*NO_RASTER, ".safe")):
+        return path.stem
+    for ends in (ARCHIVES[::-1], (".json", ".xml", ".txt"), (".safe",), ("_MTL", ".cmr", "_stac")):
+        if end := next((end for end in ends if name.lower().endswith(end.lower())), ""):
+            name = name[: -len(end)]
+    return name
 
 
 def _listed(path: Path) -> Folder:
     if not path.is_dir():
         local_file(path)
+        if path.name.lower().endswith(ARCHIVES):
+            return Archive(path)
     return Folder(path)
 
 
 def _product(folder: Folder) -> Product:
     """Return the product that is in a folder, found by the readers built in, then by those of plug-ins."""
     plug_ins, broken = _plug_ins()
-    for read in (*READERS.values(), *plug_ins.values()):
-        if product := read(folder):
-            return product
+    found = {kind: product for kind, read in {**READERS, **plug_ins}.items() if (product := read(folder))}
+    if len(found) > 1:
+        raise DataError(f"{folder.path}: holds products of several kinds, {', '.join(found)}; name the metadata of one")
+    if found:
+        return next(iter(found.values()))
     of_plug_ins = f"; {len(broken)} plug-ins cannot be used, as was said" if broken else ""
     raise DataError(
         f"{folder.path}: no product that is known ({', '.join((*READERS, *plug_ins))}){of_plug_ins}; name the file of "
@@ -189,26 +208,57 @@ def _by_hand(folder: Folder, bands: Mapping[str, str], sensor: str | None) -> Pr
 
 
 def _open_parts(folder: Folder, product: Product, wanted: Collection[str] | None, how: HowRead) -> list[Scene]:
-    """Open the files of the bands wanted; of all bands, where some that are wanted are not there."""
-    bands = [*product.bands]
-    if wanted is not None:
-        needed = Bands(wanted).made_of(bands)
-        bands = [band for band in bands if band in needed] if {*needed} <= {*bands} else bands
-    files: dict[str, dict[int, str]] = {}
+    """Open the files of the bands wanted; of all bands, where some that are wanted are not there.
+
+    The panchromatic band is finer than the others: it is read only where it is wanted.
+    """
+    bands = sorted(product.bands, key=[*BANDS].index)
+    if wanted is not None and {*(needed := Bands(wanted).made_of(bands))} <= {*bands}:
+        bands = [band for band in bands if band in needed]
+    elif len(bands) > 1:
+        bands = [band for band in bands if band != "pan" or isinstance(how.get("bands"), Mapping)]
+    groups: dict[tuple[Any, ...], dict[int, str]] = {}
     for band in bands:
-        files.setdefault(product.bands[band].file, {})[product.bands[band].band] = band
+        part = product.bands[band]
+        if part.file not in folder.names:
+            by = f"which {product.metadata[0]} names" if product.metadata else "which it should have"
+            raise DataError(f"{folder.path}: no file {part.file} for band {band}, {by}; download it again")
+        twice = sum(1 for b in bands[: bands.index(band)] if product.bands[b] == part)
+        groups.setdefault((part.file, part.fill, part.planck, twice), {})[part.band] = band
+    flags = [flag.file for flag in product.flags if not flag.of or flag.of in bands]
+    if missing := next((name for name in flags if name not in folder.names), None):
+        raise DataError(f"{folder.path}: no file {missing}, which holds its masks; download it again")
+    folder.fetch(dict.fromkeys((*(file for file, *_ in groups), *flags)))
     opened: list[Scene] = []
     with ExitStack() as undo:
-        for file, names in files.items():
+        for (file, fill, planck, _), names in groups.items():
             parts = [product.bands[b] for b in names.values()]
             said = {b: (part.scale, part.offset) for b, part in zip(names.values(), parts, strict=True)}
             scale = {b: v for b, (v, _) in said.items() if v is not None} or _of_band(how.get("scale"), bands, names)
             offset = {b: v for b, (_, v) in said.items() if v is not None} or _of_band(how.get("offset"), bands, names)
             own = not any(scaling != (None, None) for scaling in said.values())
-            opened.append(SceneRaster(folder.local(file), names, scale=scale, offset=offset, own_scaling=own))
-            undo.callback(opened[-1].close)
+            read = {"scale": scale, "offset": offset, "own_scaling": own, "fill": fill, "called": folder.named(file)}
+            scene = SceneRaster(folder.local(file), names, **read)
+            undo.callback(scene.close)
+            _check(product, scene, parts[0].shape)
+            opened.append(BrightnessTemperature(scene, *planck) if planck else scene)
         undo.pop_all()
     return opened
+
+
+def _check(product: Product, scene: SceneRaster, shape: tuple[int, int] | None) -> None:
+    """Refuse a file that is not as the metadata say."""
+    says = product.metadata[0] if product.metadata else "its metadata"
+    if shape and shape != (scene.height, scene.width):
+        raise DataError(
+            f"{scene.path}: {scene.height} x {scene.width} px, but {says} says {shape[0]} x {shape[1]}; download the "
+            "product again"
+        )
+    zone = re.match(r"\d+", parse_crs(scene.crs).utm_zone or "")
+    if product.zone and zone and int(zone[0]) != product.zone:
+        raise DataError(
+            f"{scene.path}: in UTM zone {zone[0]}, but {says} says {product.zone}; download the product again"
+        )
 
 
 def _of_band(given: Given, bands: Sequence[str], names: Mapping[int, str]) -> Given:
@@ -256,5 +306,5 @@ def _with_terrain(path: Path, scene: Scene, terrain: Scene) -> Scene:
     return both
 
 
-READERS: dict[str, Reader] = {}
+READERS: dict[str, Reader] = {"Landsat": read_landsat, "Sentinel-2": read_sentinel2, "HLS": read_hls}
 """Kind of product -> its reader."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ...errors import DataError
 from ...reading import read_text, refusing
@@ -27,6 +28,12 @@ class Part:
     """What its numbers are multiplied with; default: as the file says."""
     offset: float | None = None
     """What is added then. Degrees Celsius become kelvin by it."""
+    fill: float | None = None
+    """The number of pixels without data, beside what the file declares."""
+    planck: tuple[float, float] | None = None
+    """K1 and K2, where what scale and offset give is a radiance, which becomes a temperature."""
+    shape: tuple[int, int] | None = None
+    """Rows and columns that the metadata say it has."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,10 @@ class Flag:
 
     file: str
     kinds: Mapping[str, tuple[int, tuple[int, ...]]]
-    """Kind of `masks.KINDS`, or "fill" -> mask and values: a pixel is of it where its number & mask is one of them."""
+    """Kind of `masks.KINDS`, or "fill" -> mask and values: a pixel is of it where its number & mask is one of them.
+
+    No pixel that is fill is of another kind.
+    """
     band: int = 1
     of: str = ""
     """The band of the scene that it is about; default all."""
@@ -58,6 +68,12 @@ class Product:
     """When it was taken: ISO 8601, UTC."""
     notes: tuple[str, ...] = ()
     """What is odd about it."""
+    metadata: tuple[str, ...] = ()
+    """Files that say all this."""
+    zone: int | None = None
+    """UTM zone that these name."""
+    polygons: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Kind of `masks.KINDS` -> polygons of what is of it, as GeoJSON has them, in the CRS of its bands."""
 
 
 @dataclass
@@ -73,15 +89,28 @@ class Folder:
 
     def __post_init__(self):
         self.chosen = "" if self.path.is_dir() else self.path.name
-        self.root = self.path.parent if self.chosen else self.path
-        self.names = tuple(sorted(_names(self.root, 0 if self.chosen else DEEPEST)))
+        deep = not self.chosen or self.chosen.upper().startswith("MTD_")  # of a product with folders of its own
+        self.names = tuple(sorted(_names(self.root, DEEPEST if deep else 0)))
 
     archive = ""
     """The file that it is packed in."""
 
+    @property
+    def root(self) -> Path:
+        """The folder itself."""
+        return self.path.parent if self.chosen else self.path
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Unpack files that are needed."""
+
     def local(self, name: str) -> Path:
         """Return the path of a file."""
         return self.root / name
+
+    def named(self, name: str) -> str:
+        """Return how messages call a file: folders between, of long names, are left out."""
+        folders, _, file = name.rpartition("/")
+        return f"{self.archive or self.root}/{'.../' if folders else ''}{file}"
 
     def read_text(self, name: str) -> str:
         """Return the text of a small file, such as metadata."""
@@ -89,6 +118,21 @@ class Folder:
 
     def close(self) -> None:
         """Remove what was unpacked."""
+
+    def the_one(
+        self,
+        found: Mapping[str, Sequence[str]],  # product -> its files that a user may name
+        advice: str = "name its metadata file",  # how one of several is chosen
+    ) -> str | None:
+        """Return the product that is in it, or that the user named; None if there is none.
+
+        Raises:
+            DataError: There are several.
+        """
+        meant = [key for key, names in found.items() if not self.chosen or self.chosen in names]
+        if len(meant) > 1:
+            raise DataError(f"{self.path}: holds {len(meant)} products, {meant[0]} and {meant[1]}; {advice}")
+        return meant[0] if meant else None
 
 
 def _names(root: Path, deepest: int) -> list[str]:

@@ -62,6 +62,7 @@ DRIVERS = {  # GDAL's names of what is read, and how such files begin
 READ = "GeoTIFF, JPEG 2000, PNG, JPEG, ERDAS Imagine, netCDF-3, ENVI and VRT are read; make a GeoTIFF (gdal_translate)"
 
 OFFLINE = {  # GDAL's options while it opens and reads, should anything get past what is looked at here
+    "GDAL_NUM_THREADS": "1",  # in threads of its own it passes over damaged blocks of JPEG 2000
     "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
     "GDAL_HTTP_PROXY": "http://127.0.0.1:1",
     "GDAL_HTTPS_PROXY": "http://127.0.0.1:1",
@@ -155,13 +156,14 @@ def _why(err: Exception) -> str:
 
 def open_raster(
     path: str | os.PathLike,  # of one of `DRIVERS`; it may have no georeference
+    called: str = "",  # how messages call it, default its path
 ) -> rasterio.DatasetReader:
     """Open a raster for reading; raises `DataError`. What is read from it later belongs into `reading`.
 
     A VRT may name files beside it or below it, by relative names, as GDAL writes them, and nothing else.
     """
     full = local_file(path)
-    return _open(full, str(path), os.path.realpath(full.parent), ())
+    return _open(full, called or str(path), os.path.realpath(full.parent), ())
 
 
 def _open(path: Path, name: str, home: str, above: tuple[str, ...]) -> rasterio.DatasetReader:

@@ -1,0 +1,333 @@
+import re
+import shutil
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from contract.scenes import ProductContract
+from products import HLS_CRS, KINDS, SIZE, UL, clouds, hls, landsat, packed, sentinel2, write
+
+from glacier_fastai.data.scenes import archive
+from glacier_fastai.data.scenes.opening import open_scene, scene_name
+from glacier_fastai.errors import DataError, OutputError
+
+
+def bit(name, n):
+    """Where a bit of flags is set, and the pixel is not fill."""
+    return lambda codes: ((codes[name] >> n & 1) == 1) & ~((codes[name] & 1) == 1)
+
+
+def is_(name, *values):
+    return lambda codes: np.isin(codes[name], values)
+
+
+def radsat(codes):
+    return codes["QA_RADSAT"] != 0
+
+
+QA_PIXEL = {kind: bit("QA_PIXEL", n) for kind, n in {"dilated": 1, "clouds": 3, "shadows": 4}.items()}
+QA_PIXEL |= {"fill": is_("QA_PIXEL", 1), "saturated": radsat}
+CIRRUS = {"cirrus": bit("QA_PIXEL", 2)}
+BQA = {"fill": is_("BQA", 1), "clouds": is_("BQA", 2800), "shadows": is_("BQA", 2976)}
+PIXEL_QA = {kind: is_("pixel_qa", code) for kind, code in {"clouds": 480, "shadows": 328, "cirrus": 834}.items()}
+SCL = {"clouds": is_("SCL", 8, 9), "cirrus": is_("SCL", 10), "shadows": is_("SCL", 3), "fill": is_("SCL", 0)}
+
+
+def of(name, flags, **attributes):
+    """Return the tests of a kind of product."""
+    write_it = KINDS[name]
+    fields = {"write": lambda self, folder: write_it(folder), "flags": flags, **attributes}
+    return type(f"Test{re.sub('[^A-Za-z0-9]', '', name)}", (ProductContract,), fields)
+
+
+TestLC08C2L2 = of("LC08 C2 L2", QA_PIXEL | CIRRUS)
+TestLC09C2L1 = of("LC09 C2 L1", QA_PIXEL | CIRRUS)
+TestLO08C2L2 = of("LO08 C2 L2", QA_PIXEL | CIRRUS)
+TestLE07C2L2 = of("LE07 C2 L2", QA_PIXEL)
+TestLE07C2L1 = of("LE07 C2 L1", QA_PIXEL)
+TestLT05C2L2 = of("LT05 C2 L2", QA_PIXEL)
+TestLC08C1L1 = of("LC08 C1 L1", BQA | {"cirrus": is_("BQA", 6816)})
+TestLE07C1L1 = of("LE07 C1 L1", BQA)
+TestLT04C1L1 = of("LT04 C1 L1", BQA)
+TestLC08C1L2 = of("LC08 C1 L2", PIXEL_QA | {"fill": is_("pixel_qa", 1), "saturated": radsat})
+TestS2L2A = of("S2 L2A", SCL | {"saturated": is_("SCL", 1)})
+TestS2L2AOld = of("S2 L2A old", SCL | {"saturated": is_("SCL", 1)})
+TestS2L1C = of("S2 L1C", {"clouds": lambda c: c["CLASSI"][0] == 1, "cirrus": lambda c: c["CLASSI"][1] == 1})
+FMASK = {"clouds": is_("Fmask", 66, 18), "dilated": is_("Fmask", 132), "shadows": is_("Fmask", 8)}
+TestL30 = of("HLS L30", FMASK | {"fill": is_("Fmask", 255)}, crs=HLS_CRS)
+TestS30 = of("HLS S30", FMASK | {"fill": is_("Fmask", 255)}, crs=HLS_CRS)
+
+
+def read_all(path, **how):
+    with open_scene(path, **how) as scene:
+        every = range(len(scene.bands))
+        numbers, valid = scene.read_window(every, 0, 0, scene.height, scene.width)
+        return scene.in_units(numbers, every), valid
+
+
+# Landsat
+
+
+def test_every_language_of_an_mtl_says_the_same(tmp_path):
+    made = landsat(tmp_path / "p", "LE07", "L1TP")
+    read = [read_all(next((tmp_path / "p").glob(f"*_MTL.{kind}"))) for kind in ("json", "txt", "xml")]
+    for values, valid in read[1:]:
+        np.testing.assert_array_equal(values, read[0][0])
+        np.testing.assert_array_equal(valid, read[0][1])
+    assert scene_name(made.metadata) == "LE07_L1TP_140041_20201113_20210317_02_T1"
+
+
+def test_pan_is_read_where_it_is_wanted(tmp_path):
+    made = landsat(tmp_path / "p", "LC08", "L1TP")
+    with open_scene(made.path, ["pan", "red"]) as scene, open_scene(made.path, ["pan", "red"], 30) as coarse:
+        assert (scene.height, scene.width) == (2 * SIZE, 2 * SIZE) and {*scene.bands} == {"pan", "red"}
+        assert (coarse.height, coarse.width) == (SIZE, SIZE)
+
+
+def changed(made, old, new):
+    """Change the text of all metadata of a product."""
+    for path in made.path.rglob("*"):
+        if path.suffix in (".json", ".txt", ".xml"):
+            path.write_text(re.sub(old, new, path.read_text()))
+    return made.path
+
+
+def test_what_of_landsat_is_refused(tmp_path):
+    made = landsat(tmp_path / "p", "LC08", "L1TP")
+    keep = {path: path.read_text() for path in made.path.glob("*_MTL.*")}
+    for old, new, message in (
+        (r'(REFLECTIVE_LINES"?\D+)96', r"\g<1>97", r"B2\.TIF: 96 x 96 px, but \S+_MTL\.json says 97 x 96"),
+        (r'(UTM_ZONE"?\D+)45', r"\g<1>46", r"B2\.TIF: in UTM zone 45, but \S+_MTL\.json says 46"),
+        (r'(SUN_ELEVATION"?\D+)38', r"\g<1>-38", r"_MTL\.json: taken at night \(SUN_ELEVATION -38"),
+        (r'(SUN_ELEVATION"?\D+)38', r"\g<1>x38", r"_MTL\.json: SUN_ELEVATION is .*, no number"),
+        ("K1_CONSTANT_BAND_10", "K", r"_MTL\.json: lacks K1_CONSTANT_BAND_10"),
+        ("OLI_TIRS", "MSS", "LANDSAT_8 MSS is not read"),
+        ("METADATA_FILE", "X", "no metadata of Landsat"),
+        ("{", "", r"_MTL\.json: damaged, or not JSON"),
+        (r"_B4\.TIF", "_B4_COPY.TIF", r"no file \S+_B4_COPY\.TIF for band red, which \S+_MTL\.json names"),
+    ):
+        with pytest.raises(DataError, match=message), open_scene(changed(made, old, new)):
+            pass
+        for path, text in keep.items():
+            path.write_text(text)
+
+
+def test_level_2_takes_nothing_of_level_1(tmp_path):
+    made = landsat(tmp_path / "p")
+    path = changed(made, "LEVEL2_SURFACE_REFLECTANCE_PARAMETERS", "OTHER")
+    with pytest.raises(DataError, match="lacks REFLECTANCE_MULT_BAND_2"):
+        open_scene(path)
+
+
+def test_levels_that_are_mixed(tmp_path):
+    both = tmp_path / "p"
+    landsat(both, "LC08", "L1TP")
+    second = landsat(both, "LC08", "L2SP")
+    with pytest.raises(DataError, match=r"holds 2 products, LC08_L1TP_\S+ and LC08_L2SP_\S+; name its metadata file"):
+        open_scene(both)
+    with open_scene(second.metadata) as scene:
+        assert scene.scaling[0].scale == 2.75e-5
+    espa = landsat(tmp_path / "c1", "LC08", "SR", 1, ("txt",))
+    landsat(tmp_path / "c1", "LC08", "L1TP", 1, ())
+    with pytest.raises(DataError, match=r"bands of both levels .*_B2\.TIF and"):
+        open_scene(espa.path)
+
+
+def test_without_flags_nothing_is_masked_and_that_is_said(tmp_path):
+    made = landsat(tmp_path / "p")
+    next(made.path.glob("*_QA_PIXEL.TIF")).unlink()
+    with open_scene(made.path) as scene:
+        assert any("has no flags of clouds, so none are masked" in note for note in scene.look())
+
+
+# Sentinel-2
+
+
+@pytest.mark.parametrize("quantification", [10000, 1000])
+def test_offset_and_quantification_of_sentinel_2(tmp_path, quantification):
+    for level in ("1C", "2A"):
+        new = sentinel2(tmp_path / level, level, quantification=quantification)
+        old = sentinel2(tmp_path / level, level, "03.01", quantification=quantification)
+        for band in new.values:
+            a, b = (read_all(made.path, keep=["clouds", "cirrus", "shadows", "saturated"]) for made in (new, old))
+            np.testing.assert_allclose(a[0][:, 4:], b[0][:, 4:], atol=1.1 / quantification, err_msg=band)
+
+
+def test_an_offset_that_should_be_there_is_said(tmp_path):
+    made = sentinel2(tmp_path, "1C")
+    changed(made, "<RADIO_ADD_OFFSET.*</RADIO_ADD_OFFSET>", "")
+    with open_scene(made.path) as scene:
+        assert any("names no offset" in note for note in scene.notes)
+
+
+def test_coarser_images_where_the_finest_are_not_there(tmp_path):
+    made = sentinel2(tmp_path)
+    for path in made.path.rglob("*_10m.jp2"):
+        path.unlink()
+    with open_scene(made.path) as scene:
+        assert scene.bands == ("blue", "green", "red", "nir", "swir1", "swir2")
+        assert (scene.height, scene.width) == (SIZE // 2, SIZE // 2)
+        assert sum("as no finer image is there" in note for note in scene.notes) == 4
+
+
+def test_polygons_of_clouds(tmp_path):
+    (x, y), k = UL, 60
+    box = [(x + k, y - 3 * k), (x + 4 * k, y - 3 * k), (x + 4 * k, y - 5 * k), (x + k, y - 5 * k), (x + k, y - 3 * k)]
+    want = np.zeros((SIZE, SIZE), bool)
+    want[18:30, 6:24] = True
+    made = sentinel2(tmp_path, "1C", "02.09", gml=clouds(OPAQUE=box))
+    with open_scene(made.path) as scene:
+        assert scene.look() == []
+        np.testing.assert_array_equal(scene.masked(0, 0, SIZE, SIZE)["clouds"], want)
+        np.testing.assert_array_equal(scene.masked(20, 3, 15, 10)["clouds"], want[20:35, 3:13])
+    made = sentinel2(tmp_path / "clear", "1C", "02.09", gml=clouds())
+    with open_scene(made.path, keep=["clouds"]) as scene:
+        assert scene.look() == []
+    made = sentinel2(tmp_path / "bad", "1C", "02.09", gml=clouds(CIRRUS=[(1, "x")]))
+    with pytest.raises(DataError, match=r"MSK_CLOUDS_B00\.gml: holds a damaged polygon"):
+        open_scene(made.path)
+
+
+def test_what_of_sentinel_2_is_refused(tmp_path):
+    made = sentinel2(tmp_path)
+    keep = {path: path.read_text() for path in made.path.rglob("*.xml")}
+    for old, new, message in (
+        ("<NROWS>96", "<NROWS>97", r"B02_10m\.jp2: 96 x 96 px, but MTD_MSIL2A\.xml says 97 x 96"),
+        ("EPSG:32645", "EPSG:32646", "in UTM zone 45, but"),
+        (">10000<", ">0<", "BOA_QUANTIFICATION_VALUE is 0"),
+        (">10000<", "><", "BOA_QUANTIFICATION_VALUE is '', no number"),
+        (">-1000<", ">many<", "BOA_ADD_OFFSET is 'many', no number"),
+        ('band_id="12"', 'band_id="13"', "band_id 13; bands are 0 to 12"),
+        ("2021-01-01T04", "yesterday", "PRODUCT_START_TIME is 'yesterday"),
+        ("<n1:General_Info>", "", r"MTD_MSIL2A\.xml: damaged, or not XML"),
+        (r"<\?xml.*\?>", '<!DOCTYPE a [<!ENTITY b "c">]>', "declares types or entities"),
+    ):
+        with pytest.raises(DataError, match=message), open_scene(changed(made, old, new)):
+            pass
+        for path, text in keep.items():
+            path.write_text(text)
+    shutil.copytree(
+        next((made.path / "GRANULE").iterdir()), made.path / "GRANULE" / "L2A_T45RVM_A020006_20210101T044321"
+    )
+    with pytest.raises(DataError, match="holds 2 tiles"):
+        open_scene(made.path)
+
+
+def test_images_of_another_level_are_not_taken(tmp_path):
+    made = sentinel2(tmp_path, "2A")
+    made.metadata.rename(made.path / "MTD_MSIL1C.xml")
+    with pytest.raises(DataError, match="names no image of a band"):
+        open_scene(made.path)
+
+
+# HLS
+
+
+def test_fill_is_no_cloud_to_be_widened(tmp_path):
+    made = hls(tmp_path / "p")
+    values, valid = read_all(made.path, mask_buffer=60)
+    plain = read_all(made.path)[1]
+    np.testing.assert_array_equal(valid[:10], plain[:10])  # fill is 255, all bits set
+    assert valid.sum() < plain.sum()
+
+
+def test_products_of_several_kinds(tmp_path):
+    hls(tmp_path)
+    made = landsat(tmp_path)
+    with pytest.raises(DataError, match="products of several kinds, Landsat, HLS"):
+        open_scene(tmp_path)
+    with open_scene(made.metadata) as scene:
+        assert scene.date.startswith("2020-11-13")
+    hls(tmp_path / "hls", "L30")
+    both = hls(tmp_path / "hls", "S30")
+    with pytest.raises(DataError, match=r"holds 2 products, HLS\.L30\S+ and HLS\.S30"):
+        open_scene(tmp_path / "hls")
+    with open_scene(both.metadata) as scene:
+        assert scene.sensor == "sentinel2"
+
+
+def test_flags_are_coarsened_kind_by_kind(tmp_path):
+    made = sentinel2(tmp_path)
+    file = next(made.path.rglob("*_SCL_20m.jp2"))
+    codes = np.full((SIZE // 2, SIZE // 2), 4, np.uint8)
+    codes[:4, :4] = [[8, 8, 8, 8], [8, 9, 9, 9], [9, 4, 4, 4], [4, 4, 4, 4]]  # clouds most, 4 the most frequent code
+    codes[:4, 4:8] = [[8, 8, 8, 9], [9, 9, 9, 4], [4, 4, 4, 4], [4, 4, 4, 4]]
+    write(file, codes, 20)
+    with open_scene(made.path, resolution=80) as scene:
+        found = scene.masked(0, 0, scene.height, scene.width)
+    assert found["clouds"].sum() == 1 and found["clouds"][0, 0]
+
+
+# archives
+
+
+@pytest.mark.parametrize("kind", ["tar", "gztar", "zip"])
+@pytest.mark.parametrize("product", ["LE07 C1 L1", "S2 L2A"])
+def test_archives_are_read_as_folders_are(tmp_path, monkeypatch, product, kind):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    made = KINDS[product](tmp_path / "product")
+    path = packed(made, kind)
+    with open_scene(made.path, ["ndsi"]) as folder, open_scene(path, ["ndsi"]) as scene:
+        assert (scene.bands, scene.date, scene.sensor) == (folder.bands, folder.date, folder.sensor)
+        assert scene.files == [str(path)]
+        size = 0, 0, scene.height, scene.width
+        for a, b in zip(folder.read_window([0, 1], *size), scene.read_window([0, 1], *size), strict=True):
+            np.testing.assert_array_equal(a, b)
+        unpacked = [*(tmp_path / "temporary").rglob("*.jp2"), *(tmp_path / "temporary").rglob("*.TIF")]
+        assert len(unpacked) == 3  # two bands and flags
+    assert list((tmp_path / "temporary").iterdir()) == []
+    made.files["red"].write_bytes(made.files["red"].read_bytes()[:500])
+    path = packed(made, kind)
+    with pytest.raises(DataError, match=f"{re.escape(str(path))}.*{made.files['red'].name}"):
+        read_all(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    with pytest.raises(DataError, match=f"{re.escape(path.name)}.*(cut short|damaged)"):
+        open_scene(path)
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_archives_that_are_hostile(tmp_path, monkeypatch):
+    made = landsat(tmp_path / "p")
+    path = tmp_path / "a.tar"
+    for name in ("../x.TIF", "/etc/x.TIF", "C:\\x.TIF"):
+        with tarfile.open(path, "w") as tar:
+            tar.addfile(tarfile.TarInfo(name))
+        with pytest.raises(DataError, match="leads outside the archive"):
+            open_scene(path)
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+            file.writestr(name, "")
+        with pytest.raises(DataError, match="leads outside the archive"):
+            open_scene(tmp_path / "a.zip")
+    big = tarfile.TarInfo("B4.TIF")
+    big.size = 2**50
+    path.write_bytes(big.tobuf())
+    with pytest.raises(DataError, match="far more than"):
+        open_scene(path)
+    with tarfile.open(path, "w") as tar:  # a link where a band should be
+        for file in made.path.iterdir():
+            tar.add(file, file.name, filter=lambda info: link(info) if info.name.endswith("SR_B4.TIF") else info)
+    with pytest.raises(DataError, match=r"no file \S+_SR_B4\.TIF for band red"):
+        open_scene(path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 1000))
+    with pytest.raises((DataError, OutputError), match="needs|allowed are 1000"):
+        open_scene(packed(made, "zip"))
+    with pytest.raises((DataError, OutputError), match="needs|allowed are 1000"):
+        open_scene(packed(made, "tar"))
+    monkeypatch.setattr(archive, "MOST", 3)
+    with pytest.raises(DataError, match="more than 3 files"):
+        open_scene(packed(made, "zip"))
+
+
+def link(info):
+    info.type, info.linkname, info.size = tarfile.SYMTYPE, "B1.TIF", 0
+    return info
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("a/S2A_X.SAFE.zip", "S2A_X"), ("LC08_X.tar.gz", "LC08_X"), ("HLS.L30.v2.0.cmr.xml", "HLS.L30.v2.0")],
+)
+def test_names_of_archives(path, name):
+    assert scene_name(path) == name
