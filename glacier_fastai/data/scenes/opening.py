@@ -104,7 +104,8 @@ def open_scene(
                 product = _product(folder)
                 if given := next((k for k in ("bands", "sensor", "scale", "offset") if how.get(k)), None):
                     raise DataError(f"{path}: its metadata say all of its bands; leave out {given}")
-            parts = _open_parts(folder, product, wanted, how)
+            light = wanted if wanted is None or not how.get("dem") else [b for b in wanted if b not in TERRAIN]
+            parts = _open_parts(folder, product, light or None, how)
             for part in parts:
                 undo.callback(part.close)
             scene = on_one_grid(path, parts, resolution or pixel_size if _differ(parts) else resolution)
