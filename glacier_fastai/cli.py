@@ -94,6 +94,16 @@ MinValid = Annotated[
     float, typer.Option("--min-valid", min=0, max=1, help="Keep tiles of which this share of pixels has data.")
 ]
 
+Buffer = Annotated[
+    float | None,
+    typer.Option(
+        "--buffer", min=0, max=1e5, help="Ice this far around an outline is its glacier's, metres. Default: 2 pixels."
+    ),
+]
+MinArea = Annotated[
+    float, typer.Option("--min-area-km2", min=0, max=1e6, help="Least area of new glaciers, away from all outlines.")
+]
+
 
 @app.callback()
 def _options(debug: Debug = False) -> None:
@@ -547,6 +557,12 @@ def predict(
         float,
         typer.Option(min=0, max=1000, help="Simplify the outlines: tolerance in pixels. Areas are measured before."),
     ] = 0.0,
+    glaciers: Annotated[
+        Path | None,
+        typer.Option("--glaciers", help="Inventory (RGI, GLIMS): write a table of the ice by glacier, too."),
+    ] = None,
+    buffer: Buffer = None,
+    min_area_km2: MinArea = 0.01,
     stats: Stats = "bundle",
     window: Annotated[
         int, typer.Option(min=32, max=65536, help="Side of the windows that the model sees, pixels.")
@@ -576,15 +592,17 @@ def predict(
     one_arena()  # before torch is imported
     from .data.scenes.units import parse_scaling
     from .model.ensemble import Ensemble
+    from .predict.glaciers import ByGlacier
     from .predict.scene import Wanted
     from .predict.scenes import predict_scenes, raise_failed, split_models, summary
 
     models, scenes = split_models(paths)
+    by = ByGlacier(glaciers, buffer, min_area_km2) if glaciers else None
     table = predict_scenes(
         Ensemble.load(models, overrides),
         scenes,
         out,
-        Wanted(probabilities, confidence, outlines, geoparquet, simplify, stats, window),
+        Wanted(probabilities, confidence, outlines, geoparquet, simplify, stats, window, by),
         part=part,
         on_error=on_error,
         bands=_split(bands),
@@ -603,6 +621,49 @@ def predict(
     if len(table) > 1:
         print(summary(table), file=sys.stderr)
     raise_failed(table)
+
+
+@app.command()
+def glaciers(
+    maps: Annotated[
+        list[str],
+        typer.Argument(metavar="MAP...", help="Maps made before, SCENE_classes.tif, or patterns of them in quotes."),
+    ],
+    inventory: Annotated[
+        Path, typer.Option("--inventory", help="Outlines of glaciers: RGI 5, 6, 7, GLIMS, or polygons of your own.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the tables. Default: beside each map.")] = None,
+    buffer: Buffer = None,
+    min_area_km2: MinArea = 0.01,
+    date: Annotated[
+        str, typer.Option(help="Day of the scene, YYYY-MM-DD. Default: what the map's record or name says.")
+    ] = "",
+    geoparquet: Annotated[bool, typer.Option("--geoparquet", help="Write the table as GeoParquet, too.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace tables that are there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON record per map instead of paths.")] = False,
+) -> None:
+    """Give the ice of maps to the glaciers of an inventory: a row for each, with its areas; prints the tables' paths.
+
+    Ice within an outline is that glacier's, ice close by the nearest one's; what lies apart becomes new glaciers.
+    Every pixel of ice counts once. Confidence and intervals come from the maps beside, where there are any.
+
+    Example: `glacier-fastai glaciers maps/scene_classes.tif --inventory rgi.gpkg`
+    """
+    from .predict.glaciers import ByGlacier, find_maps, summary
+    from .predict.glaciers import glaciers as run
+
+    by = ByGlacier(inventory, buffer, min_area_km2)
+    found = find_maps(maps)
+    if date and len(found) > 1:
+        raise DataError(f"{len(found)} maps and one date; give the maps of each day on their own")
+    made = []
+    for path in found:
+        made.append(run(path, by, out, date=date, geoparquet=geoparquet, overwrite=overwrite))
+        print(summary(made[-1]), file=sys.stderr)
+        if not as_json:
+            print(*made[-1]["files"].values(), sep="\n")
+    if as_json:
+        print(json.dumps(made, indent=1))
 
 
 @app.command()

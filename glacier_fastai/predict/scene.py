@@ -22,6 +22,7 @@ from .. import __version__
 from ..bands import CLASSES, IGNORE
 from ..data.scenes.raster import block_cache
 from ..data.scenes.units import Given
+from ..data.sources.inventory import Inventory
 from ..errors import DataError, OutputError, PredictionError, note
 from ..files import check_room, digest, file_hash, identity, locked, names_only, remove, write_text
 from ..memory import fits
@@ -30,13 +31,14 @@ from ..model.ensemble import Ensemble
 from ..model.fit import check_fit
 from ..model.predictor import Predictor, out_of_memory
 from ..reading import read_json
+from .glaciers import ByGlacier, glacier_files, inventory_on, write_glaciers
 from .outlines import LAYERS, Outlines, check_layer
 from .postprocess import postprocessed
 from .sink import SIDECAR, ClassMap, ConfidenceMap, ProbabilityMap, Sink, Strip, check_grid, checksums
 from .sliding import sliding_probabilities
 from .source import SceneSource, Source
 
-__all__ = ["Wanted", "map_strips", "predict_scene"]
+__all__ = ["EVERY", "Wanted", "map_strips", "predict_scene"]
 
 LEAST_SHARE = 50  # maps are packed to no less than this fraction of a byte a pixel
 
@@ -52,6 +54,7 @@ class Wanted:
     simplify: float = 0.0  # of the outlines: tolerance in pixels
     statistics: Literal["bundle", "scene"] = "bundle"  # what bands are normalised with
     window: int = 512  # side of a window, pixels
+    glaciers: ByGlacier | None = None  # `SCENE_glaciers.gpkg`, `.csv` and `.json`: the ice by glacier
 
     def files(self, stem: str) -> dict[str, str]:
         """Return the names of the files of a scene, by kind."""
@@ -64,7 +67,12 @@ class Wanted:
             names["outlines"] = f"{stem}_outlines.gpkg"
         if self.geoparquet:
             names |= {f"{k} parquet": f"{stem}_outlines_{k}.parquet" for k in ("glaciers", "classes")}
+        if self.glaciers:
+            names |= glacier_files(stem, self.geoparquet)
         return names
+
+
+EVERY = Wanted("uint8", True, True, True, glaciers=ByGlacier(""))  # all that may be made of a scene
 
 
 def map_strips(
@@ -134,14 +142,17 @@ def predict_scene(
     record = out / f"{scene.stem}_prediction.json"
     read: dict[str, Any] = {"bands": bands, "sensor": sensor, "scale": scale, "offset": offset}
     notes: list[str] = []
+    said: list[str] = []  # of the glaciers
     with SceneSource(scene, (), **read) as raster:
         ensemble.check(scene, raster.bands)
         for text in raster.look():
             note(text, notes)
         check_fit(ensemble, scene, raster.profile, notes, wanted.statistics, force)
+        inventory = inventory_on(wanted.glaciers, raster, scene, said) if wanted.glaciers else None
         parts = _parts(raster)
-        about = {**_about(ensemble, wanted, raster), "tells_debris": ensemble.tells_debris, "notes": notes}
-    every = [out / name for name in Wanted("uint8", True, True, True).files(scene.stem).values()]
+        about = {**_about(ensemble, wanted, raster, inventory), "tells_debris": ensemble.tells_debris, "notes": notes}
+        about["sensor"] = raster.profile.sensor
+    every = [out / name for name in EVERY.files(scene.stem).values()]
     partial = out / f".{scene.stem}.partial"
     try:
         busy = f"{out}: another process is mapping {scene.stem}; wait until it ends"
@@ -166,8 +177,18 @@ def predict_scene(
                     statistics = source.statistics() if wanted.statistics == "scene" else None
                     models = predictor() if predictor else Predictor(ensemble, device, batch_size)
                     models.normalise_by(statistics)
-                    counts = _write(source, models, wanted, {k: partial / p.name for k, p in files.items()})
+                    made_of = {k: partial / p.name for k, p in files.items()}
+                    if inventory:
+                        made_of.setdefault("probabilities", partial / f".{scene.stem}_probabilities.tif")
+                    counts = _write(source, models, wanted, made_of)
                     notes += [text for text in source.notes if text not in notes]
+                if inventory and wanted.glaciers:
+                    maps = {k: path for k, path in made_of.items() if k in ("classes", "confidence", "probabilities")}
+                    how = wanted.glaciers, inventory, partial, scene.stem, about, said
+                    write_glaciers(maps, *how, geoparquet=wanted.geoparquet)
+                    notes += [text for text in said if text not in notes]
+                    for path in partial.glob(".*"):
+                        path.unlink()
                 _check_same(scene, parts)
                 pixels = dict(zip(CLASSES, counts[: len(CLASSES)].tolist(), strict=True))
                 sidecars = sorted(p.name for p in partial.glob(f"*{SIDECAR}"))
@@ -261,7 +282,7 @@ def _whole(made: Sequence[Path], record: dict[str, Any], overwrite: bool) -> boo
     for path in made:
         try:
             if path.suffix == ".gpkg":  # which programs write into that only show it
-                for layer in LAYERS:
+                for layer in LAYERS[:1] if path.name.endswith("_glaciers.gpkg") else LAYERS:
                     check_layer(path, layer)
             elif not isinstance(sums, dict) or file_hash(path) != sums.get(path.name):
                 if path.suffix == ".tif":
@@ -277,7 +298,9 @@ def _whole(made: Sequence[Path], record: dict[str, Any], overwrite: bool) -> boo
     return True
 
 
-def _about(ensemble: Ensemble, wanted: Wanted, raster: SceneSource) -> dict[str, Any]:
+def _about(
+    ensemble: Ensemble, wanted: Wanted, raster: SceneSource, inventory: Inventory | None = None
+) -> dict[str, Any]:
     """Return what a prediction is made of, and a hash of it."""
     content = hashlib.sha256()
     for name in _parts(raster):
@@ -289,7 +312,7 @@ def _about(ensemble: Ensemble, wanted: Wanted, raster: SceneSource) -> dict[str,
     models: list[dict[str, Any]] = [
         {"bundle": m.path and m.path.name, "weight": m.weight, "sha256": m.fingerprint} for m in ensemble.members
     ]
-    about = {
+    about: dict[str, Any] = {
         "version": __version__,
         "scene": raster.path.name,
         "scene_sha256": content.hexdigest(),
@@ -299,8 +322,11 @@ def _about(ensemble: Ensemble, wanted: Wanted, raster: SceneSource) -> dict[str,
         "models": models,
         "predict": ensemble.predict.model_dump(mode="json"),
         "calibration": ensemble.calibration.model_dump(mode="json"),
-        "wanted": asdict(wanted),
+        "wanted": {k: v for k, v in asdict(wanted).items() if k != "glaciers"},
     }
+    if inventory and (by := wanted.glaciers):
+        named = {"inventory": Path(inventory.path).name, "sha256": inventory.sha256}
+        about["glaciers"] = {**named, "buffer": by.buffer, "min_area": by.min_area}
     same = {k: v for k, v in about.items() if k not in ("scene", "models")}
     same["models"] = [[m["weight"], m["sha256"]] for m in models]
     return {"hash": digest(same), **about}

@@ -20,14 +20,14 @@ from ..model.predictor import Predictor
 from ..model.processes import all_gather, init_processes, select_gpu, world_size
 from ..reading import read_table, read_text
 from ..terminal import launched
-from .scene import Wanted, predict_scene, read_record
+from .scene import EVERY, Wanted, predict_scene, read_record
 from .sink import SIDECAR
 
 __all__ = ["find_scenes", "part_of", "predict_scenes", "raise_failed", "split_models", "summary"]
 
 log = logging.getLogger(__name__)
 
-ENDS = (*Wanted("uint8", True, True, True).files("").values(), "_prediction.json")  # of what is made of a scene
+ENDS = (*EVERY.files("").values(), "_prediction.json")  # of what is made of a scene
 
 
 def split_models(
@@ -147,7 +147,7 @@ def predict_scenes(
     rows: list[dict[str, Any]] = []
     ensemble, alone = Ensemble.of(model), len(chosen) == 1 and world_size() == 1
     models = cache(lambda: Predictor(ensemble, kwargs.get("device"), kwargs.get("batch_size")))  # once for all scenes
-    if wanted and (wanted.outlines or wanted.geoparquet) and ensemble.calibration.area is None:
+    if wanted and (wanted.outlines or wanted.geoparquet or wanted.glaciers) and ensemble.calibration.area is None:
         log.info("no area intervals: `calibrate` fits them, to one way of use; other settings leave them out")
     for k, scene in enumerate(chosen, 1):
         try:
