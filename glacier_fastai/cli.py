@@ -97,7 +97,10 @@ MinValid = Annotated[
 Buffer = Annotated[
     float | None,
     typer.Option(
-        "--buffer", min=0, max=1e5, help="Ice this far around an outline is its glacier's, metres. Default: 2 pixels."
+        "--buffer",
+        min=0,
+        max=1e5,
+        help="Ice this far around an outline is its glacier's, metres. Default: 60, or 2 pixels.",
     ),
 ]
 MinArea = Annotated[
@@ -649,21 +652,70 @@ def glaciers(
 
     Example: `glacier-fastai glaciers maps/scene_classes.tif --inventory rgi.gpkg`
     """
-    from .predict.glaciers import ByGlacier, find_maps, summary
+    from .predict.glaciers import find_maps, summary
     from .predict.glaciers import glaciers as run
 
-    by = ByGlacier(inventory, buffer, min_area_km2)
+    how: dict[str, Any] = {"buffer": buffer, "min_area": min_area_km2, "date": date}
     found = find_maps(maps)
     if date and len(found) > 1:
         raise DataError(f"{len(found)} maps and one date; give the maps of each day on their own")
     made = []
     for path in found:
-        made.append(run(path, by, out, date=date, geoparquet=geoparquet, overwrite=overwrite))
+        made.append(run(path, inventory, out, **how, geoparquet=geoparquet, overwrite=overwrite))
         print(summary(made[-1]), file=sys.stderr)
         if not as_json:
             print(*made[-1]["files"].values(), sep="\n")
     if as_json:
         print(json.dumps(made, indent=1))
+
+
+@app.command()
+def change(
+    first: Annotated[
+        Path, typer.Argument(help="Table of `glaciers` (SCENE_glaciers.gpkg or .csv), or a map of classes.")
+    ],
+    second: Annotated[Path, typer.Argument(help="The same of another date.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for what is found.")],
+    inventory: Annotated[
+        Path | None, typer.Option("--inventory", help="For maps: the glaciers that are compared (RGI, GLIMS).")
+    ] = None,
+    buffer: Buffer = None,
+    dates: Annotated[
+        str, typer.Option(help="For maps: days of the scenes, YYYY-MM-DD,YYYY-MM-DD. Default: as their records say.")
+    ] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Compare what other models, buffers or pixels were used for, too.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON record instead of paths.")] = False,
+) -> None:
+    """Compare the glaciers of two dates: change of area and rate per year, of each, by size class and in all.
+
+    Writes tables, a figure, and polygons of loss and gain; prints their paths. What is within its noise is marked.
+
+    Example: `glacier-fastai change a_glaciers.gpkg b_glaciers.gpkg --out change`
+    """
+    from .predict.change import change as run
+    from .predict.change import summary
+
+    days = (dates.split(",") + ["", ""])[:2] if dates.count(",") < 2 else None
+    if days is None or (dates and not all(days)):
+        raise DataError(f"dates {dates}: write two days, YYYY-MM-DD,YYYY-MM-DD")
+    made = run(
+        first,
+        second,
+        out,
+        inventory=inventory,
+        buffer=buffer,
+        dates=(days[0], days[1]),
+        force=force,
+        overwrite=overwrite,
+    )
+    print(summary(made), file=sys.stderr)
+    if as_json:
+        print(json.dumps(made, indent=1))
+    else:
+        print(*made["files"].values(), sep="\n")
 
 
 @app.command()

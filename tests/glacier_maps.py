@@ -12,7 +12,7 @@ from scenes import write_raster
 
 from glacier_fastai.errors import DataNote
 from glacier_fastai.files import file_hash
-from glacier_fastai.predict.glaciers import ByGlacier, glaciers
+from glacier_fastai.predict.glaciers import glaciers
 
 RECORD = {"scene": "s.tif", "sensor": "landsat8", "date": "2020-08-01", "hash": "h", "predict": {}}
 RECORD |= {"models": [{"bundle": "b", "weight": 1.0, "sha256": "0" * 64}], "calibration": {"area": [-2.0, 1.0]}}
@@ -61,10 +61,9 @@ def write_map(folder, classes, probs=None, stem="s", record=RECORD, grid=GRID, c
 
 def tabled(path, rgi, **options):
     """Return the table as CSV and as GeoPackage, and what was returned."""
-    how = {k: options.pop(k) for k in ("buffer", "min_area") if k in options}
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # of libraries
         warnings.simplefilter("ignore", DataNote)
-        made = glaciers(path, ByGlacier(rgi, **how), **options)
+        made = glaciers(path, rgi, **options)
     table = pd.read_csv(made["files"]["glaciers.csv"], keep_default_na=False, na_values=[""]).fillna({"id": ""})
     return table, geopandas.read_file(made["files"]["glaciers.gpkg"], layer="glaciers"), made

@@ -41,6 +41,7 @@ __all__ = [
     "ENOUGH",
     "ByGlacier",
     "Terrain",
+    "as_csv",
     "find_maps",
     "glacier_files",
     "glaciers",
@@ -49,8 +50,8 @@ __all__ = [
     "write_glaciers",
 ]
 
-BUFFER = 2.0
-"""How far around its outline ice belongs to a glacier by default, pixels."""
+BUFFER, BUFFER_PIXELS = 60.0, 2
+"""How far around its outline ice belongs to a glacier by default, metres, and the least of it in pixels."""
 ENOUGH = 0.95
 """Share of a glacier that must be seen for its area to be compared with another."""
 
@@ -73,7 +74,7 @@ class ByGlacier:
     """How ice is given to glaciers."""
 
     inventory: str | os.PathLike  # outlines of glaciers: RGI, GLIMS, or others
-    buffer: float | None = None  # how far around its outline ice belongs to a glacier, metres; default `BUFFER`
+    buffer: float | None = None  # how far around its outline ice belongs to a glacier, metres; default see `BUFFER`
     min_area: float = 0.01  # least area of new glaciers, away from all outlines, km2
 
     def __post_init__(self):
@@ -93,9 +94,11 @@ def glacier_files(
 
 def glaciers(
     classes: str | os.PathLike,  # map of classes, `SCENE_classes.tif`; what lies beside it is used, too
-    by: ByGlacier,
+    inventory: str | os.PathLike,  # as in `ByGlacier`
     out: str | os.PathLike | None = None,  # folder for the tables, default that of the map
     *,
+    buffer: float | None = None,  # as in `ByGlacier`
+    min_area: float = 0.01,
     date: str = "",  # of the scene, YYYY-MM-DD; default as the record of the map says, or its name
     geoparquet: bool = False,  # write `SCENE_glaciers.parquet`, too
     terrain: Terrain | None = None,  # for heights, slope and aspect
@@ -116,7 +119,7 @@ def glaciers(
     ...     profile = {"driver": "GTiff", "width": 60, "height": 40, "count": 1, "dtype": "uint8", **grid}
     ...     with rasterio.open(f"{folder}/s_classes.tif", "w", **profile) as file:
     ...         file.write(ice, 1)
-    ...     made = glaciers(f"{folder}/s_classes.tif", ByGlacier(f"{folder}/rgi.gpkg"))
+    ...     made = glaciers(f"{folder}/s_classes.tif", f"{folder}/rgi.gpkg")
     ...     pd.read_csv(f"{folder}/s_glaciers.csv")[["id", "pixels", "debris_share"]].fillna("").values.tolist()
     [['A', 300, 0], ['B', 300, 0], ['', 20, 1]]
     >>> made["totals"]["ice"]["pixels"], made["totals"]["uncounted"]["pixels"]
@@ -130,7 +133,7 @@ def glaciers(
             grid.
         OutputError: A table exists already, is being written by another process, or cannot be written.
     """
-    classes, notes = Path(classes), list[str]()
+    classes, by, notes = Path(classes), ByGlacier(inventory, buffer, min_area), list[str]()
     stem = classes.name.removesuffix(".tif").removesuffix("_classes")
     maps = {"classes": classes}
     for kind in ("confidence", "probabilities"):
@@ -139,7 +142,7 @@ def glaciers(
     out = classes.parent if out is None else Path(out)
     record = _record(classes, stem, notes)
     with open_raster(classes) as raster:
-        inventory = inventory_on(by, _grid(raster, classes), classes, notes)
+        own = inventory_on(by, _grid(raster, classes), classes, notes)
     files = {kind: out / name for kind, name in glacier_files(stem, geoparquet).items()}
     partial = out / f".{stem}_glaciers.partial"
     busy = f"{out}: another process is writing the glaciers of {stem}; wait until it ends"
@@ -150,7 +153,7 @@ def glaciers(
         try:
             remove(partial)
             partial.mkdir()
-            about = write_glaciers(maps, by, inventory, partial, stem, record, notes, date, geoparquet, terrain)
+            about = write_glaciers(maps, by, own, partial, stem, record, notes, date, geoparquet, terrain)
             for name in glacier_files(stem, True).values():
                 (out / name).unlink(missing_ok=True)
             for path in files.values():
@@ -249,14 +252,21 @@ def write_glaciers(
         table[name] = about[name]
     table["inventory"] = about["inventory"]["name"]
     write_layer(table, files["glaciers.gpkg"], "glaciers", "MultiPolygon", files.get("glaciers.parquet"))
-    plain = pd.DataFrame(table.drop(columns="geometry"))
-    for name in plain.select_dtypes("str"):
-        plain[name] = plain[name].map(cell)
     with whole_file(files["glaciers.csv"]) as file:
-        plain.to_csv(file, index=False, float_format="%.9g")
+        as_csv(pd.DataFrame(table.drop(columns="geometry")), file)
     about["sha256"] = {p.name: file_hash(p) for k, p in files.items() if k != "glaciers.json"}
     write_text(files["glaciers.json"], json.dumps(about, indent=1))
     return about
+
+
+def as_csv(
+    table: pd.DataFrame,
+    file: Any,  # open for bytes
+) -> None:
+    """Write a table as CSV whose texts no spreadsheet takes for formulas."""
+    texts: Sequence[Any] = list(table.select_dtypes("str"))
+    table = table.assign(**{name: table[name].map(cell) for name in texts})
+    table.to_csv(file, index=False, float_format="%.9g")
 
 
 class _Work:
@@ -282,7 +292,7 @@ class _Work:
         self.km2 = _PixelAreas(grid, self.near)
         self.sides = _sides(grid)
         self.pixel = float(np.sqrt(self.sides[0] * self.sides[1]))
-        self.buffer = BUFFER * self.pixel if by.buffer is None else float(by.buffer)
+        self.buffer = max(BUFFER, BUFFER_PIXELS * self.pixel) if by.buffer is None else float(by.buffer)
         self.reach = 1.005 * self.buffer  # a pixel of 30 m is 30.01 m on the ground in the middle of a UTM zone
         self.halo = min(int(self.reach / self.sides[0]), grid.height)
         held = (HELD * ROWS + 8 * self.halo) * grid.width

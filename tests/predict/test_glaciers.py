@@ -122,7 +122,7 @@ def test_ice_within_the_buffer_is_the_nearest_glaciers(tmp_path, buffer, pixels)
 def test_overlapping_outlines_share_no_ice(tmp_path):
     rgi = inventory(tmp_path / "rgi.gpkg", [rectangle(10, 10, 20, 25), TWO[1]], rgi_id=["Z", "A"])
     with pytest.warns(DataNote, match=r"outlines overlap on 100 pixels of s_classes\.tif; these .* the first id"):
-        made = glaciers(write_map(tmp_path / "maps", ground()), ByGlacier(rgi))
+        made = glaciers(write_map(tmp_path / "maps", ground()), rgi)
     table = pd.read_csv(made["files"]["glaciers.csv"])
     assert dict(zip(table["id"], table["pixels"], strict=True))["A"] == 400 and table["pixels"][:2].sum() == 800
 
@@ -146,7 +146,7 @@ def test_confidence_and_intervals_come_from_the_maps_beside(tmp_path):
     np.testing.assert_allclose(again["confidence"], table["confidence"], rtol=1e-6)
     (tmp_path / "maps" / "s_probabilities.tif").unlink()
     with pytest.warns(DataNote, match="intervals of areas need the map of probabilities"):
-        glaciers(tmp_path / "maps" / "s_classes.tif", ByGlacier(rgi), overwrite=True)
+        glaciers(tmp_path / "maps" / "s_classes.tif", rgi, overwrite=True)
 
 
 def test_a_glacier_that_is_cut_or_unseen_is_marked_and_not_compared(tmp_path):
@@ -189,32 +189,32 @@ def test_what_is_odd_about_a_map_is_said(tmp_path):
     rgi, classes = inventory(tmp_path / "rgi.gpkg"), ground()
     bare = write_map(tmp_path / "maps", classes, stem="LE07_20001030", record=None)
     with pytest.warns(DataNote, match="no LE07_20001030_prediction.json beside it") as said:
-        made = glaciers(bare, ByGlacier(rgi))
+        made = glaciers(bare, rgi)
     assert made["date"] == "2000-10-30" and made["model"] == "" and "read off its name" in str(said[-1].message)
     path = write_map(tmp_path / "maps", classes, record={**RECORD, "date": ""})
     with rasterio.open(path, "r+") as file:
         file.write(classes[::-1], 1)
     with pytest.warns(DataNote, match=r"s_classes\.tif: is not as s_prediction\.json says; it was changed"):
-        made = glaciers(path, ByGlacier(rgi), date="2001-02-03")
+        made = glaciers(path, rgi, date="2001-02-03")
     assert made["date"] == "2001-02-03" and "calibrated" not in "".join(made["notes"])
 
 
 def test_what_cannot_be_used_is_refused_and_leaves_nothing(tmp_path):
     rgi, classes = inventory(tmp_path / "rgi.gpkg"), ground()
 
-    def refused(message, path, error=DataError, by=None, **options):
+    def refused(message, path, error=DataError, given=rgi, **options):
         there = sorted(p.name for p in path.parent.iterdir()) if path.parent.exists() else []
         with pytest.raises(error, match=message) as err:
-            glaciers(path, by or ByGlacier(rgi), **options)
+            glaciers(path, given, **options)
         assert "\n" not in str(err.value)
         assert there == (sorted(p.name for p in path.parent.iterdir()) if path.parent.exists() else [])
 
     path = write_map(tmp_path / "maps", classes)
     refused("no such file", tmp_path / "maps" / "x_classes.tif")
     refused(r"date '8/2020': write it as YYYY-MM-DD", path, date="8/2020")
-    refused(r"x\.gpkg: no such file", path, by=ByGlacier(tmp_path / "x.gpkg"))
+    refused(r"x\.gpkg: no such file", path, given=tmp_path / "x.gpkg")
     far = inventory(tmp_path / "far.gpkg", [shapely.box(-73, -47, -72, -46)], crs="EPSG:4326")
-    refused(r"far\.gpkg: lies elsewhere.*give the inventory of that region", path, by=ByGlacier(far))
+    refused(r"far\.gpkg: lies elsewhere.*give the inventory of that region", path, given=far)
     codes = write_map(tmp_path / "codes", np.where(classes == 1, 7, classes))
     refused(r"s_classes\.tif: holds 7; a map of classes has 0 to 3", codes)
     write_raster(tmp_path / "maps" / "s_confidence.tif", classes[None, :50], nodata=255)
