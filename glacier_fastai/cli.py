@@ -642,6 +642,11 @@ def glaciers(
         str, typer.Option(help="Day of the scene, YYYY-MM-DD. Default: what the map's record or name says.")
     ] = "",
     geoparquet: Annotated[bool, typer.Option("--geoparquet", help="Write the table as GeoParquet, too.")] = False,
+    form: Annotated[
+        Literal["rgi7", "glims"] | None,
+        typer.Option("--format", help="Write an inventory in the format of RGI 7 or GLIMS, too."),
+    ] = None,
+    analyst: Annotated[str, typer.Option(help="Who answers for that inventory.")] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace tables that are there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON record per map instead of paths.")] = False,
 ) -> None:
@@ -655,7 +660,7 @@ def glaciers(
     from .predict.glaciers import find_maps, summary
     from .predict.glaciers import glaciers as run
 
-    how: dict[str, Any] = {"buffer": buffer, "min_area": min_area_km2, "date": date}
+    how: dict[str, Any] = {"buffer": buffer, "min_area": min_area_km2, "date": date, "form": form, "analyst": analyst}
     found = find_maps(maps)
     if date and len(found) > 1:
         raise DataError(f"{len(found)} maps and one date; give the maps of each day on their own")

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import geopandas
 import numpy as np
@@ -35,6 +35,9 @@ from ..memory import fits
 from ..reading import read_json
 from .outlines import NOT_ICE, crs_of_areas, write_layer
 from .sink import ROWS, writing
+
+if TYPE_CHECKING:
+    from .export import Format
 
 __all__ = [
     "BUFFER",
@@ -86,10 +89,12 @@ class ByGlacier:
 def glacier_files(
     stem: str,  # of the scene
     geoparquet: bool = False,
+    form: str | None = None,  # of an inventory
 ) -> dict[str, str]:
     """Return the names of the tables of a scene, by kind."""
     ends = ("gpkg", "csv", "json", "parquet") if geoparquet else ("gpkg", "csv", "json")
-    return {f"glaciers.{end}": f"{stem}_glaciers.{end}" for end in ends}
+    names = {f"glaciers.{end}": f"{stem}_glaciers.{end}" for end in ends}
+    return {**names, "inventory": f"{stem}_{form}.gpkg"} if form else names
 
 
 def glaciers(
@@ -101,6 +106,8 @@ def glaciers(
     min_area: float = 0.01,
     date: str = "",  # of the scene, YYYY-MM-DD; default as the record of the map says, or its name
     geoparquet: bool = False,  # write `SCENE_glaciers.parquet`, too
+    form: Format | None = None,  # write `SCENE_FORM.gpkg`, too: an inventory in that format, see `export`
+    analyst: str = "",  # who answers for that inventory
     terrain: Terrain | None = None,  # for heights, slope and aspect
     overwrite: bool = False,  # replace what is there
 ) -> dict[str, Any]:
@@ -143,19 +150,27 @@ def glaciers(
     record = _record(classes, stem, notes)
     with open_raster(classes) as raster:
         own = inventory_on(by, _grid(raster, classes), classes, notes)
-    files = {kind: out / name for kind, name in glacier_files(stem, geoparquet).items()}
+    files = {kind: out / name for kind, name in glacier_files(stem, geoparquet, form).items()}
+    every = {*files.values(), *(out / name for name in glacier_files(stem, True).values())}
     partial = out / f".{stem}_glaciers.partial"
     busy = f"{out}: another process is writing the glaciers of {stem}; wait until it ends"
     with locked(out / f".{stem}_glaciers.lock", busy):
-        there = next((p for p in (out / n for n in glacier_files(stem, True).values()) if p.exists()), None)
+        there = next((path for path in sorted(every) if path.exists()), None)
         if there and not overwrite:
             raise OutputError(f"{there}: exists already; overwrite it, or choose another folder")
         try:
             remove(partial)
             partial.mkdir()
-            about = write_glaciers(maps, by, own, partial, stem, record, notes, date, geoparquet, terrain)
-            for name in glacier_files(stem, True).values():
-                (out / name).unlink(missing_ok=True)
+            how: dict[str, Any] = {
+                "date": date,
+                "geoparquet": geoparquet,
+                "form": form,
+                "analyst": analyst,
+                "terrain": terrain,
+            }
+            about = write_glaciers(maps, by, own, partial, stem, record, notes, **how)
+            for path in every:
+                path.unlink(missing_ok=True)
             for path in files.values():
                 (partial / path.name).replace(path)
         except OutputError as err:
@@ -213,12 +228,15 @@ def write_glaciers(
     stem: str,  # of the scene
     record: Mapping[str, Any],  # what `SCENE_prediction.json` says, as far as it is known
     notes: list[str],  # see `errors.note`; those kept in `SCENE_glaciers.json`
+    *,
     date: str = "",
     geoparquet: bool = False,
+    form: Format | None = None,
+    analyst: str = "",
     terrain: Terrain | None = None,
 ) -> dict[str, Any]:
     """Write the tables of a scene, and return what `SCENE_glaciers.json` says; see `glaciers`."""
-    files = {kind: folder / name for kind, name in glacier_files(stem, geoparquet).items()}
+    files = {kind: folder / name for kind, name in glacier_files(stem, geoparquet, form).items()}
     with ExitStack() as stack:
         rasters = {kind: stack.enter_context(open_raster(path)) for kind, path in maps.items()}
         grid = _grid(rasters["classes"], maps["classes"])
@@ -251,6 +269,15 @@ def write_glaciers(
     for name in ("scene", "date", "sensor", "model"):
         table[name] = about[name]
     table["inventory"] = about["inventory"]["name"]
+    if form:
+        from .export import check_inventory, inventory_of
+
+        with open_raster(maps["classes"]) as raster, reading(maps["classes"]):
+            reach = work.buffer / work.pixel * abs(grid.transform.determinant) ** 0.5
+            kept = inventory_of(form, table, raster, reach, work.pixel, analyst, notes)
+        write_layer(kept, files["inventory"], "glaciers", "MultiPolygon")
+        check_inventory(files["inventory"], form)
+        about["notes"] = [names_only(text) for text in notes]
     write_layer(table, files["glaciers.gpkg"], "glaciers", "MultiPolygon", files.get("glaciers.parquet"))
     with whole_file(files["glaciers.csv"]) as file:
         as_csv(pd.DataFrame(table.drop(columns="geometry")), file)
@@ -466,6 +493,7 @@ class _Work:
         columns: dict[str, Any] = {
             "id": [*own.table["id"], *[""] * m],
             "name": [*own.table["name"], *[""] * m],
+            "glims_id": [*own.table["glims_id"], *[""] * m],
             "inventory_date": [*own.table["date"], *[""] * m],
             "inventory_km2": given,
             "area_km2": km2,

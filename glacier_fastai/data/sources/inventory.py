@@ -25,6 +25,7 @@ __all__ = ["CUT", "Inventory", "parse_date", "read_inventory"]
 
 COLUMNS = {  # what is known of a glacier, and the columns that tell it, in any case: RGI 7, RGI 5 and 6, GLIMS
     "id": ("rgi_id", "rgiid", "glac_id", "glims_id", "glimsid", "id"),
+    "glims_id": ("glims_id", "glimsid", "glac_id"),
     "name": ("glac_name", "name"),
     "date": ("src_date", "bgndate", "anlys_time", "date"),
     "km2": ("area_km2", "area", "db_area"),
@@ -40,7 +41,7 @@ class Inventory:
 
     path: str
     sha256: str  # of the file; empty where it is no single file
-    table: pd.DataFrame  # `id`, `name`, `date` (as ISO 8601 as far as known), `km2`
+    table: pd.DataFrame  # `id`, `glims_id`, `name`, `date` (as ISO 8601 as far as known), `km2`
     shapes: np.ndarray  # (n,) outlines in pixels of the scene
     inside: np.ndarray  # (n,) share of the glacier's area that lies on the scene
     cut: np.ndarray  # (n,) bool, whether an outline reaches the scene's edge, or is a part of its glacier
@@ -100,8 +101,8 @@ def read_inventory(
     columns = {k: _column(file, names) for k, names in COLUMNS.items()}
     shapes, codes, found = polygons_on(file, to_pixels, notes, [c for c in columns.values() if c])
     rock, ice = codes == 0, codes == ICE_OF_ANY_KIND
-    texts = {k: [_text(v) for v in found[c]] if (c := columns[k]) else [""] * len(found) for k in ("id", "name")}
-    table = pd.DataFrame(texts)
+    texts = {k: columns[k] for k in ("id", "name", "glims_id")}
+    table = pd.DataFrame({k: [_text(v) for v in found[c]] if c else [""] * len(found) for k, c in texts.items()})
     table["date"] = [parse_date(v) for v in found[columns["date"]]] if columns["date"] else ""
     table["km2"] = pd.to_numeric(found[columns["km2"]], errors="coerce").to_numpy(float) if columns["km2"] else np.nan
     table["row"] = found.index
@@ -129,7 +130,7 @@ def read_inventory(
     whole = np.where(outline < CUT * table["km2"], table["km2"], outline)
     inside = np.divide(within, whole, out=np.zeros(len(whole)), where=whole > 0).clip(0, 1)
     sha = file_hash(path) if Path(path).is_file() else ""
-    return Inventory(file.path, sha, table[["id", "name", "date", "km2"]], shapes, inside, edge | (whole > outline))
+    return Inventory(file.path, sha, table.drop(columns="row"), shapes, inside, edge | (whole > outline))
 
 
 def _column(file: OutlineFile, names: Sequence[str]) -> str | None:

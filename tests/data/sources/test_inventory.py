@@ -38,6 +38,7 @@ def test_columns_of_the_inventories_are_known(tmp_path, columns):
     found, notes = read(path)
     assert found.table.to_dict("list") == {
         "id": ["A", "B"],
+        "glims_id": ["A", "B"] if "glac_id" in columns else ["", ""],
         "name": ["", "two"],
         "date": ["", "2000-07-01"],
         "km2": [0.058, 0.09],
