@@ -151,11 +151,11 @@ def glaciers(
     with open_raster(classes) as raster:
         own = inventory_on(by, _grid(raster, classes), classes, notes)
     files = {kind: out / name for kind, name in glacier_files(stem, geoparquet, form).items()}
-    every = {*files.values(), *(out / name for name in glacier_files(stem, True).values())}
+    every = [out / name for name in glacier_files(stem, True, form).values()]
     partial = out / f".{stem}_glaciers.partial"
     busy = f"{out}: another process is writing the glaciers of {stem}; wait until it ends"
     with locked(out / f".{stem}_glaciers.lock", busy):
-        there = next((path for path in sorted(every) if path.exists()), None)
+        there = next((path for path in every if path.exists()), None)
         if there and not overwrite:
             raise OutputError(f"{there}: exists already; overwrite it, or choose another folder")
         try:
