@@ -22,7 +22,8 @@ from ..data.sources.vectors import open_vector
 from ..errors import DataError, OutputError, note
 from ..files import locked, names_only, remove, whole_file, write_text
 from ..reading import read_json, read_table
-from .glaciers import ENOUGH, as_csv, glaciers
+from .glacier_sums import ENOUGH
+from .glaciers import as_csv, glaciers
 from .outlines import write_layer
 
 __all__ = ["SIZES", "change", "compared", "summary"]

@@ -23,7 +23,7 @@ from ..bands import CLASSES
 from ..data.sources.pixels import make_valid, unwrap
 from ..data.sources.vectors import open_vector
 from ..errors import DataError, note
-from .glaciers import ENOUGH
+from .glacier_sums import ENOUGH
 
 __all__ = ["SCHEMAS", "Format", "check_inventory", "inventory_of"]
 

@@ -20,7 +20,7 @@ from glacier_fastai.cli import app
 from glacier_fastai.core.areas import area_interval
 from glacier_fastai.errors import DataError, DataNote, OutputError
 from glacier_fastai.model.bundle import ModelBundle
-from glacier_fastai.predict import glaciers as module
+from glacier_fastai.predict import glacier_sums as module
 from glacier_fastai.predict.glaciers import ByGlacier, find_maps, glaciers
 from glacier_fastai.predict.scene import Wanted, predict_scene
 
