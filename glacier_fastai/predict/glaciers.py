@@ -89,6 +89,7 @@ def glaciers(
     >>> import warnings
     >>> from tempfile import TemporaryDirectory
     >>> from geopandas import GeoDataFrame
+    >>> from rasterio import Affine
     >>> from shapely import box
     >>> grid = {"crs": "EPSG:32645", "transform": Affine(30, 0, 500_000, 0, -30, 3_100_000)}
     >>> ice = np.zeros((40, 60), np.uint8)
