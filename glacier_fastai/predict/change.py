@@ -41,7 +41,7 @@ WHOLE = 0.999  # share seen from which on loss and gain are drawn
 class _Table:
     """Glaciers at a date."""
 
-    path: Path
+    path: Path  # as the user named it, for messages
     stem: str
     rows: pd.DataFrame  # `TEXTS` and `NUMBERS`, and `geometry` where there are polygons
     about: dict[str, Any]  # what the JSON beside it says
@@ -267,6 +267,7 @@ def _stem(path: Path) -> str:
 
 def _table(path: Path, work: Path, inventory: Any, buffer: float | None, day: str, notes: list[str]) -> _Table:
     """Return a table as it is, or made of a map."""
+    named = path
     if path.suffix.lower() in (".tif", ".tiff"):
         if inventory is None:
             raise DataError(f"{path}: a map; give the inventory whose glaciers are compared, or tables of glaciers")
@@ -285,11 +286,11 @@ def _table(path: Path, work: Path, inventory: Any, buffer: float | None, day: st
         rows[name] = rows[name].astype(object).where(rows[name].notna(), "").astype(str)
     for name in NUMBERS:
         rows[name] = pd.to_numeric(rows[name], errors="coerce").astype(float)
-    named = rows["id"][rows["id"] != ""]
-    if named.duplicated().any():
-        raise DataError(f"{path}: {named[named.duplicated()].iloc[0]} occurs twice; a table has each glacier once")
+    ids = rows["id"][rows["id"] != ""]
+    if ids.duplicated().any():
+        raise DataError(f"{path}: {ids[ids.duplicated()].iloc[0]} occurs twice; a table has each glacier once")
     beside = path.with_suffix(".json")
-    return _Table(path, _stem(path), rows, read_json(beside, DataError) if beside.is_file() else {}, crs)
+    return _Table(named, _stem(path), rows, read_json(beside, DataError) if beside.is_file() else {}, crs)
 
 
 def _check_fair(a: _Table, b: _Table, force: bool, notes: list[str]) -> None:
@@ -320,7 +321,8 @@ def _check_fair(a: _Table, b: _Table, force: bool, notes: list[str]) -> None:
     for name, what in (("buffer_m", "buffers"), ("pixel_m", "pixel sizes")):
         one, two = (v if isinstance(v := t.about.get(name), int | float) else None for t in (a, b))
         if one is None or two is None:
-            note(f"no {(a if one is None else b).path.with_suffix('.json')}, so {what} are not compared", notes)
+            where = (a if one is None else b).path
+            note(f"{where}: no {where.stem}.json beside it, so {what} are not compared", notes)
         elif abs(one - two) > 0.01 * max(one, two):
             unfair.append(f"their {what} are {one:g} and {two:g} m")
     if a.crs is not None and b.crs is not None and not same_crs(a.crs, b.crs):

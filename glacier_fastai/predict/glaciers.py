@@ -115,6 +115,8 @@ def glaciers(
         OutputError: A table exists already, is being written by another process, or cannot be written.
     """
     classes, by, notes = Path(classes), ByGlacier(inventory, buffer, min_area), list[str]()
+    if date and len(parse_date(date)) < 10:
+        raise DataError(f"date {date!r}: write it as YYYY-MM-DD")
     stem = classes.name.removesuffix(".tif").removesuffix("_classes")
     maps = {"classes": classes}
     for kind in ("confidence", "probabilities"):
@@ -323,9 +325,7 @@ def _interval(record: Mapping[str, Any], work: GlacierSums, notes: list[str]) ->
 def _date(given: str, record: Mapping[str, Any], stem: str, notes: list[str]) -> str:
     """Return when the scene was taken, as far as it is known."""
     if given:
-        if len(date := parse_date(given)) < 10:
-            raise DataError(f"date {given!r}: write it as YYYY-MM-DD")
-        return date
+        return parse_date(given)
     if date := parse_date(record.get("date", "")):
         return date
     if (found := DAY.search(stem)) and (date := parse_date(found[0])):
