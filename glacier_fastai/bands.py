@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from .errors import DataError, did_you_mean
 
 __all__ = [
+    "ASPECT",
     "BANDS",
     "CLASSES",
     "CLASS_COLOURS",
@@ -26,6 +27,7 @@ __all__ = [
     "UNITS",
     "UNKNOWN_ICE",
     "Bands",
+    "aspect_index",
     "canonical_band",
     "composite",
     "natural_unit",
@@ -49,6 +51,9 @@ BANDS: dict[str, str] = {
     "ndwi": "(nir - swir1) / (nir + swir1), Gao",
     "elevation": "height above sea level, m",
     "slope": "slope, degrees",
+    "aspect_sin": "sine of the direction of steepest descent, clockwise from north; 0 on flat ground",
+    "aspect_cos": "cosine of it",
+    "curvature": "-(z_xx + z_yy), second derivatives of height, 1/m; positive on ridges, negative in troughs",
 }
 """Every band a recipe may name, beside the texture bands ``glcm_KIND(X)`` of a band X, KIND one of `TEXTURES`."""
 
@@ -60,8 +65,11 @@ INDICES: dict[str, tuple[str, str]] = {
 }
 """Band -> bands a and b that it is computed of, (a - b) / (a + b)."""
 
-UNITS: tuple[str, ...] = ("reflectance", "kelvin", "metre", "degree", "dn")
-"""Units of bands; "dn", digital number, where nothing is known."""
+UNITS: tuple[str, ...] = ("reflectance", "kelvin", "metre", "degree", "1/m", "dn")
+"""Units of bands; "dn", digital number, where nothing is known, or there is none, as of indices."""
+
+ASPECT = ("aspect_sin", "aspect_cos")
+"""Bands that are a direction on the ground together: they turn when the image does."""
 
 TEXTURES: tuple[str, ...] = ("contrast", "energy", "asm", "homogeneity", "dissimilarity")
 """Kinds of texture band, see `core.glcm`."""
@@ -123,16 +131,36 @@ def canonical_band(name: str) -> str:
 
 
 def natural_unit(band: str) -> str | None:
-    """Return the unit of what a band measures, None for indices and texture.
+    """Return the unit of what a band measures, None for indices, texture and the sine and cosine of aspect.
 
     >>> natural_unit("swir1"), natural_unit("thermal"), natural_unit("ndsi")
     ('reflectance', 'kelvin', None)
     """
-    if band in INDICES or band not in BANDS:
+    if band in INDICES or band in ASPECT or band not in BANDS:
         return None
     if band.startswith("thermal"):
         return "kelvin"
-    return {"elevation": "metre", "slope": "degree"}.get(band, "reflectance")
+    return {"elevation": "metre", "slope": "degree", "curvature": "1/m"}.get(band, "reflectance")
+
+
+def aspect_index(
+    bands: Sequence[str],  # in the order of the tensors
+) -> tuple[int, int] | None:
+    """Return the positions of `aspect_sin` and `aspect_cos`, None where neither is among the bands.
+
+    >>> aspect_index(["red", "aspect_sin", "aspect_cos"]), aspect_index(["red"])
+    ((1, 2), None)
+
+    Raises:
+        DataError: One of them is there without the other, so that it could not be turned.
+    """
+    there = [band for band in ASPECT if band in bands]
+    if len(there) == 1:
+        raise DataError(
+            f"band {there[0]} alone cannot be turned with the image: name {' and '.join(ASPECT)}, or use no flips, "
+            "rotations and views"
+        )
+    return (bands.index(ASPECT[0]), bands.index(ASPECT[1])) if there else None
 
 
 def texture_of(band: str) -> tuple[str, str] | None:

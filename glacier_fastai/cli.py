@@ -64,7 +64,11 @@ Set = Annotated[
 ]
 Bands = Annotated[
     str,
-    typer.Option("--bands", help="Names of the file's bands, e.g. blue,green,red,nir. Default: its band descriptions."),
+    typer.Option(
+        "--bands",
+        help="Names of the file's bands, e.g. blue,green,red,nir; or, of a folder, the file of each: "
+        "blue=B2.TIF,swir1=B6.TIF. Default: its band descriptions, or a product's metadata.",
+    ),
 ]
 Sensor = Annotated[str, typer.Option("--sensor", help="landsat4 to landsat9, or sentinel2: reads names such as B4.")]
 
@@ -86,6 +90,29 @@ Scale = Annotated[
 ]
 Offset = Annotated[
     str, typer.Option("--offset", help="What is added after --scale, in the same forms. Sentinel-2 since 2022: -0.1.")
+]
+Resolution = Annotated[
+    float,
+    typer.Option(
+        "--resolution",
+        min=0,
+        max=1e6,
+        help="Side of a pixel, metres. 0: as delivered; where bands differ, the model's.",
+    ),
+]
+Keep = Annotated[
+    str,
+    typer.Option(
+        "--keep",
+        help="Of clouds,dilated,cirrus,shadows,saturated: what a product's flags name and is data all the same.",
+    ),
+]
+MaskBuffer = Annotated[
+    float, typer.Option("--mask-buffer", min=0, max=1e6, help="Metres by which clouds and shadows are widened.")
+]
+Mask = Annotated[
+    Path | None,
+    typer.Option("--mask", help="What is left out beside: polygons, or a raster that is not 0 there."),
 ]
 MinIce = Annotated[
     float, typer.Option("--min-ice", min=0, max=1, help="Keep tiles of which this share of labelled pixels is ice.")
@@ -239,6 +266,10 @@ def prepare_scene(
     sensor: Sensor = "",
     scale: Scale = "",
     offset: Offset = "",
+    resolution: Resolution = 0.0,
+    keep: Keep = "",
+    mask_buffer: MaskBuffer = 0.0,
+    mask: Mask = None,
     tile_size: Annotated[int, typer.Option(min=32, max=65536, help="Side of a tile, pixels.")] = 128,
     overlap: Annotated[int, typer.Option(min=0, max=65536, help="Least overlap of neighbouring tiles, pixels.")] = 0,
     min_ice: MinIce = 0.0,
@@ -250,7 +281,6 @@ def prepare_scene(
 
     Example: `glacier-fastai prepare scene scene.tif --outlines rgi.gpkg --out tiles`
     """
-    from .data.scenes.units import parse_scaling
     from .data.sources.outlines import parse_outlines
     from .data.sources.scene import prepare_scenes
 
@@ -264,15 +294,41 @@ def prepare_scene(
             class_field=class_field or None,
             all_touched=all_touched,
             empty_is_background=empty_is_background,
-            bands=_split(bands),
-            sensor=sensor or None,
-            scale=parse_scaling(scale, "scale"),
-            offset=parse_scaling(offset, "offset"),
+            **_how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask),
             tile_size=tile_size,
             overlap=overlap,
             min_ice=min_ice,
             min_valid=min_valid,
         )
+    )
+
+
+def _how(
+    bands: str,
+    sensor: str,
+    scale: str,
+    offset: str,
+    resolution: float,
+    keep: str,
+    mask_buffer: float,
+    mask: Path | None,
+) -> Any:
+    """Return how scenes are to be read, from the options."""
+    from .data.scenes.opening import HowRead
+    from .data.scenes.units import parse_scaling
+
+    names: Any = _split(bands)
+    if names and all("=" in name for name in names):
+        names = dict(name.split("=", 1) for name in names)
+    return HowRead(
+        bands=names,
+        sensor=sensor or None,
+        scale=parse_scaling(scale, "scale"),
+        offset=parse_scaling(offset, "offset"),
+        resolution=resolution or None,
+        keep=_split(keep) or (),
+        mask_buffer=mask_buffer,
+        mask=mask,
     )
 
 
@@ -545,6 +601,10 @@ def predict(
     sensor: Sensor = "",
     scale: Scale = "",
     offset: Offset = "",
+    resolution: Resolution = 0.0,
+    keep: Keep = "",
+    mask_buffer: MaskBuffer = 0.0,
+    mask: Mask = None,
     confidence: Annotated[
         bool, typer.Option("--confidence", help="Write the probability that the class shown is right.")
     ] = False,
@@ -573,6 +633,13 @@ def predict(
     batch_size: Annotated[
         int, typer.Option(min=0, max=65536, help="Windows at once; 0 finds out on a GPU, and is 1 on a CPU.")
     ] = 0,
+    composite: Annotated[
+        str, typer.Option(help="Make one map of this name of all scenes: dates of one place, or neighbours.")
+    ] = "",
+    composite_by: Annotated[
+        Literal["mean", "least-snow"],
+        typer.Option(help="A pixel is the mean of all dates that see it, or as the least snowy of them says."),
+    ] = "mean",
     part: Annotated[str, typer.Option(help="i/n: do only every n-th scene, from the i-th on, here.")] = "",
     on_error: Annotated[
         Literal["continue", "stop"], typer.Option(help="After a scene that fails among several.")
@@ -593,29 +660,25 @@ def predict(
     from .terminal import one_arena
 
     one_arena()  # before torch is imported
-    from .data.scenes.units import parse_scaling
     from .model.ensemble import Ensemble
+    from .predict.composite import predict_composite
     from .predict.glaciers import ByGlacier
-    from .predict.scene import Wanted
-    from .predict.scenes import predict_scenes, raise_failed, split_models, summary
+    from .predict.scenes import find_scenes, predict_scenes, raise_failed, split_models, summary
+    from .predict.whole import Wanted
 
     models, scenes = split_models(paths)
+    ensemble = Ensemble.load(models, overrides)
     by = ByGlacier(glaciers, buffer, min_area_km2) if glaciers else None
-    table = predict_scenes(
-        Ensemble.load(models, overrides),
-        scenes,
-        out,
-        Wanted(probabilities, confidence, outlines, geoparquet, simplify, stats, window, by),
-        part=part,
-        on_error=on_error,
-        bands=_split(bands),
-        sensor=sensor or None,
-        scale=parse_scaling(scale, "scale"),
-        offset=parse_scaling(offset, "offset"),
-        force=force,
-        batch_size=batch_size or None,
-        overwrite=overwrite,
-    )
+    wanted = Wanted(probabilities, confidence, outlines, geoparquet, simplify, stats, window, glaciers=by)
+    how = _how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask)
+    use: Any = {"force": force, "batch_size": batch_size or None, "overwrite": overwrite, **how}
+    if composite:
+        if part or launched()[1] > 1:
+            raise DataError("a composite is made by one process: leave out --part, and do not launch several")
+        made = predict_composite(ensemble, find_scenes(scenes), out, composite, wanted, by=composite_by, **use)
+        print(json.dumps(made, indent=1) if as_json else "\n".join(made["files"].values()))
+        return
+    table = predict_scenes(ensemble, scenes, out, wanted, part=part, on_error=on_error, **use)
     if as_json:
         print(table.to_json(orient="records", indent=1))
     elif len(table):
@@ -641,6 +704,7 @@ def glaciers(
     date: Annotated[
         str, typer.Option(help="Day of the scene, YYYY-MM-DD. Default: what the map's record or name says.")
     ] = "",
+    dem: Annotated[Path | None, typer.Option("--dem", help="Elevation model, for heights, slope and aspect.")] = None,
     geoparquet: Annotated[bool, typer.Option("--geoparquet", help="Write the table as GeoParquet, too.")] = False,
     form: Annotated[
         Literal["rgi7", "glims"] | None,
@@ -660,7 +724,8 @@ def glaciers(
     from .predict.glaciers import find_maps, summary
     from .predict.glaciers import glaciers as run
 
-    how: dict[str, Any] = {"buffer": buffer, "min_area": min_area_km2, "date": date, "form": form, "analyst": analyst}
+    how: dict[str, Any] = {"buffer": buffer, "min_area": min_area_km2, "date": date, "dem": dem}
+    how |= {"form": form, "analyst": analyst}
     found = find_maps(maps)
     if date and len(found) > 1:
         raise DataError(f"{len(found)} maps and one date; give the maps of each day on their own")

@@ -86,7 +86,11 @@ class ModelRecipe(Section):
     scale: float = Field(
         1.0, ge=0.25, le=1, description="the network sees the image at this scale: at 0.5, four times the ground"
     )
-    options: dict[str, Any] = Field({}, description="options of a network of your own, by name")
+    width: int | None = Field(None, ge=4, le=1024, description="channels of glavitu (64)")
+    groups: dict[str, list[str]] | None = Field(
+        None, description="modalities of glavitu, name -> bands; null: by what they measure"
+    )
+    options: dict[str, Any] = Field({}, description="further options of a network, by name")
 
     @model_validator(mode="before")
     @classmethod

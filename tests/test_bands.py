@@ -5,9 +5,11 @@ from glacier_fastai.bands import (
     CLASS_COLOURS,
     CLASSES,
     COMPOSITES,
+    UNITS,
     Bands,
     canonical_band,
     composite,
+    natural_unit,
 )
 from glacier_fastai.errors import DataError, did_you_mean
 
@@ -71,3 +73,9 @@ def test_the_composite_follows_the_bands(bands, name, index):
 
 def test_nothing_near_means_no_suggestion():
     assert did_you_mean("xyzzy", BANDS) == ""
+
+
+def test_terrain_has_units_of_its_own():
+    units = [natural_unit(b) for b in ("elevation", "slope", "aspect_sin", "aspect_cos", "curvature")]
+    assert units == ["metre", "degree", None, None, "1/m"]
+    assert {*units} - {None} <= {*UNITS}

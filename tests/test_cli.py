@@ -9,12 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import rasterio
 from folders import competition_folder
 from hkh_folders import hkh_folder
-from scenes import TINY, changed, make_store, write_scene
+from scenes import BANDS, TINY, changed, made_up, make_store, write_raster, write_scene
 from typer.testing import CliRunner
 
 import glacier_fastai
@@ -404,3 +405,39 @@ def test_a_command_that_is_terminated_leaves_nothing(tmp_path):
         assert child.stderr.read() == ""
     assert child.returncode == 128 + 15
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bands_in_files_of_their_own_and_a_composite(trained, tmp_path, run):
+    values = made_up(64, 64)[0]
+    (tmp_path / "parts").mkdir()
+    for band, array in zip(BANDS, values, strict=True):
+        write_raster(tmp_path / "parts" / f"{band}.tif", array[None], nodata=0)
+    write_raster(tmp_path / "one.tif", values, nodata=0, bands=BANDS)
+    model, out = trained[0] / "best.safetensors", tmp_path / "maps"
+    named = ",".join(f"{band}={band}.tif" for band in BANDS)
+    done = run("predict", model, tmp_path / "parts", "--bands", named, "--out", out)
+    one = run("predict", model, tmp_path / "one.tif", "--out", out)
+    assert (done.returncode, one.returncode) == (0, 0), done.stderr + one.stderr
+    with rasterio.open(out / "parts_classes.tif") as a, rasterio.open(out / "one_classes.tif") as b:
+        np.testing.assert_array_equal(a.read(), b.read())
+    done = run("predict", model, tmp_path / "one.tif", tmp_path / "one.tif", "--composite", "two", "--out", out)
+    assert done.returncode == 2 and "two scenes or more" in done.stderr
+    (tmp_path / "two.tif").write_bytes((tmp_path / "one.tif").read_bytes())
+    words = ["predict", model, tmp_path / "one.tif", tmp_path / "two.tif", "--composite", "both", "--out", out]
+    assert "by one process" in run(*words, "--part", "1/2").stderr
+    done = run(*words, "--composite-by", "least-snow")
+    assert done.returncode == 0 and str(out / "both_dates.tif") in done.stdout
+    store = run(
+        "prepare",
+        "scene",
+        tmp_path / "parts",
+        "--bands",
+        named,
+        "--out",
+        tmp_path / "t",
+        "--label",
+        write_raster(tmp_path / "label.tif", made_up(64, 64)[1][None]),
+        "--tile-size",
+        32,
+    )
+    assert store.returncode == 0 and "4 tiles" in store.stderr, store.stderr

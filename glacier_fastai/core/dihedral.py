@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["VIEWS", "at_scale", "one_pass", "undo_view", "view"]
+__all__ = ["VIEWS", "at_scale", "one_pass", "undo_view", "view", "view_of_image"]
 
 VIEWS = range(8)
 """Numbers of the views; 0 changes nothing. Bit 0 flips columns, bit 1 flips rows, bit 2 then transposes."""
@@ -29,6 +29,30 @@ def view(
     """
     x = x.flip([d for bit, d in ((1, -1), (2, -2)) if k & bit])
     return x.mT if k & 4 else x
+
+
+def view_of_image(
+    x: Tensor,  # (..., C, H, W)
+    k: int,  # number of the view
+    aspect: tuple[int, int] | None = None,  # positions of sine and cosine of aspect, of mean 0 and one deviation
+) -> Tensor:
+    """Return view `k` of an image, in which directions turn as its pixels do.
+
+    >>> import torch
+    >>> east = torch.tensor([1.0, 0.0]).view(2, 1, 1)
+    >>> [view_of_image(east, k, (0, 1)).flatten().tolist() for k in (1, 4)]  # flipped, transposed
+    [[-1.0, 0.0], [0.0, -1.0]]
+    """
+    x = view(x, k)
+    if aspect is None or not k:
+        return x
+    sin, cos = (x[..., i, :, :] for i in aspect)
+    sin, cos = (0 - sin if k & 1 else sin), (0 - cos if k & 2 else cos)
+    if k & 4:
+        sin, cos = 0 - cos, 0 - sin  # rows run south
+    x = x.clone()
+    x[..., aspect[0], :, :], x[..., aspect[1], :, :] = sin, cos
+    return x
 
 
 def undo_view(
@@ -75,6 +99,7 @@ def one_pass(
     x: Tensor,  # (B, C, H, W), normalised, 0 in every band where there is no data
     k: int,  # number of the view
     scale: float,  # see `at_scale`
+    aspect: tuple[int, int] | None = None,  # see `view_of_image`
 ) -> Tensor:
     """Return what the model says of one view at one scale, turned and resized back, `(B, K, H, W)`.
 
@@ -83,4 +108,4 @@ def one_pass(
     >>> torch.equal(one_pass(lambda x: x, x, 6, 1.0), x)
     True
     """
-    return undo_view(at_scale(model, view(x, k), scale), k)
+    return undo_view(at_scale(model, view_of_image(x, k, aspect), scale), k)

@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Generator, Tensor
 
 from ..bands import IGNORE
-from .dihedral import VIEWS, view
+from .dihedral import VIEWS, view, view_of_image
 
 __all__ = [
     "coordinates",
@@ -50,6 +50,7 @@ def random_dihedral(
     x: Tensor,  # (B, C, H, W)
     y: Tensor,  # (B, H, W)
     generator: Generator | None = None,  # on the CPU
+    aspect: tuple[int, int] | None = None,  # see `view_of_image`
 ) -> tuple[Tensor, Tensor]:
     """Turn and flip each sample by its own draw of the 8 views, exactly; of the 4 flips where it is not square.
 
@@ -61,7 +62,7 @@ def random_dihedral(
     """
     out_x, out_y = torch.empty_like(x), torch.empty_like(y)
     for i, k in enumerate(_random_views(len(x), x.shape[-2:], generator).tolist()):
-        out_x[i], out_y[i] = view(x[i], k), view(y[i], k)
+        out_x[i], out_y[i] = view_of_image(x[i], k, aspect), view(y[i], k)
     return out_x, out_y
 
 
@@ -188,11 +189,12 @@ def warp(
     x: Tensor,  # (B, C, H, W), normalised
     y: Tensor,  # (B, H, W), class codes
     at: Tensor,  # (B, 2, H, W) of `coordinates`, on the device of x
+    aspect: tuple[int, int] | None = None,  # positions of sine and cosine of aspect, of mean 0 and one deviation
 ) -> tuple[Tensor, Tensor]:
     """Resample image (bilinear) and mask (nearest) in one pass; outside is 0 and ignore.
 
     A pixel of the result has data if its nearest source pixel is inside and has data; its label is that one's. Its
-    values are those of the up to 4 neighbours with data, by their bilinear weights.
+    values are those of the up to 4 neighbours with data, by their bilinear weights. Directions turn as the ground does.
 
     >>> x, y = torch.tensor([[[[1.0, 3.0, 0.0]]]]), torch.tensor([[[1, 2, 255]]])
     >>> half_right = coordinates((1, 3), torch.eye(2)[None], torch.tensor([[0.5, 0.0]]))
@@ -219,7 +221,21 @@ def warp(
         taps.flatten(0, 1), x.flatten(2).mT.reshape(-1, c), mode="sum", per_sample_weights=shares.flatten(0, 1)
     )
     out = bags.view(n, h * w, c).mT.reshape(x.shape)
+    if aspect is not None:
+        _turn(out, at.view(n, 2, h, w), aspect)
     return mark_data(out, known.view(n, 1, h, w)), label
+
+
+def _turn(x: Tensor, at: Tensor, aspect: tuple[int, int]) -> None:
+    """Turn directions of descent: a gradient becomes the product of the map's transposed Jacobian with it."""
+    east, south = x[:, aspect[0]], -x[:, aspect[1]]
+    length = torch.hypot(east, south)
+    turned = []
+    for dim in (-1, -2):
+        along = torch.gradient(at, dim=dim)[0] if at.shape[dim] > 1 else at * 0
+        turned.append(along[:, 0] * east + along[:, 1] * south)
+    length /= torch.hypot(*turned).clamp(min=torch.finfo(x.dtype).tiny)
+    x[:, aspect[0]], x[:, aspect[1]] = turned[0] * length, -turned[1] * length
 
 
 def mark_data(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from copy import copy
+from typing import Any, Self
 
 import torch
 from fastai.vision.all import ItemTransform
 
+from ..bands import aspect_index
 from ..core.radiometry import radiometry_
 from ..core.settings import Augmentation, spelled_out, takes
 from ..core.warp import random_coordinates, random_dihedral, warp
@@ -29,6 +32,8 @@ class AugmentTiles(ItemTransform):
     split_idx, order = 0, 100  # after NormalizeBands
     generator: torch.Generator | None = None
     """On the CPU; decides every random number. A loader may set it for each batch; None is torch's own."""
+    aspect: tuple[int, int] | None = None
+    """Positions of sine and cosine of aspect, which turn with the image; see `for_bands`."""
 
     def __init__(
         self,
@@ -55,6 +60,22 @@ class AugmentTiles(ItemTransform):
         """
         return cls(**spelled_out(name))
 
+    def for_bands(
+        self,
+        bands: Sequence[str],  # of the images, in their order
+    ) -> Self:
+        """Return a copy that turns aspect with the image, if it is among these bands.
+
+        >>> AugmentTiles().for_bands(["red", "aspect_sin", "aspect_cos"]).aspect
+        (1, 2)
+
+        Raises:
+            DataError: Sine or cosine of aspect is there alone.
+        """
+        out = copy(self)
+        out.aspect = aspect_index(bands)
+        return out
+
     def encodes(self, batch):  # fastai skips an annotated ItemTransform.encodes
         """Change a batch of images and masks."""
         x, y = (t.as_subclass(torch.Tensor) for t in batch)
@@ -63,9 +84,9 @@ class AugmentTiles(ItemTransform):
             at = random_coordinates(
                 len(x), size, flip=self.flip, **self.geometry, generator=self.generator, device=x.device
             )
-            x, y = warp(x, y, at)
+            x, y = warp(x, y, at, self.aspect)
         elif self.flip:
-            x, y = random_dihedral(x, y, self.generator)
+            x, y = random_dihedral(x, y, self.generator, self.aspect)
         else:
             x = x.clone()
         if any(self.radiometry.values()):

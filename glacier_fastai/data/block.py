@@ -25,7 +25,7 @@ from ..bands import CLASSES, ICE, Bands
 from ..core.balance import PixelBalance
 from ..core.confusion import watched
 from ..core.folds import ALWAYS, NEVER, train_valid
-from ..core.moments import standardise
+from ..core.moments import standardise, turnable
 from ..errors import DataError
 from .augment import AugmentTiles
 from .balanced import BalancedCrops, IgnoreSurplus, PixelBalancedDL
@@ -211,9 +211,10 @@ class GlacierDataLoaders(DataLoaders):
             store = with_channels(store, bands)
         else:
             store = with_channels(store, bands, Texture.of_tiles(store, bands, train, glcm_window, glcm_levels))
-        moments: Any = stats or store.statistics(bands, train)
+        moments: Any = turnable(bands, *stats) if stats else store.statistics(bands, train)
         crops = BalancedCrops(store, train, crop, balance) if balance else None
-        tfms = [augment] if augment else []
+        batch_tfms = [t.for_bands(bands) if isinstance(t, AugmentTiles) else t for t in batch_tfms]
+        tfms: list[Any] = [augment.for_bands(bands)] if augment else []
         if crops and crops.sampling.keep is not None:
             tfms.append(IgnoreSurplus(crops.sampling.keep.tolist()))
         own = {"splitter": IndexSplitter(range(len(train), len(train) + len(valid)))}

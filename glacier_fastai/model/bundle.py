@@ -181,8 +181,11 @@ class ModelBundle:
         """
         model, store = unwrapped(learn.model), learn.dls.store
         arch, options = built_as(model)
+        if extra := architecture(arch)[0].auxiliary:
+            options = {**options, extra: 0}
+        weights = {k: v for k, v in model.state_dict().items() if not (extra and k.startswith(f"{extra}."))}
         return cls(
-            weights={k: v.detach().cpu().clone() for k, v in model.state_dict().items()},
+            weights={k: v.detach().cpu().clone() for k, v in weights.items()},
             arch=arch,
             options=options,
             bands=learn.dls.bands,
@@ -362,13 +365,14 @@ class ModelBundle:
         """
         name, options = built_as(model)
         mine: dict[str, Any] = {**architecture(self.arch)[1], **self.options}
-        was, now = mine.get("scale"), options.get("scale")
-        if (name, {**options, "scale": was}) != (self.arch, {**mine, "scale": was}):
+        kind, was, now = architecture(name)[0], mine.get("scale"), options.get("scale")
+        if name != self.arch or any(options[k] != mine[k] for k in options if k not in kind.apart):
             raise BundleError(
                 f"the bundle is a {described(self.arch, self.options)}, the recipe wants a {described(name, options)}; "
                 f"set {', '.join(f'model.{k}={json.dumps(v)}' for k, v in {'arch': self.arch, **self.options}.items())}"
             )
-        kind, weights = architecture(name)[0], dict(self.weights)
+        extra = [k for k in model.state_dict() if kind.auxiliary and k.startswith(f"{kind.auxiliary}.")]
+        weights = {**{k: model.state_dict()[k].cpu() for k in extra}, **self.weights}
         said = [f"from images at scale {was:g} to scale {now:g}"] if was != now else []
         if tuple(bands) != self.bands:
             if kind.first is None:

@@ -141,6 +141,11 @@ class Ensemble:
         """Whether every model tells debris from clean ice."""
         return all(m.bundle.tells_debris for m in self.members)
 
+    @property
+    def pixel_size(self) -> float | None:
+        """Side of a pixel that the first model knows, metres; None where it does not say."""
+        return self.members[0].bundle.profile.pixel_size
+
     @classmethod
     def of(cls, model: ModelBundle | Ensemble) -> Ensemble:
         """Return a bundle as an ensemble of one, used as its recipe wants."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..bands import aspect_index
 from ..core.dihedral import one_pass
 from ..core.moments import standardise
 from ..errors import PredictionError
@@ -52,6 +53,8 @@ class Predictor:
         self.ensemble, self.device = ensemble, device or default_device()
         self.batch_size = batch_size or (64 if self.device.type == "cuda" else 1)
         self.normalise_by(statistics)
+        turned = any(k for k, _ in ensemble.predict.passes)
+        self.aspects = [aspect_index(m.bundle.bands) if turned else None for m in ensemble.members]
         size = sum(2 * m.path.stat().st_size for m in ensemble.members if m.path)  # half precision on disk
         together = len(ensemble.members) == 1 or size < _free(self.device) / 2
         self.models: list[Callable[[Tensor], Tensor]] | None = None
@@ -118,7 +121,9 @@ class Predictor:
             valid = torch.from_numpy(np.isfinite(window).all(0)).to(probs.device)
             if not (torch.isfinite(probs).all(0) | ~valid).all():
                 names = ", ".join(str(m.path or "the model") for m in self.ensemble.members)
-                raise PredictionError(f"{names}: gives what is no probability; its weights are damaged")
+                raise PredictionError(
+                    f"{names}: gives what is no probability; its weights are damaged, or values absurd"
+                )
         return [t / whole for t in totals]
 
     def _sum(self, windows: Sequence[np.ndarray], group: Sequence[int], models: Sequence[Callable]) -> Tensor:
@@ -131,7 +136,8 @@ class Predictor:
         total: Any = 0
         for k, scale in self.ensemble.predict.passes:
             for m, model, x in zip(group, models, inputs, strict=True):
-                total = total + self.ensemble.members[m].weight * one_pass(model, x, k, scale)
+                weight, aspect = self.ensemble.members[m].weight, self.aspects[m]
+                total = total + weight * one_pass(model, x, k, scale, aspect)
         return total
 
 

@@ -1,8 +1,8 @@
 """The networks there are, by name: how each is built, its parameter groups, and how it adapts to other bands.
 
-Built in are those of `model.unet`, `model.ratio` and `model.forest`. Own ones come by `register_model`, or from an
-installed package by an entry point of the group ``glacier_fastai.models``: its name is the model's, its object is a
-builder or an `Architecture`.
+Built in are those of `model.unet`, `model.glavitu`, `model.ratio` and `model.forest`. Own ones come by
+`register_model`, or from an installed package by an entry point of the group ``glacier_fastai.models``: its name is the
+model's, its object is a builder or an `Architecture`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ..recipe import ENCODERS, ModelRecipe
 __all__ = ["Architecture", "build_model", "model_names", "register_model"]
 
 GROUP = "glacier_fastai.models"
+FROM_RECIPE = ("encoder", "attention", "scale")  # whose defaults are those of recipes
 Builder = Callable[..., nn.Module]
 
 
@@ -46,6 +47,10 @@ class Architecture:
     fit: Callable[..., nn.Module] | None = None
     """``fit(store, tiles, bands, stats, seed, **options)`` -> trained module, where that takes no gradient; `tiles` are
     positions of the training tiles, `stats` mean and deviation per band that images come normalised with."""
+    apart: tuple[str, ...] = ()
+    """Options that weights do not depend on."""
+    auxiliary: str = ""
+    """Name of a head of which only training knows, and of the option that is its loss's weight, 0 without it."""
     options: Mapping[str, Any] = field(init=False)
     """Name and default of each option."""
 
@@ -91,9 +96,9 @@ def _origin(build: Builder) -> tuple[str, str]:
 
 @cache
 def _built_in() -> dict[str, Architecture]:
-    from . import forest, ratio, unet
+    from . import forest, glavitu, ratio, unet
 
-    return {kind.name: kind for part in (unet, ratio, forest) for kind in part.ARCHITECTURES}
+    return {kind.name: kind for part in (unet, glavitu, ratio, forest) for kind in part.ARCHITECTURES}
 
 
 @cache
@@ -137,12 +142,11 @@ def architecture(
 def of_recipe(model: ModelRecipe) -> tuple[Architecture, dict[str, Any]]:
     """Return the network that a recipe asks for, and all its options; raises `RecipeError` like `architecture`.
 
-    `encoder`, `attention` and `scale` have defaults in every recipe, so only other values are refused by networks
-    without them.
+    What stands in every recipe, such as `encoder`, is refused by networks without it only where it is no default.
     """
     kind, default = architecture(model.arch)[0], ModelRecipe()
-    fields = {name: getattr(model, name) for name in ("encoder", "attention", "scale")}
-    given = {k: v for k, v in fields.items() if k in kind.options or v != getattr(default, k)}
+    fields = {name: getattr(model, name) for name in ("encoder", "attention", "scale", "width", "groups")}
+    given = {k: v for k, v in fields.items() if v != getattr(default, k) or (k in kind.options and k in FROM_RECIPE)}
     return architecture(model.arch, {**given, **model.options})
 
 

@@ -173,7 +173,7 @@ def _head(model: nn.Module) -> list[str]:
     return [name for name in model.state_dict() if name.startswith("segmentation_head.0.")]
 
 
-_smp = partial(Architecture, groups=_groups, first=_first, head=_head)
+_smp = partial(Architecture, groups=_groups, first=_first, head=_head, apart=("scale",))
 ARCHITECTURES = [
     _smp("unet", _unet),
     *(

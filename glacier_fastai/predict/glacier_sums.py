@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import geopandas
 import numpy as np
@@ -19,6 +19,7 @@ from rasterio.windows import Window
 from ..bands import CLASSES, ICE, IGNORE
 from ..core.areas import LEAST, area_interval
 from ..core.glaciers import NO_DATA, WITHOUT, glacier_margin, nearest_glacier
+from ..data.scenes.dem import SceneTerrain
 from ..data.scenes.raster import reading
 from ..data.sources.inventory import Inventory
 from ..errors import DataError, note
@@ -26,7 +27,7 @@ from ..memory import fits
 from .outlines import NOT_ICE, crs_of_areas
 from .sink import ROWS, writing
 
-__all__ = ["BUFFER", "BUFFER_PIXELS", "ENOUGH", "GlacierSums", "Terrain"]
+__all__ = ["BUFFER", "BUFFER_PIXELS", "ENOUGH", "GlacierSums"]
 
 BUFFER, BUFFER_PIXELS = 60.0, 2
 """How far around its outline ice belongs to a glacier by default, metres, and the least of it in pixels."""
@@ -37,13 +38,6 @@ CLEAN, DEBRIS, LAKE = (CLASSES.index(name) for name in ("glacier", "debris", "la
 KNOTS = 65  # places along each side of a scene at which the area of a pixel is computed
 HELD = 80  # bytes for each pixel of a strip
 SUMS = ("pixels", "area_km2", "glacier_km2", "debris_km2", "confidence", "doubt")
-
-
-class Terrain(Protocol):
-    """An elevation model on the grid of a scene."""
-
-    def read(self, names: Sequence[str], row: int, col: int, height: int, width: int) -> np.ndarray:
-        """Return `(len(names), height, width)` of elevation, slope, aspect_sin and aspect_cos, NaN in voids."""
 
 
 class GlacierSums:
@@ -81,7 +75,7 @@ class GlacierSums:
     def run(
         self,
         labels: Path,  # file that is made meanwhile
-        terrain: Terrain | None = None,  # for heights, slope and aspect
+        terrain: SceneTerrain | None = None,  # for heights, slope and aspect
     ) -> None:
         """Give the ice to glaciers, and sum over them."""
         try:
@@ -186,7 +180,7 @@ class GlacierSums:
         fine = geopandas.GeoSeries(polygons, crs=CRS(self.grid.crs))
         return fine.to_crs(self.near).area.to_numpy() / 1e6
 
-    def _count(self, path: Path, terrain: Terrain | None) -> None:
+    def _count(self, path: Path, terrain: SceneTerrain | None) -> None:
         """Sum over the glaciers; what is left of the ice is counted at 0."""
         size, above = self.n + len(self.new), np.full((1, self.grid.width), NO_DATA, np.int32)
         self.sums, self.slopes = np.zeros((len(SUMS), size + 1)), np.zeros((4, size))
@@ -209,7 +203,7 @@ class GlacierSums:
                 ice = (labels > 0) | (labels == WITHOUT)
                 self._sum(row, height, ice, labels[ice].clip(0), terrain)
 
-    def _sum(self, row: int, height: int, ice: np.ndarray, of: np.ndarray, terrain: Terrain | None) -> None:
+    def _sum(self, row: int, height: int, ice: np.ndarray, of: np.ndarray, terrain: SceneTerrain | None) -> None:
         (classes,), km2 = self.read("classes", row, height), self.km2(row, height)[ice]
         classes = classes[ice]
         layers = [None, km2, km2 * (classes == CLEAN), km2 * (classes == DEBRIS)]

@@ -19,20 +19,21 @@ import rasterio
 
 from .. import __version__
 from ..bands import CLASSES, IGNORE
+from ..data.scenes.dem import SceneTerrain, Terrain
 from ..data.scenes.raster import block_cache, open_raster, reading, same_crs, same_grid
 from ..data.sources.inventory import Inventory, parse_date, read_inventory
 from ..errors import DataError, OutputError, cell, note
 from ..files import digest, file_hash, locked, names_only, remove, whole_file, write_text
 from ..reading import read_json
-from .glacier_sums import GlacierSums, Terrain
+from .glacier_sums import GlacierSums
 from .outlines import crs_of_areas, write_layer
+from .sink import ROWS
 
 if TYPE_CHECKING:
     from .export import Format
 
 __all__ = [
     "ByGlacier",
-    "Terrain",
     "as_csv",
     "find_maps",
     "glacier_files",
@@ -81,7 +82,7 @@ def glaciers(
     geoparquet: bool = False,  # write `SCENE_glaciers.parquet`, too
     form: Format | None = None,  # write `SCENE_FORM.gpkg`, too: an inventory in that format, see `export`
     analyst: str = "",  # who answers for that inventory
-    terrain: Terrain | None = None,  # for heights, slope and aspect
+    dem: str | os.PathLike | None = None,  # elevation model, for heights, slope and aspect
     overwrite: bool = False,  # replace what is there
 ) -> dict[str, Any]:
     """Write `SCENE_glaciers.gpkg`, `.csv` and `.json`: the ice of a map by the glaciers of an inventory.
@@ -125,12 +126,18 @@ def glaciers(
     out = classes.parent if out is None else Path(out)
     record = _record(classes, stem, notes)
     with open_raster(classes) as raster:
-        own = inventory_on(by, _grid(raster, classes), classes, notes)
+        grid = _grid(raster, classes)
+        own = inventory_on(by, grid, classes, notes)
     files = {kind: out / name for kind, name in glacier_files(stem, geoparquet, form).items()}
     every = [out / name for name in glacier_files(stem, True, form).values()]
     partial = out / f".{stem}_glaciers.partial"
     busy = f"{out}: another process is writing the glaciers of {stem}; wait until it ends"
-    with locked(out / f".{stem}_glaciers.lock", busy):
+    with ExitStack() as stack:
+        terrain: SceneTerrain | None = None
+        if dem is not None:
+            place = grid.crs, grid.transform, (grid.height, grid.width)
+            terrain = stack.enter_context(Terrain(dem)).on(*place, classes)
+        stack.enter_context(locked(out / f".{stem}_glaciers.lock", busy))
         there = next((path for path in every if path.exists()), None)
         if there and not overwrite:
             raise OutputError(f"{there}: exists already; overwrite it, or choose another folder")
@@ -209,7 +216,7 @@ def write_glaciers(
     geoparquet: bool = False,
     form: Format | None = None,
     analyst: str = "",
-    terrain: Terrain | None = None,
+    terrain: SceneTerrain | None = None,  # for heights, slope and aspect
 ) -> dict[str, Any]:
     """Write the tables of a scene, and return what `SCENE_glaciers.json` says; see `glaciers`."""
     files = {kind: folder / name for kind, name in glacier_files(stem, geoparquet, form).items()}
@@ -217,10 +224,13 @@ def write_glaciers(
         rasters = {kind: stack.enter_context(open_raster(path)) for kind, path in maps.items()}
         grid = _grid(rasters["classes"], maps["classes"])
         _check_same_grid(rasters, maps)
-        stack.enter_context(block_cache(*rasters.values()))
+        pixel = sum(np.dtype(t).itemsize for raster in rasters.values() for t in raster.dtypes)
+        stack.enter_context(block_cache(ROWS * grid.width * pixel))
         work = GlacierSums(rasters, maps, inventory, by.buffer, by.min_area, grid, notes)
         work.run(folder / f".{stem}_labels.tif", terrain)
     table = work.table(_interval(record, work, notes))
+    for text in terrain.notes if terrain else ():
+        note(text, notes)
     about: dict[str, Any] = {
         "version": __version__,
         "map": maps["classes"].name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 import numpy as np
 
@@ -16,7 +16,7 @@ __all__ = ["postprocessed"]
 def postprocessed(
     strips: Iterable[Strip],  # a whole map, top to bottom
     settings: PostprocessRecipe | None,  # what is done; None: nothing
-) -> Iterator[Strip]:
+) -> Generator[Strip]:
     """Yield the same map after `core.morphology.postprocess`.
 
     Rows are held until `core.morphology.context` more are known on either side.

@@ -3,76 +3,53 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import numpy as np
-import rasterio
 import torch
-from rasterio.errors import RasterioError
+from torch import Tensor
 
 from .. import __version__
-from ..bands import CLASSES, IGNORE
+from ..bands import CLASSES, ICE, IGNORE
+from ..data.scenes.opening import HowRead, open_scene, scene_name
 from ..data.scenes.raster import block_cache
-from ..data.scenes.units import Given
+from ..data.scenes.scene import Scene
 from ..data.sources.inventory import Inventory
-from ..errors import DataError, OutputError, PredictionError, note
-from ..files import check_room, digest, file_hash, identity, locked, names_only, remove, write_text
+from ..errors import DataError, note
+from ..files import check_room, digest, file_hash, identity
 from ..memory import fits
 from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
 from ..model.fit import check_fit
-from ..model.predictor import Predictor, out_of_memory
-from ..reading import read_json
-from .glaciers import ByGlacier, glacier_files, inventory_on, write_glaciers
-from .outlines import LAYERS, Outlines, check_layer
+from ..model.predictor import Predictor
+from .glaciers import inventory_on, write_glaciers
+from .outlines import Outlines
 from .postprocess import postprocessed
-from .sink import SIDECAR, ClassMap, ConfidenceMap, ProbabilityMap, Sink, Strip, check_grid, checksums
+from .sink import SIDECAR, ClassMap, ConfidenceMap, ProbabilityMap, Sink, Strip, check_grid
 from .sliding import sliding_probabilities
 from .source import SceneSource, Source
+from .whole import Wanted, make_whole
 
-__all__ = ["EVERY", "Wanted", "map_strips", "predict_scene"]
+__all__ = [
+    "Looked",
+    "Wanted",
+    "by_glacier",
+    "decided",
+    "look_at",
+    "map_strips",
+    "mean_strips",
+    "predict_scene",
+    "write_map",
+]
 
+LOOKED_AT = 8  # windows that are seen without their mask
 LEAST_SHARE = 50  # maps are packed to no less than this fraction of a byte a pixel
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is made of a scene beside the map of classes."""
-
-    probabilities: Literal["uint8", "float32"] | None = None  # type of `SCENE_probabilities.tif`
-    confidence: bool = False  # `SCENE_confidence.tif`
-    outlines: bool = False  # `SCENE_outlines.gpkg`
-    geoparquet: bool = False  # `SCENE_outlines_glaciers.parquet` and `..._classes.parquet`
-    simplify: float = 0.0  # of the outlines: tolerance in pixels
-    statistics: Literal["bundle", "scene"] = "bundle"  # what bands are normalised with
-    window: int = 512  # side of a window, pixels
-    glaciers: ByGlacier | None = None  # `SCENE_glaciers.gpkg`, `.csv` and `.json`: the ice by glacier
-
-    def files(self, stem: str) -> dict[str, str]:
-        """Return the names of the files of a scene, by kind."""
-        names = {"classes": f"{stem}_classes.tif"}
-        if self.probabilities:
-            names["probabilities"] = f"{stem}_probabilities.tif"
-        if self.confidence:
-            names["confidence"] = f"{stem}_confidence.tif"
-        if self.outlines or self.geoparquet:
-            names["outlines"] = f"{stem}_outlines.gpkg"
-        if self.geoparquet:
-            names |= {f"{k} parquet": f"{stem}_outlines_{k}.parquet" for k in ("glaciers", "classes")}
-        if self.glaciers:
-            names |= glacier_files(stem, self.geoparquet)
-        return names
-
-
-EVERY = Wanted("uint8", True, True, True, glaciers=ByGlacier(""))  # all that may be made of a scene
 
 
 def map_strips(
@@ -81,34 +58,39 @@ def map_strips(
     window: int = 512,  # side of a window, pixels; windows overlap by a quarter
 ) -> Generator[Strip]:
     """Yield the map of a scene, top to bottom, calibrated, decided and post-processed; it is read ahead in a thread."""
-    ensemble = predictor.ensemble
+    yield from decided(mean_strips(source, predictor, window), predictor.ensemble)
 
-    def strips() -> Iterator[Strip]:
-        size = source.height, source.width
-        found = sliding_probabilities(source.read, predictor, *size, window, window // 4, len(CLASSES))
-        for row, mean, valid in found:
+
+def mean_strips(source: Source, predictor: Predictor, window: int) -> Iterator[tuple[int, Tensor, np.ndarray]]:
+    """Yield first row, mean probabilities of the models `(K, h, W)`, and where there is data, top to bottom."""
+    size = source.height, source.width
+    return sliding_probabilities(source.read, predictor, *size, window, window // 4, len(CLASSES))
+
+
+def decided(strips: Iterable[tuple[int, Tensor, np.ndarray]], ensemble: Ensemble) -> Generator[Strip]:
+    """Yield the map of mean probabilities."""
+
+    def found() -> Iterator[Strip]:
+        for row, mean, valid in strips:
             classes, probs = ensemble.decide(mean)
             classes[~valid] = IGNORE
             yield Strip(row, classes, probs)
 
-    yield from postprocessed(strips(), ensemble.predict.postprocess)
+    return postprocessed(found(), ensemble.predict.postprocess)
 
 
 def predict_scene(
     model: ModelBundle | Ensemble,  # trained models
-    scene: str | os.PathLike,  # GeoTIFF with the models' bands, or what these can be computed from
+    scene: str | os.PathLike,  # see `data.scenes.opening.open_scene`; with the models' bands, or what makes them
     out: str | os.PathLike,  # folder for the map
     wanted: Wanted | None = None,  # what else is made, default the map of classes alone
     *,
-    bands: Sequence[str] | None = None,  # names of the file's bands, default its band descriptions
-    sensor: str | None = None,  # one of `data.scenes.names.SENSORS`
-    scale: Given = None,  # what the file's numbers are multiplied with, default as it says; see `data.scenes.units`
-    offset: Given = None,  # what is added then
     batch_size: int | None = None,  # windows at once, default as `Predictor`
     force: bool = False,  # map values far from those the models were trained on
     overwrite: bool = False,  # replace what is there of another prediction
     device: torch.device | None = None,  # default `predictor.default_device`
     predictor: Callable[[], Predictor] | None = None,  # gives the models where they are read already
+    **how: Unpack[HowRead],
 ) -> dict[str, Any]:
     """Write `OUT/SCENE_classes.tif`, uint8 class codes on the scene's grid, 255 without data, and what else is wanted.
 
@@ -136,99 +118,92 @@ def predict_scene(
         OutputError: A file exists already, is being written by another process, or cannot be written.
         PredictionError: There is not enough memory.
     """
-    began, wanted, ensemble = time.monotonic(), wanted or Wanted(), Ensemble.of(model)
-    scene, out = Path(scene), Path(out)
-    files = {kind: out / name for kind, name in wanted.files(scene.stem).items()}
-    record = out / f"{scene.stem}_prediction.json"
-    read: dict[str, Any] = {"bands": bands, "sensor": sensor, "scale": scale, "offset": offset}
-    notes: list[str] = []
-    said: list[str] = []  # of the glaciers
-    with SceneSource(scene, (), **read) as raster:
-        ensemble.check(scene, raster.bands)
+    wanted, ensemble = wanted or Wanted(), Ensemble.of(model)
+    out, name, looked = Path(out), scene_name(scene), look_at(scene, ensemble, wanted, force, how)
+    about = {**looked.about}
+
+    def make(partial: Path) -> dict[str, Any]:
+        with looked.source(ensemble, wanted) as source:
+            check_room(out, source.height * source.width * len(wanted.files(name)) // LEAST_SHARE)
+            check_grid(source, partial)
+            models = predictor() if predictor else Predictor(ensemble, device, batch_size)
+            models.normalise_by(source.statistics() if wanted.statistics == "scene" else None)
+            strips = map_strips(source, models, wanted.window)
+            found: dict[str, Any] = {"pixels": write_map(strips, source, ensemble, wanted, partial, name)}
+            if looked.inventory:
+                found |= by_glacier(wanted, looked.inventory, partial, name, about)
+            return found | masked_share(source, models, wanted.window, about["notes"])
+
+    return make_whole(out, name, about, wanted, make, overwrite)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A scene that was looked at and fits the models; what it is, and what it is made of."""
+
+    path: Path
+    open: Callable[[], Scene]
+    about: dict[str, Any]  # for the record, with a hash of it
+    parts: dict[str, tuple[int, ...]]  # its files, and what tells whether they are the same
+    inventory: Inventory | None = None  # its glaciers, where they are wanted
+
+    @contextmanager
+    def source(self, ensemble: Ensemble, wanted: Wanted) -> Iterator[SceneSource]:
+        """Open the scene to be mapped; raises `DataError` if it is too large, or is changed meanwhile."""
+        with self.open() as scene, block_cache(scene.cached_bytes):
+            source = SceneSource(scene, ensemble.channels)
+            _check_memory(source, wanted)
+            yield source
+        _check_same(self.path, self.parts)
+
+
+def look_at(
+    scene: str | os.PathLike,  # see `data.scenes.opening.open_scene`
+    ensemble: Ensemble,
+    wanted: Wanted,
+    force: bool,  # see `predict_scene`
+    how: HowRead,
+) -> Looked:
+    """Look at a scene before it is mapped, and say what is odd about it; raises as `predict_scene`."""
+    path, notes = Path(scene), list[str]()
+    needed = [band for band, _ in ensemble.channels]
+
+    def opened() -> Scene:
+        return open_scene(scene, needed, ensemble.pixel_size, **how)
+
+    with opened() as raster:
+        ensemble.check(path, raster.bands)
         for text in raster.look():
             note(text, notes)
-        check_fit(ensemble, scene, raster.profile, notes, wanted.statistics, force)
-        inventory = inventory_on(wanted.glaciers, raster, scene, said) if wanted.glaciers else None
-        parts = _parts(raster)
-        about = {**_about(ensemble, wanted, raster, inventory), "tells_debris": ensemble.tells_debris, "notes": notes}
-        about["sensor"] = raster.profile.sensor
-    every = [out / name for name in EVERY.files(scene.stem).values()]
-    partial = out / f".{scene.stem}.partial"
-    try:
-        busy = f"{out}: another process is mapping {scene.stem}; wait until it ends"
-        with locked(out / f".{scene.stem}.lock", busy):
-            try:
-                before = read_record(record)
-                ours = before.get("hash") == about["hash"]
-                made = [*files.values(), *(out / name for name in before.get("sidecars", []))] if ours else []
-                if made and all(p.is_file() for p in made) and _whole(made, before, overwrite):
-                    return {**before, "files": {k: str(p) for k, p in files.items()}, "done_before": True}
-                if not (ours or overwrite) and (there := next((p for p in every if p.exists()), None)):
-                    raise OutputError(
-                        f"{there}: exists already, of another scene, models or settings; overwrite it, or choose "
-                        "another folder"
-                    )
-                remove(partial)
-                partial.mkdir()
-                with SceneSource(scene, ensemble.channels, **read) as source, block_cache(source.raster):
-                    _check_memory(source, wanted)
-                    check_room(out, source.height * source.width * len(files) // LEAST_SHARE)
-                    check_grid(source, partial)
-                    statistics = source.statistics() if wanted.statistics == "scene" else None
-                    models = predictor() if predictor else Predictor(ensemble, device, batch_size)
-                    models.normalise_by(statistics)
-                    made_of = {k: partial / p.name for k, p in files.items()}
-                    if inventory:
-                        made_of.setdefault("probabilities", partial / f".{scene.stem}_probabilities.tif")
-                    counts = _write(source, models, wanted, made_of)
-                    notes += [text for text in source.notes if text not in notes]
-                if inventory and wanted.glaciers:
-                    maps = {k: path for k, path in made_of.items() if k in ("classes", "confidence", "probabilities")}
-                    how = wanted.glaciers, inventory, partial, scene.stem, about, said
-                    write_glaciers(maps, *how, geoparquet=wanted.geoparquet)
-                    notes += [text for text in said if text not in notes]
-                    for path in partial.glob(".*"):
-                        path.unlink()
-                _check_same(scene, parts)
-                pixels = dict(zip(CLASSES, counts[: len(CLASSES)].tolist(), strict=True))
-                sidecars = sorted(p.name for p in partial.glob(f"*{SIDECAR}"))
-                if sidecars:
-                    keep = f"lies in {sidecars[0]} beside it; keep the two together"
-                    text = f"{files['classes']}: a GeoTIFF cannot hold its coordinate reference system, which {keep}"
-                    note(text, about.setdefault("notes", []))
-                about |= {"pixels": pixels, "seconds": round(time.monotonic() - began, 1), "sidecars": sidecars}
-                about["sha256"] = {p.name: file_hash(p) for p in sorted(partial.iterdir())}
-                for path in every:  # none of another prediction may go by the new record's name
-                    path.unlink(missing_ok=True)
-                    path.with_name(path.name + SIDECAR).unlink(missing_ok=True)
-                public = {**about, "notes": [names_only(text) for text in about["notes"]]}
-                write_text(record, json.dumps(public, indent=1))
-                for name in (*sidecars, *(p.name for p in files.values())):
-                    (partial / name).replace(out / name)
-            finally:
-                remove(partial)
-    except (MemoryError, RuntimeError) as err:
-        if not out_of_memory(err):
-            raise
-        raise PredictionError(f"{scene}: not enough memory; use a smaller window, or cut the scene") from err
-    except OSError as err:
-        if isinstance(err, OutputError):
-            raise OutputError(str(err).replace(str(partial), str(out))) from err
-        raise OutputError(f"{err.filename or out}: cannot be written ({err.strerror}); choose another folder") from err
-    return {**about, "files": {k: str(p) for k, p in files.items()}, "done_before": False}
+        check_fit(ensemble, path, raster.profile, notes, wanted.statistics, force)
+        masks = {"keep": sorted(how.get("keep", ())), "buffer": how.get("mask_buffer", 0.0)}
+        inventory = inventory_on(wanted.glaciers, raster, path, notes) if wanted.glaciers else None
+        about = _about(ensemble, wanted.about(inventory), raster, masks)
+        about |= {"tells_debris": ensemble.tells_debris, "notes": notes}
+        return Looked(path, opened, about, _parts(raster), inventory)
 
 
 def _check_memory(source: SceneSource, wanted: Wanted) -> None:
     """Refuse a scene of which a row of windows cannot be held, as `sliding_probabilities` does."""
     rows = min(wanted.window, source.height) + 2 * source.halo
-    bands = max(len(source.index), len(source.channels)) * (source.dtype.itemsize + 20)
+    bands = max(len(source.index), len(source.channels)) * (source.scene.dtype.itemsize + 20)
     held = (bands + len(CLASSES) * (16 + 8 * bool(wanted.probabilities))) * rows * source.width
     fits(held, f"{source.path}: {rows:,} rows of {source.width:,} px", "use a smaller window, or cut the scene")
 
 
-def _write(source: SceneSource, predictor: Predictor, wanted: Wanted, files: dict[str, Path]) -> np.ndarray:
-    """Write the files of a scene, and return the pixels by code."""
+def write_map(
+    strips: Generator[Strip],  # all of a map, as from `map_strips`
+    source: Any,  # a `Source` with a path: where the map lies
+    ensemble: Ensemble,
+    wanted: Wanted,
+    folder: Path,  # where the files are written
+    name: str,  # see `Wanted.files`
+) -> dict[str, int]:
+    """Write the files of a map, and return its pixels by class; raises `DataError` if none has data."""
     counts = np.zeros(256, np.int64)
+    files = {kind: folder / file for kind, file in wanted.files(name).items()}
+    if wanted.glaciers:
+        files.setdefault("probabilities", _hidden(folder, name))
     with ExitStack() as stack:
         sinks: list[Sink] = [stack.enter_context(ClassMap(files["classes"], source))]
         if "probabilities" in files:
@@ -238,7 +213,7 @@ def _write(source: SceneSource, predictor: Predictor, wanted: Wanted, files: dic
         if "confidence" in files:
             sinks.append(stack.enter_context(ConfidenceMap(files["confidence"], source)))
         if "outlines" in files:
-            area = predictor.ensemble.calibration.area
+            area = ensemble.calibration.area
             outlines = Outlines(files["outlines"], source, area, wanted.simplify, wanted.geoparquet)
             sinks.append(stack.enter_context(outlines))
 
@@ -248,7 +223,7 @@ def _write(source: SceneSource, predictor: Predictor, wanted: Wanted, files: dic
             for sink in sinks:
                 sink.write(strip)
 
-        strips = stack.enter_context(closing(map_strips(source, predictor, wanted.window)))
+        stack.enter_context(closing(strips))
         with ThreadPoolExecutor(1) as pool:  # while the models see the next rows, in this thread
             written = None
             for strip in strips:
@@ -259,13 +234,35 @@ def _write(source: SceneSource, predictor: Predictor, wanted: Wanted, files: dic
                 written.result()
         if counts[IGNORE] == counts.sum():
             raise DataError(f"{source.path}: every pixel is nodata, so there is nothing to map")
-    return counts
+    return dict(zip(CLASSES, counts[: len(CLASSES)].tolist(), strict=True))
 
 
-def _parts(raster: SceneSource) -> dict[str, tuple[int, ...]]:
+def _hidden(folder: Path, name: str) -> Path:
+    """Return a file of probabilities that nobody asked for, but intervals of glaciers need."""
+    return folder / f".{name}_probabilities.tif"
+
+
+def by_glacier(
+    wanted: Wanted,  # with `glaciers`
+    inventory: Inventory,
+    folder: Path,  # with the files of `write_map`
+    name: str,  # see `Wanted.files`
+    about: dict[str, Any],  # the record of the map; what is odd is added to its notes
+) -> dict[str, Any]:
+    """Write the tables of glaciers of a map, and return for the record how much ice went where."""
+    assert wanted.glaciers
+    maps, notes = {k: folder / file for k, file in wanted.files(name).items()}, about["notes"]
+    maps = {k: maps[k] for k in ("classes", "confidence", "probabilities") if k in maps}
+    maps.setdefault("probabilities", _hidden(folder, name))
+    made = write_glaciers(maps, wanted.glaciers, inventory, folder, name, about, notes, geoparquet=wanted.geoparquet)
+    _hidden(folder, name).unlink(missing_ok=True)
+    return {"glaciers": {k: made[k] for k in ("inventory", "totals")}}
+
+
+def _parts(scene: Scene) -> dict[str, tuple[int, ...]]:
     """Return the files that a scene is made of, as those of a VRT, and what tells whether they are the same."""
     # not statistics and overviews, which viewers add
-    names = [n for n in sorted({str(raster.path), *raster.raster.files}) if not n.endswith((SIDECAR, ".ovr"))]
+    names = [n for n in sorted(scene.files) if not n.endswith((SIDECAR, ".ovr"))]
     return {name: identity(name) if os.path.exists(name) else () for name in names}
 
 
@@ -276,31 +273,35 @@ def _check_same(scene: Path, parts: dict[str, tuple[int, ...]]) -> None:
             raise DataError(f"{scene}: {name} was changed while it was mapped; map it again when nobody writes it")
 
 
-def _whole(made: Sequence[Path], record: dict[str, Any], overwrite: bool) -> bool:
-    """Return whether maps that are there are as they were written; raises `OutputError` if one was edited since."""
-    sums = record.get("sha256")
-    for path in made:
-        try:
-            if path.suffix == ".gpkg":  # which programs write into that only show it
-                for layer in LAYERS[:1] if path.name.endswith("_glaciers.gpkg") else LAYERS:
-                    check_layer(path, layer)
-            elif not isinstance(sums, dict) or file_hash(path) != sums.get(path.name):
-                if path.suffix == ".tif":
-                    checksums(path)
-                if isinstance(sums, dict) and not overwrite:
-                    raise OutputError(f"{path}: was changed after it was made; overwrite it, or move it away")
-                return False
-        except (RasterioError, OSError) as err:
-            if isinstance(err, OutputError):
-                raise
-            note(f"{path}: is damaged, so it is made again", [])
-            return False
-    return True
+def masked_share(source: SceneSource, predictor: Predictor, window: int, notes: list[str]) -> dict[str, Any]:
+    """Return for the record how much of a scene is masked, and of that, where it is most, what the models call ice.
+
+    Flags of clouds err on snow and ice; where that share is large, they hide glaciers.
+    """
+    notes.extend(text for text in source.scene.notes if text not in notes)
+    if not source.masked:
+        return {}
+    pixels = dict(source.masked)
+    seen, lost = max(pixels.pop("seen"), 1), pixels.pop("any")
+    found: dict[str, Any] = {"share": round(lost / seen, 4), "pixels": pixels}
+    if not lost:
+        return {"masked": found}
+    kinds = ", ".join(f"{kind} {n / seen:.1%}" for kind, n in pixels.items() if n)
+    line = f"{source.path}: {lost / seen:.1%} of it is masked ({kinds})"
+    ice = total = 0
+    for row, col in source.most_masked(LOOKED_AT):
+        image, masked = source.behind(row, col, window)
+        (probs,) = predictor([image])
+        classes, _ = predictor.ensemble.decide(probs)
+        ice, total = ice + int(np.isin(classes, ICE)[masked].sum()), total + int(masked.sum())
+    if total:
+        found |= {"looked_at": total, "ice": round(ice / total, 4)}
+        line += f"; the models would call {ice / total:.1%} of it ice"
+    note(line, notes)
+    return {"masked": found}
 
 
-def _about(
-    ensemble: Ensemble, wanted: Wanted, raster: SceneSource, inventory: Inventory | None = None
-) -> dict[str, Any]:
+def _about(ensemble: Ensemble, wanted: dict[str, Any], raster: Scene, masks: dict[str, Any]) -> dict[str, Any]:
     """Return what a prediction is made of, and a hash of it."""
     content = hashlib.sha256()
     for name in _parts(raster):
@@ -308,43 +309,24 @@ def _about(
             content.update(file_hash(name).encode())
         except OSError as err:
             raise DataError(f"{raster.path}: {name}, which it is made of, cannot be read ({err.strerror})") from err
-    content.update(digest(_seen(raster.raster)).encode())
+    content.update(digest(raster.seen()).encode())
     models: list[dict[str, Any]] = [
         {"bundle": m.path and m.path.name, "weight": m.weight, "sha256": m.fingerprint} for m in ensemble.members
     ]
-    about: dict[str, Any] = {
+    about = {
         "version": __version__,
         "scene": raster.path.name,
         "scene_sha256": content.hexdigest(),
         "bands": list(raster.bands),
         "units": [how.unit for how in raster.scaling],
         "scaling": [how[:2] for how in raster.scaling],
+        "grid": [raster.height, raster.width, *raster.transform[:6]],
         "models": models,
         "predict": ensemble.predict.model_dump(mode="json"),
         "calibration": ensemble.calibration.model_dump(mode="json"),
-        "wanted": {k: v for k, v in asdict(wanted).items() if k != "glaciers"},
+        "wanted": wanted,
+        "masks": masks,
     }
-    if inventory and (by := wanted.glaciers):
-        named = {"inventory": Path(inventory.path).name, "sha256": inventory.sha256}
-        about["glaciers"] = {**named, "buffer": by.buffer, "min_area": by.min_area}
     same = {k: v for k, v in about.items() if k not in ("scene", "models")}
     same["models"] = [[m["weight"], m["sha256"]] for m in models]
     return {"hash": digest(same), **about}
-
-
-def _seen(raster: rasterio.DatasetReader) -> list[Any]:
-    """Return what GDAL says of a raster beside its values, wherever it lies, as in an .aux.xml."""
-    return [
-        raster.crs.to_wkt(),
-        raster.transform[:6],
-        [raster.nodatavals, raster.scales, raster.offsets, raster.units, raster.descriptions],
-        [[kind.name for kind in raster.colorinterp], [[f.name for f in flags] for flags in raster.mask_flag_enums]],
-    ]
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Return what a `SCENE_prediction.json` says; nothing if it is not there, or of something else."""
-    try:
-        return read_json(path, DataError)
-    except DataError:
-        return {}

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from ..bands import CLASSES, ICE
+from ..data.scenes.opening import scene_name
 from ..errors import DataError, GlacierError, PredictionError, note
 from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
@@ -20,14 +21,15 @@ from ..model.predictor import Predictor
 from ..model.processes import all_gather, init_processes, select_gpu, world_size
 from ..reading import read_table, read_text
 from ..terminal import launched
-from .scene import EVERY, Wanted, predict_scene, read_record
+from .scene import predict_scene
 from .sink import SIDECAR
+from .whole import Wanted, read_record
 
 __all__ = ["find_scenes", "part_of", "predict_scenes", "raise_failed", "split_models", "summary"]
 
 log = logging.getLogger(__name__)
 
-ENDS = (*EVERY.files("").values(), "_prediction.json")  # of what is made of a scene
+ENDS = (*Wanted.every(""), "_prediction.json")  # of what is made of a scene
 
 
 def split_models(
@@ -43,13 +45,13 @@ def split_models(
 
 
 def find_scenes(
-    names: Sequence[str | os.PathLike],  # files, patterns such as "scenes/*.tif", or manifests (.txt, .csv)
+    names: Sequence[str | os.PathLike],  # files, folders, patterns such as "scenes/*.tif", manifests (.txt, .csv)
 ) -> list[Path]:
     """Return the scenes that are meant, each once, in the order given.
 
     A manifest has a path per line, or is a table with a column `scene`; paths are as seen from the manifest. Of
-    what a pattern matches, folders, maps that `predict_scene` made, .aux.xml and .ovr are no scenes; maps named beside
-    scenes are left out, too, which is noted.
+    what a pattern matches, folders beside files, maps that `predict_scene` made, .aux.xml and .ovr are no scenes; maps
+    named beside scenes are left out, too, which is noted.
 
     Raises:
         DataError: A pattern matches no scene, a manifest cannot be read, or two scenes would have maps of one name.
@@ -57,13 +59,15 @@ def find_scenes(
     found: list[Path] = []
     for name in map(str, names):
         path = Path(name)
-        if path.suffix.lower() in (".txt", ".csv"):
+        if path.suffix.lower() in (".txt", ".csv") and not path.stem.endswith("_MTL"):
             found += _listed(path)
         elif path.exists() or not glob.has_magic(name):
             found.append(path)
         else:
-            matches = [match for match in map(Path, sorted(glob.glob(name, recursive=True))) if match.is_file()]
-            matches = [match for match in matches if not match.name.endswith((SIDECAR, ".ovr"))]
+            every = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+            matches = [match for match in every if match.is_file() and not match.name.endswith((SIDECAR, ".ovr"))]
+            if every and not any(match.is_file() for match in every):
+                matches = every  # folders of products
             if not matches:
                 raise DataError(f"{name}: no file matches")
             scenes = [match for match in matches if not _is_map(match)]
@@ -79,7 +83,7 @@ def find_scenes(
         )
     stems: dict[str, Path] = {}
     for path in found:
-        if (other := stems.setdefault(path.stem, path)) != path:
+        if (other := stems.setdefault(scene_name(path), path)) != path:
             raise DataError(f"{path}: its map would have the name of that of {other}; use an output folder for each")
     return found
 
@@ -147,7 +151,7 @@ def predict_scenes(
     rows: list[dict[str, Any]] = []
     ensemble, alone = Ensemble.of(model), len(chosen) == 1 and world_size() == 1
     models = cache(lambda: Predictor(ensemble, kwargs.get("device"), kwargs.get("batch_size")))  # once for all scenes
-    if wanted and (wanted.outlines or wanted.geoparquet or wanted.glaciers) and ensemble.calibration.area is None:
+    if wanted and (wanted.outlines or wanted.geoparquet) and ensemble.calibration.area is None:
         log.info("no area intervals: `calibrate` fits them, to one way of use; other settings leave them out")
     for k, scene in enumerate(chosen, 1):
         try:

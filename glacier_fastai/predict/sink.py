@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -91,7 +91,7 @@ class RasterMap:
             "bigtiff": "if_safer",
         }
 
-    def __enter__(self) -> RasterMap:
+    def __enter__(self) -> Self:
         with writing(self.path):
             self.raster = rasterio.open(self.plain, "w", **self.profile)
             self.raster.descriptions = self.bands
@@ -213,7 +213,7 @@ class ClassMap(RasterMap):
     def __init__(self, path: str | os.PathLike, source: Any):
         super().__init__(path, source, ("class: " + ", ".join(f"{k} {c}" for k, c in enumerate(CLASSES)),))
 
-    def __enter__(self) -> ClassMap:
+    def __enter__(self) -> Self:
         super().__enter__()
         rgb = [tuple(round(255 * v) for v in to_rgb(c)) for c in CLASS_COLOURS]
         self.raster.write_colormap(1, {k: (*colour, 255) for k, colour in enumerate(rgb)})
@@ -239,7 +239,7 @@ class ProbabilityMap(RasterMap):
     ):
         super().__init__(path, source, bands, dtype, IGNORE if dtype == "uint8" else np.nan)
 
-    def __enter__(self) -> ProbabilityMap:
+    def __enter__(self) -> Self:
         super().__enter__()
         if self.profile["dtype"] == "uint8":
             self.raster.scales = [1 / BYTE] * len(self.bands)

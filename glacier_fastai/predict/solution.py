@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -195,8 +196,8 @@ def _number(text):
 
 
 def _write(path, codes):
-    partial = path.with_name(f".{path.name}.partial.tif")
-    try:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        partial = Path(folder) / f"{path.name}.tif"
         try:
             import tifffile
 
@@ -212,9 +213,6 @@ def _write(path, codes):
                 if not cv2.imwrite(str(partial), codes):
                     raise OSError("cv2 wrote nothing") from None
         os.replace(partial, path)
-    finally:
-        if partial.exists():
-            partial.unlink()
 
 
 # From tiles to maps

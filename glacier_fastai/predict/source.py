@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -11,8 +10,7 @@ import numpy as np
 from ..bands import Bands
 from ..core.moments import scene_statistics
 from ..data.channels import Channel, compute_channels
-from ..data.scenes.geotiff import SceneRaster
-from ..data.scenes.units import Given
+from ..data.scenes.scene import Scene
 
 __all__ = ["SceneSource", "Source"]
 
@@ -31,29 +29,31 @@ class Source(Protocol):
         """Return channels `(C, height, W)` from `row` on, float32, NaN in every channel where there is no data."""
 
 
-class SceneSource(SceneRaster):
-    """A raster file as `Source`. Use as context manager."""
+class SceneSource:
+    """A scene as `Source`, which counts what it reads."""
 
     def __init__(
         self,
-        path: str | os.PathLike,  # a GeoTIFF, or another of `raster.DRIVERS`
+        scene: Scene,
         channels: Sequence[Channel],  # what is wanted, in this order
-        bands: Sequence[str] | None = None,  # names of the file's bands, default its band descriptions
-        sensor: str | None = None,  # one of `data.scenes.names.SENSORS`
-        **scaling: Given,  # `scale` and `offset` of `SceneRaster`
     ):
-        super().__init__(path, bands, sensor, **scaling)
-        self.channels = tuple(channels)
-        self.names = Bands(band for band, _ in channels).made_of(self.bands) if channels else ()
-        self.index = [self.bands.index(b) for b in self.names]
-        self.halo = max((t.window // 2 for band, t in channels if t and band not in self.bands), default=0)
+        self.scene, self.path, self.channels = scene, scene.path, tuple(channels)
+        self.height, self.width, self.crs, self.transform = scene.height, scene.width, scene.crs, scene.transform
+        self.names = Bands(band for band, _ in channels).made_of(scene.bands)
+        self.index = [scene.bands.index(b) for b in self.names]
+        self.halo = max((t.window // 2 for band, t in channels if t and band not in scene.bands), default=0)
+        self.masked: dict[str, int] = {}
+        """Pixels without data because of a mask, by its kind; "any" of them, and "seen": of all pixels but fill."""
+        self._where: list[tuple[int, int, int]] = []
 
     def read(self, row: int, height: int) -> np.ndarray:
         """Return channels `(C, height, W)` from `row` on, float32, NaN in every channel where there is no data."""
+        scene = self.scene
         top, bottom = max(row - self.halo, 0), min(row + height + self.halo, self.height)  # texture looks further
-        values, valid = self.read_window(self.index, top, 0, bottom - top, self.width)
-        image = self.in_units(values, self.index)
+        values, valid = scene.read_window(self.index, top, 0, bottom - top, self.width)
+        image = scene.in_units(values, self.index)
         image[:, ~(valid & np.isfinite(image).all(0))] = np.nan
+        self._count(row, scene.masked(row, 0, height, self.width))
         return compute_channels(image, self.names, self.channels)[:, row - top : row - top + height]
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
@@ -64,4 +64,42 @@ class SceneSource(SceneRaster):
         """
         rows = range(0, self.height, ROWS)
         strips = (self.read(row, min(ROWS, self.height - row)) for row in rows)
-        return scene_statistics(self.path, strips, [band for band, _ in self.channels])
+        found = scene_statistics(self.path, strips, [band for band, _ in self.channels])
+        self.masked.clear()
+        self._where.clear()
+        return found
+
+    def most_masked(
+        self,
+        many: int,  # windows at most
+    ) -> list[tuple[int, int]]:
+        """Return first row and column of places where most is masked, of what was read."""
+        return [(row, col) for _, row, col in sorted(self._where, reverse=True)[:many]]
+
+    def behind(
+        self,
+        row: int,  # of a place, from `most_masked`
+        col: int,
+        size: int,  # side of a window, pixels
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return channels of a window as if nothing were masked, and bool `(h, w)`: True where it is."""
+        top, left = max(min(row, self.height - size), 0), max(min(col, self.width - size), 0)
+        shape = min(size, self.height), min(size, self.width)
+        flags = self.scene.masked(top, left, *shape)
+        values, valid = self.scene.unmasked.read_window(self.index, top, left, *shape)
+        image = self.scene.in_units(values, self.index)
+        image[:, ~(valid & np.isfinite(image).all(0))] = np.nan
+        masked = np.logical_or.reduce([f for kind, f in flags.items() if kind != "fill"])
+        return compute_channels(image, self.names, self.channels), masked & valid
+
+    def _count(self, row: int, flags: dict[str, np.ndarray]) -> None:
+        if not flags:
+            return
+        seen = ~flags["fill"] if "fill" in flags else np.ones(next(iter(flags.values())).shape, bool)
+        flags = {kind: flag & seen for kind, flag in flags.items() if kind != "fill"}
+        flags["any"] = np.logical_or.reduce([*flags.values(), np.zeros(seen.shape, bool)])
+        for col in range(0, self.width, ROWS):
+            if many := int(flags["any"][:, col : col + ROWS].sum()):
+                self._where.append((many, row, col))
+        for kind, flag in {**flags, "seen": seen}.items():
+            self.masked[kind] = self.masked.get(kind, 0) + int(flag.sum())

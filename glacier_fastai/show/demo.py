@@ -14,7 +14,7 @@ import rasterio
 
 from ..bands import composite
 from ..core.settings import PHASE_A
-from ..data.scenes.geotiff import SceneRaster
+from ..data.scenes.opening import open_scene
 from ..data.sources.synthetic import synthetic_store, write_scene
 from ..errors import OutputError
 from ..model.bundle import ModelBundle
@@ -39,7 +39,7 @@ def map_figure(
     out: Path,  # PNG to write
 ) -> None:
     """Draw scene, truth, map and errors side by side."""
-    with SceneRaster(scene) as source, rasterio.open(classes) as pred, rasterio.open(label) as truth:
+    with open_scene(scene) as source, rasterio.open(classes) as pred, rasterio.open(label) as truth:
         name, rgb = composite(source.bands)
         values, valid = source.read_window(range(len(source.bands)), 0, 0, source.height, source.width)
         image = np.where(valid, values.astype(np.float32), np.nan)

@@ -19,7 +19,7 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 from torch import nn
 
-from ..bands import CLASSES, ICE_OF_ANY_KIND, IGNORE
+from ..bands import CLASSES, ICE_OF_ANY_KIND, IGNORE, aspect_index
 from ..core.calibration import all_glacier
 from ..core.dihedral import VIEWS, one_pass
 from ..core.losses import CombinedLoss, knows_ice
@@ -30,7 +30,7 @@ from .callbacks import CombinedLossCallback, CompositionCallback, ConfusionMatri
 from .distributed import GlacierTrainer
 from .losses import IceAsGlacier, LabelledPixels, adapted
 from .metrics import glacier_metrics
-from .steps import GradientReset
+from .steps import AuxiliaryLoss, GradientReset
 
 __all__ = ["GlacierLearner", "glacier_learner"]
 
@@ -43,7 +43,8 @@ class _ViewsCallback(Callback):
     order = CastToTensor.order
 
     def after_pred(self):
-        views = (one_pass(lambda x: self.model(x).float().softmax(1), self.x, k, 1.0) for k in VIEWS)
+        aspect = aspect_index(getattr(self.dls, "bands", ()))
+        views = (one_pass(lambda x: self.model(x).float().softmax(1), self.x, k, 1.0, aspect) for k in VIEWS)
         self.learn.pred = sum(views) / len(VIEWS)
 
 
@@ -243,6 +244,7 @@ def glacier_learner(
     if metrics is None:
         train = glacier_metrics(phase="train")
         metrics = [*glacier_metrics(), *train[:2]] if validates else train
+    extra = [AuxiliaryLoss()] if getattr(model, "auxiliary_weight", 0) else []
     learn = GlacierLearner(
         dls,
         model,
@@ -252,7 +254,14 @@ def glacier_learner(
         wd=wd,
         splitter=split,
         metrics=metrics,
-        cbs=[ConfusionMatrixCallback(), CombinedLossCallback(), CompositionCallback(), GradientReset(), *L(cbs)],
+        cbs=[
+            ConfusionMatrixCallback(),
+            CombinedLossCallback(),
+            CompositionCallback(),
+            GradientReset(),
+            *extra,
+            *L(cbs),
+        ],
         path=path or Path(),
     )
     learn.tells_debris = dls.tells_debris()

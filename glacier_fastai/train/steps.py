@@ -16,10 +16,12 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..data.balanced import PixelBalancedDL
 from ..errors import TrainingError
+from ..model.bundle import unwrapped
 from ..model.processes import all_gather, all_reduce_max
 
 __all__ = [
     "AccumulateBatches",
+    "AuxiliaryLoss",
     "CpuMixedPrecision",
     "FiniteLossCallback",
     "FreezeEncoder",
@@ -68,6 +70,24 @@ class AccumulateBatches(Callback):
         """Wait for the rest, and keep the gradients."""
         if (self.iter + 1) % self.batches and self.iter + 1 < self.n_iter:
             raise CancelBatchException
+
+
+class AuxiliaryLoss(Callback):
+    """Adds the loss of a network's auxiliary head (`Architecture.auxiliary`) in training; what is shown leaves it out.
+
+    Lee et al. 2015, Deeply-supervised nets, PMLR 38.
+    """
+
+    order, run_valid = GradientAccumulation.order - 1, False
+
+    def after_pred(self):
+        """Take the loss before that of the output, whose parts are then the last ones on record."""
+        model = unwrapped(self.model)
+        self.extra = model.auxiliary_weight * self.loss_func(model.auxiliary_logits.float(), *self.yb)
+
+    def after_loss(self):
+        """Add it."""
+        self.learn.loss_grad = self.loss_grad + self.extra
 
 
 def _copy(source: list[torch.Tensor], target: list[torch.Tensor]) -> None:

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glacier_fastai.core.dihedral import VIEWS, at_scale, one_pass, undo_view, view
+from glacier_fastai.core.dihedral import VIEWS, at_scale, one_pass, undo_view, view, view_of_image
+from glacier_fastai.core.terrain import aspect
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.sampled_from(list(VIEWS)))
@@ -69,3 +70,26 @@ def test_pixels_without_data_stay_out_of_others_and_have_no_data_at_any_scale(sc
     (v,) = seen
     assert ((v == 0) | ((v - 0.7).abs() < 1e-6)).all()
     assert (v == 0).all(1).float().mean().item() == pytest.approx(1 / 3, abs=0.1)
+
+
+@pytest.mark.parametrize("k", VIEWS)
+def test_in_a_view_the_ground_faces_where_it_falls_in_it(k):
+    z = np.random.default_rng(0).random((6, 9)).cumsum(0).cumsum(1)
+    image = torch.from_numpy(np.stack([z, *aspect(z, 1, 1)]))
+    seen = view_of_image(image, k, (1, 2))
+    np.testing.assert_allclose(seen[1:], np.stack(aspect(seen[0].numpy(), 1, 1)), atol=1e-12)
+    assert torch.equal(seen[0], view(image[0], k))
+    np.testing.assert_array_equal(image[1:], np.stack(aspect(z, 1, 1)))  # is left as it was
+
+
+def test_a_model_that_knows_where_the_ground_falls_sees_the_same_in_every_view():
+    z = np.random.default_rng(0).random((9, 9)).cumsum(0).cumsum(1)
+    x = torch.from_numpy(np.nan_to_num(np.stack([z, *aspect(z, 1, 1)])))[None]
+
+    def descent(x):
+        south, east = torch.gradient(x[:, 0], dim=(-2, -1))
+        return (x[:, 1] * east - x[:, 2] * south)[:, None]
+
+    for k in VIEWS:
+        torch.testing.assert_close(one_pass(descent, x, k, 1.0, (1, 2)), descent(x))
+        assert k == 0 or not torch.allclose(one_pass(descent, x, k, 1.0), descent(x))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from glacier_fastai.core.dihedral import VIEWS, view
+from glacier_fastai.core.terrain import aspect
 from glacier_fastai.core.warp import (
     coordinates,
     elastic_nodes,
@@ -228,3 +229,38 @@ def test_an_oblong_image_is_flipped_only():
     ):
         assert {tuple(v.flatten().tolist()) for v in oy} == want
         assert torch.equal(ox[:, 0] - ox[0, 0].min(), oy.float())
+
+
+@pytest.mark.parametrize(
+    "how", [{"flip": True}, {"rotate": 180}, {"sun": 150}, {"rotate": 90, "scale": 0.3, "elastic": 4, "grid": 0.3}]
+)
+def test_in_a_warped_image_the_ground_faces_where_it_falls_in_it(how):
+    """Faces as the warped heights do, by the chain rule: a rotation, a mirror or a bend turns both."""
+    rows, cols = (v / 20 for v in np.mgrid[:64, :64])
+    z = 5 + 2 * cols + rows + np.sin(2 * cols) * np.cos(2 * rows)
+    image = np.nan_to_num(np.stack([z, *aspect(z, 1 / 20, 1 / 20)]))
+    x = torch.from_numpy(image).float().repeat(8, 1, 1, 1)
+    at = random_coordinates(8, (64, 64), **how, generator=seeded())
+    out, _ = warp(x, torch.zeros(8, 64, 64, dtype=torch.int64), at, (1, 2))
+    turned = 0
+    for sample, plain in zip(out.double().numpy(), warp(x, x[:, 0].long(), at)[0].double().numpy(), strict=True):
+        seen = sample[0] != 0
+        want = np.stack(aspect(np.where(seen, sample[0], np.nan), 1, 1))
+        inner = np.isfinite(want[0]) & (np.hypot(*sample[1:]) > 0.9)
+        assert inner.mean() > 0.2
+        off = np.abs(np.arctan2(*sample[1:]) - np.arctan2(*want) + np.pi) % (2 * np.pi) - np.pi
+        assert np.degrees(np.quantile(np.abs(off[inner]), 0.95)) < 4
+        np.testing.assert_allclose(np.hypot(*sample[1:]), np.hypot(*plain[1:]), atol=1e-5)
+        turned += np.abs(sample[1:] - plain[1:])[:, inner].max() > 0.2
+    assert turned >= 3
+    assert torch.equal((out == 0).all(1), (warp(x, x[:, 0].long(), at)[0] == 0).all(1))
+
+
+def test_turned_pixels_without_data_stay_without_and_flat_ground_faces_nowhere():
+    x, y = torch.zeros(8, 3, 16, 16), torch.zeros(8, 16, 16, dtype=torch.int64)
+    x[:, 0, :8] = 1
+    out, _ = warp(x, y, random_coordinates(8, (16, 16), rotate=180, generator=seeded()), (1, 2))
+    assert (out[:, 1:] == 0).all()
+    assert ((out[:, 0] == 0).any(), (out[:, 0] == 1).any()) == (True, True)
+    out, _ = random_dihedral(x, y, seeded(), (1, 2))
+    assert (out[:, 1:] == 0).all()

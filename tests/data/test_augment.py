@@ -8,7 +8,7 @@ from glacier_fastai.core.dihedral import VIEWS, view
 from glacier_fastai.core.settings import Augmentation
 from glacier_fastai.data.augment import AugmentTiles
 from glacier_fastai.data.types import TensorGlacierMask, TensorMultispectral
-from glacier_fastai.errors import RecipeError
+from glacier_fastai.errors import DataError, RecipeError
 from glacier_fastai.recipe import load_recipe
 
 STRONG = {"rotate": 90, "scale": 0.3, "shift": 0.2, "elastic": 4, "grid": 0.3}
@@ -205,3 +205,16 @@ def test_it_can_be_exported():
     heavy = AugmentTiles.preset("heavy")
     again = pickle.loads(pickle.dumps(heavy))
     assert all(map(torch.equal, augmented(x, y, heavy), augmented(x, y, again)))
+
+
+def test_aspect_turns_with_the_image_once_the_bands_are_known():
+    x, y = batch(8, 4)
+    plain, told = AugmentTiles(), AugmentTiles().for_bands(["red", "aspect_cos", "nir", "aspect_sin"])
+    (ox, _), (tx, _) = augmented(x, y, plain), augmented(x, y, told)
+    assert torch.equal(ox[:, [0, 2]], tx[:, [0, 2]])
+    torch.testing.assert_close(ox[:, [1, 3]].norm(dim=1), tx[:, [1, 3]].norm(dim=1))
+    assert not torch.equal(ox, tx)
+    assert plain.aspect is None
+    assert pickle.loads(pickle.dumps(told)).aspect == (3, 1)
+    with pytest.raises(DataError, match="aspect_cos alone cannot be turned with the image: name aspect_sin and aspect"):
+        AugmentTiles().for_bands(["red", "aspect_cos"])

@@ -359,3 +359,22 @@ def test_the_block_stands_alone(store):
     )
     assert dls.one_batch()[0].shape == (3, 2, 32, 32)
     assert (len(dls.train_ds), len(dls.valid_ds)) == (9, 3)
+
+
+def test_aspect_is_normalised_so_that_it_can_be_turned_and_turns(tmp_path):
+    rng = np.random.default_rng(0)
+    bands, angle = ("red", "aspect_sin", "aspect_cos"), rng.normal(1.0, 0.3, (6, 16, 16))
+    with TileWriter(tmp_path / "s", bands, 16, "float32", "made up for tests") as writer:
+        for k, facing in enumerate(angle):
+            image = np.stack([rng.random((16, 16)), np.sin(facing), np.cos(facing)]).astype(np.float32)
+            writer.add(image, rng.integers(0, 4, (16, 16)).astype(np.uint8), scene=f"s{k}", row=0, col=0)
+    store = TileStore(tmp_path / "s")
+    for stats in (None, ([0.5, 0.8, 0.5], [0.3, 0.1, 0.1])):
+        dls = loaders(store, stats=stats, augment=AugmentTiles())
+        assert [v[1:].round(4).tolist() for v in dls.stats] == [[0, 0], [0.7071, 0.7071]]
+        x = torch.cat([dls.one_batch()[0] for _ in range(4)]).as_subclass(torch.Tensor) * 0.5**0.5
+        torch.testing.assert_close(x[:, 1:].norm(dim=1), torch.ones(len(x), 16, 16).to(x))
+        assert x[:, 1].min() < -0.5  # which no tile has
+    with pytest.raises(DataError, match="aspect_sin alone"):
+        loaders(store, bands=["red", "aspect_sin"], augment=AugmentTiles())
+    assert loaders(store, bands=["red", "aspect_sin"]).one_batch()[0].shape[1] == 2

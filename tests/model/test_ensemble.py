@@ -7,9 +7,9 @@ import yaml
 from scenes import BANDS, normalised
 
 from glacier_fastai.core.calibration import calibrated
-from glacier_fastai.core.dihedral import VIEWS, undo_view, view
+from glacier_fastai.core.dihedral import VIEWS, undo_view, view, view_of_image
 from glacier_fastai.data.channels import Texture, compute_channels
-from glacier_fastai.errors import BundleError, PredictionError, RecipeError
+from glacier_fastai.errors import BundleError, DataError, PredictionError, RecipeError
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.model.ensemble import Calibration, Ensemble, Member
 from glacier_fastai.model.predictor import Predictor
@@ -197,3 +197,23 @@ def test_what_is_no_bundle_is_refused_whatever_its_length(tmp_path):
         file.truncate(2**40)
     with pytest.raises(BundleError, match="not a safetensors file"):
         Ensemble.load([tmp_path / "a.safetensors"])
+
+
+@pytest.mark.parametrize("bands", [("red", "aspect_sin", "aspect_cos"), ("aspect_cos", "aspect_sin", "red")])
+def test_aspect_turns_with_the_views(bands):
+    bundle, shown = made_up_bundle(0, bands), windows(1, 3)
+    index = bands.index("aspect_sin"), bands.index("aspect_cos")
+    x = torch.from_numpy(np.stack([normalised(w, bundle.mean, bundle.std) for w in shown]))
+    model = bundle.model()
+    with torch.no_grad():
+        each = [undo_view(model(view_of_image(x, k, index)).softmax(1), k) for k in VIEWS]
+    found = Predictor(Ensemble((Member(bundle),), PredictRecipe(views=True)), CPU)(shown)[0]
+    valid = np.isfinite(shown[0]).all(0)
+    torch.testing.assert_close(found[:, valid], (sum(each) / 8)[0][:, valid], atol=1e-5, rtol=1e-4)
+
+
+def test_half_an_aspect_has_no_views():
+    members = (Member(made_up_bundle(0, ("red", "aspect_sin"))),)
+    Predictor(Ensemble(members, PredictRecipe(views=False)), CPU)
+    with pytest.raises(DataError, match="aspect_sin alone cannot be turned"):
+        Predictor(Ensemble(members, PredictRecipe(views=True)), CPU)

@@ -1,5 +1,4 @@
 import json
-from types import SimpleNamespace
 
 import geopandas
 import numpy as np
@@ -165,24 +164,26 @@ def test_a_glacier_that_is_cut_or_unseen_is_marked_and_not_compared(tmp_path):
     assert table["area_km2"][4] == 0 and table["change_percent"][4] == -100
 
 
-def test_heights_slope_and_aspect_of_a_terrain(tmp_path, monkeypatch):
+def test_heights_slope_and_aspect_of_an_elevation_model(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "ROWS", 13)
-    rows, cols = np.mgrid[:60, :80].astype(float)
-    elevation = 5000 - 10 * rows + cols
-    elevation[12, 12] = np.nan
-
-    def read(names, row, col, height, width):
-        every = {"elevation": elevation, "slope": rows, "aspect_sin": rows * 0 - 0.5, "aspect_cos": rows * 0 + 0.5}
-        return np.stack([every[n] for n in names])[:, row : row + height, col : col + width]
-
-    terrain = SimpleNamespace(read=read)
+    rows, cols = np.mgrid[:60, :80].astype(np.float32)
+    heights = 5000 - 10 * rows + 10 * cols  # falls to the south-west
+    heights[12, 12] = -9999
+    dem = write_raster(tmp_path / "dem.tif", heights[None], nodata=-9999)
     rgi = inventory(tmp_path / "rgi.gpkg", [TWO[0], rectangle(50, 40, 5, 5)])
-    table = tabled(write_map(tmp_path / "maps", ground()), rgi, terrain=terrain, buffer=0)[0]
-    inside = elevation[10:30, 10:30]
+    table = tabled(write_map(tmp_path / "maps", ground()), rgi, dem=dem, buffer=0)[0]
+    inside = np.where(heights < 0, np.nan, heights)[10:30, 10:30]
     found = table[["zmin_m", "zmed_m", "zmax_m"]].to_numpy()[0]
     np.testing.assert_allclose(found, [np.nanmin(inside), np.nanmedian(inside), np.nanmax(inside)])
-    assert table["aspect_deg"][0] == pytest.approx(315) and table["slope_deg"][0] == pytest.approx(19.5, abs=0.05)
+    assert table["aspect_deg"][0] == pytest.approx(225, abs=0.5)
+    assert table["slope_deg"][0] == pytest.approx(np.degrees(np.arctan(2**0.5 / 3)), abs=0.1)
     assert table["zmin_m"].isna().tolist() == [False, True, False, False]
+    part = write_raster(tmp_path / "part.tif", heights[None, :30], nodata=-9999)
+    with pytest.warns(DataNote, match=r"part\.tif: covers about 5\d% of"):
+        made = glaciers(tmp_path / "maps" / "s_classes.tif", rgi, dem=part, overwrite=True)
+    assert any("covers about" in text for text in made["notes"])
+    with pytest.raises(DataError, match=r"no\.tif: no such file"):
+        glaciers(tmp_path / "maps" / "s_classes.tif", rgi, dem=tmp_path / "no.tif", overwrite=True)
 
 
 def test_what_is_odd_about_a_map_is_said(tmp_path):
@@ -266,8 +267,8 @@ def test_predict_gives_ice_to_glaciers_at_once(trained, scene, tmp_path):
     assert {p.name for p in (tmp_path / "maps").iterdir()} == {f"scene_{name}" for name in names}
     record = json.loads((tmp_path / "maps" / "scene_prediction.json").read_text())
     about = json.loads((tmp_path / "maps" / "scene_glaciers.json").read_text())
-    assert record["glaciers"]["sha256"] == about["inventory"]["sha256"]
-    assert record["glaciers"]["inventory"] == "rgi.gpkg"
+    assert record["glaciers"] == {k: about[k] for k in ("inventory", "totals")}
+    assert record["wanted"]["glaciers"]["sha256"] == about["inventory"]["sha256"]
     table = pd.read_csv(made["files"]["glaciers.csv"])
     ice = made["pixels"]["glacier"] + made["pixels"]["debris"]
     assert table["pixels"].sum() == ice == about["totals"]["ice"]["pixels"]

@@ -14,6 +14,8 @@ from rasterio.shutil import copy
 from rasterio.transform import Affine
 from scenes import BANDS, TINY, made_up, normalised, write_raster, write_scene
 
+from glacier_fastai.data.scenes import opening
+from glacier_fastai.data.scenes.product import Flag, Part, Product
 from glacier_fastai.errors import BundleError, DataError, DataNote, OutputError
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.model.ensemble import Ensemble, Member
@@ -287,13 +289,13 @@ def test_a_map_that_was_edited_is_kept_or_replaced_as_wanted(bundle, scene, tmp_
 
 
 def test_a_scene_that_changes_while_it_is_mapped_has_no_map(bundle, scene, tmp_path, monkeypatch):
-    write = scene_module._write
+    write = scene_module.write_map
 
     def changing(*args):
         os.utime(scene[0], ns=(1, 1))
         return write(*args)
 
-    monkeypatch.setattr(scene_module, "_write", changing)
+    monkeypatch.setattr(scene_module, "write_map", changing)
     with pytest.raises(DataError, match=r"scene\.tif was changed while it was mapped"):
         predict_scene(bundle, scene[0], tmp_path / "maps")
     assert not (tmp_path / "maps").exists()
@@ -305,14 +307,14 @@ def test_one_model_maps_all_scenes_though_its_file_is_replaced(bundle, scene, tm
     again = Path(tmp_path / "again.tif")
     again.write_bytes(scene[0].read_bytes())
     want = predict_scenes(ensemble, [scene[0], again], tmp_path / "want")
-    write = scene_module._write
+    write = scene_module.write_map
 
     def replacing(*args):
         counts = write(*args)
         replace(bundle, mean=tuple(m + 50 for m in bundle.mean)).save(tmp_path / "m.safetensors")
         return counts
 
-    monkeypatch.setattr(scene_module, "_write", replacing)
+    monkeypatch.setattr(scene_module, "write_map", replacing)
     found = predict_scenes(ensemble, [scene[0], again], tmp_path / "found")
     assert found["state"].tolist() == ["done", "done"]
     assert found[list(want.columns[4:8])].equals(want[list(want.columns[4:8])])
@@ -326,3 +328,29 @@ def test_the_record_tells_names_and_no_folders(bundle, scene, tmp_path):
     text = (tmp_path / "maps" / "scene_prediction.json").read_text()
     assert str(tmp_path) not in text and str(Path(scene[0]).parent) not in text
     assert json.loads(text)["models"][0]["bundle"] == "m.safetensors"
+
+
+def test_what_is_masked_is_said_and_recorded(bundle, tmp_path, monkeypatch):
+    values = made_up(nodata=False)[0]
+    (tmp_path / "product").mkdir()
+    write_raster(tmp_path / "product" / "all.tif", values, bands=BANDS)
+    bits = np.zeros((1, 96, 80), np.uint8)
+    bits[:, 10:50, 20:60] = 2
+    bits[:, :5] = 1
+    write_raster(tmp_path / "product" / "flags.tif", bits)
+    flag = Flag("flags.tif", {"fill": (1, (1,)), "clouds": (2, (2,))})
+    product = Product({b: Part("all.tif", k) for k, b in enumerate(BANDS, 1)}, (flag,))
+    monkeypatch.setitem(opening.READERS, "own", lambda folder: product)
+    monkeypatch.setattr("glacier_fastai.predict.source.ROWS", 64)
+    with pytest.warns(DataNote, match=r"product: 22\.0% of it is masked \(clouds 22\.0%\); the models would call "):
+        made = predict_scene(bundle, tmp_path / "product", tmp_path / "maps", Wanted(window=64))
+    assert made["masked"]["share"] == round(1600 / (91 * 80), 4) and made["masked"]["pixels"] == {"clouds": 1600}
+    plain = predict_scene(bundle, tmp_path / "product", tmp_path / "kept", Wanted(window=64), keep=["clouds"])
+    assert plain["masked"] == {"share": 0.0, "pixels": {}}
+    with rasterio.open(made["files"]["classes"]) as file, rasterio.open(plain["files"]["classes"]) as kept:
+        np.testing.assert_array_equal(file.read() == 255, bits > 0)
+        np.testing.assert_array_equal(kept.read() == 255, bits == 1)
+        ice = np.isin(kept.read(1), (1, 2))[bits[0] == 2].mean()
+    assert made["masked"]["looked_at"] == 1600 and abs(made["masked"]["ice"] - ice) < 0.1
+    with pytest.raises(OutputError, match="exists already, of another scene, models or settings"):
+        predict_scene(bundle, tmp_path / "product", tmp_path / "maps", Wanted(window=64), mask_buffer=30.0)

@@ -36,6 +36,7 @@ __all__ = [
     "DRIVERS",
     "OFFLINE",
     "block_cache",
+    "block_rows",
     "check_within",
     "horizontal",
     "local_file",
@@ -45,6 +46,7 @@ __all__ = [
     "reading",
     "same_crs",
     "same_grid",
+    "steps",
 ]
 
 DRIVERS = {  # GDAL's names of what is read, and how such files begin
@@ -274,15 +276,20 @@ def _look_into(path: Path, name: str, home: str, above: tuple[str, ...]) -> None
             _open(source, value, home, (*above, own)).close()
 
 
+def block_rows(
+    raster: rasterio.DatasetReader,  # that is read row by row
+) -> int:
+    """Return the bytes of a row of its blocks."""
+    return sum(shape[0] * np.dtype(t).itemsize for shape, t in zip(raster.block_shapes, raster.dtypes, strict=True)) * (
+        raster.width
+    )
+
+
 def block_cache(
-    *rasters: rasterio.DatasetReader,  # that are read row by row
+    rows: int,  # bytes of a row of blocks of all that is read at once
 ) -> rasterio.Env:
     """Let GDAL keep two rows of blocks; its own limit, 5 % of the machine's memory, grows with nothing we know."""
-    rows = (
-        sum(shape[0] * np.dtype(t).itemsize for shape, t in zip(r.block_shapes, r.dtypes, strict=True)) * r.width
-        for r in rasters
-    )
-    return rasterio.Env(DummySession(), GDAL_CACHEMAX=max(min(2 * max(rows), available() // 8), LEAST_CACHE))
+    return rasterio.Env(DummySession(), GDAL_CACHEMAX=max(min(2 * rows, available() // 8), LEAST_CACHE))
 
 
 def parse_crs(
@@ -381,12 +388,29 @@ def pixel_size(
     """
     a, b, c, d, e, f = transform[:6]
     x, y = (g + p * shape[1] / 2 + q * shape[0] / 2 for p, q, g in ((a, b, c), (d, e, f)))
+    along, across = (steps(crs, x, y, *by) for by in ((a, d), (b, e)))
+    side = float(np.sqrt(along * across))
+    return side if np.isfinite(side) else None
+
+
+def steps(
+    crs: Any,  # as in `horizontal`
+    x: Any,  # where they are made: numbers or arrays, in the CRS
+    y: Any,
+    right: float,  # how far each leads, in the CRS
+    up: float,
+) -> Any:
+    """Return how long steps are on the ground, metres; NaN where the CRS does not tell.
+
+    >>> round(float(steps("EPSG:4326", 10.0, 60.0, 0.001, 0.0)), 2)
+    55.8
+    """
+    x, y = np.broadcast_arrays(np.asarray(x, float), np.asarray(y, float))
     try:
         to_degrees = Transformer.from_crs(horizontal(crs), "EPSG:4326", always_xy=True)
-        lon, lat = to_degrees.transform([x, x + a, x + b], [y, y + d, y + e])
+        (lon, lat), (to_lon, to_lat) = (to_degrees.transform(x + k * right, y + k * up) for k in (-0.5, 0.5))
     except ProjError:
-        return None
-    if not np.isfinite([lon, lat]).all():
-        return None
-    _, _, (along, across) = Geod(ellps="WGS84").inv([lon[0]] * 2, [lat[0]] * 2, lon[1:], lat[1:])
-    return float(np.sqrt(along * across))
+        return np.full(x.shape, np.nan)
+    on_earth = np.isfinite([lon, lat, to_lon, to_lat]).all(0)
+    lon, lat, to_lon, to_lat = (np.where(on_earth, v, 0) for v in (lon, lat, to_lon, to_lat))
+    return np.where(on_earth, Geod(ellps="WGS84").inv(lon, lat, to_lon, to_lat)[2], np.nan)

@@ -22,14 +22,16 @@ TAGS = {
     **dict.fromkeys(("kelvin", "k", "degk"), "kelvin"),
     **dict.fromkeys(("m", "metre", "metres", "meter", "meters"), "metre"),
     **dict.fromkeys(("degree", "degrees", "deg", "°"), "degree"),
+    **dict.fromkeys(("1/m", "m-1", "m^-1", "1/metre", "per metre"), "1/m"),
     **dict.fromkeys(("celsius", "degc", "degree_celsius", "degrees celsius", "°c"), "celsius"),
 }
 """How files write units, in lower case; "celsius" becomes kelvin."""
 NONE = ("", "1", "none", "unitless", "dimensionless", "dn")  # how they say that there is none, or none yet
 
 ZERO_CELSIUS = 273.15  # kelvin
-LIKELY = {"reflectance": (-1.0, 3.0), "kelvin": (150.0, 400.0)}
-"""Unit -> what nearly all of its values lie in: snow under a low sun reflects up to 1.6, shade is below 0."""
+LIKELY = {"reflectance": (-1.0, 3.0), "kelvin": (150.0, 400.0), "1/m": (-0.1, 0.1)}
+"""Unit -> what nearly all of its values lie in: snow under a low sun reflects up to 1.6, shade is below 0, and other
+programs give curvature times 100."""
 
 Given = float | Sequence[float] | Mapping[str, float] | None
 

@@ -22,8 +22,8 @@ from rasterio.windows import Window
 from ...bands import CLASSES, ICE_OF_ANY_KIND, IGNORE
 from ...errors import DataError
 from ...memory import fits
-from ..scenes.geotiff import SceneRaster
 from ..scenes.raster import horizontal, open_raster, reading, same_crs, same_grid
+from ..scenes.scene import Place
 
 __all__ = ["label_masks"]
 
@@ -37,7 +37,7 @@ SIDE = 256  # of the squares in which a label is brought to another grid, pixels
 
 class _Label(NamedTuple):
     path: Path
-    scene: SceneRaster
+    scene: Place
     moved: bool  # whether it has to be brought to the scene's grid
     nodata: float | None  # as declared
     codes: set[Any]  # of the pixels that have a label
@@ -46,7 +46,7 @@ class _Label(NamedTuple):
 
 def label_masks(
     paths: Sequence[str | os.PathLike],  # a label raster for each scene
-    scenes: Sequence[SceneRaster],  # opened
+    scenes: Sequence[Place],  # on which they lie
     align: bool,  # bring labels on another grid to that of the scene, nearest pixel
     note: Callable[[str], None],  # takes what is odd but can be used, a line each
 ) -> Iterator[np.ndarray]:
@@ -56,10 +56,11 @@ def label_masks(
     as nodata. Where all labels hold 0 and 255 only, and none declares 255 as nodata, 255 is ice of unknown kind.
 
     >>> from tempfile import TemporaryDirectory
+    >>> from glacier_fastai.data.scenes.opening import open_scene
     >>> from glacier_fastai.data.sources.synthetic import write_scene
     >>> with TemporaryDirectory() as folder:
     ...     scene, label = write_scene(Path(folder) / "scene.tif", size=64)
-    ...     with SceneRaster(scene) as opened:
+    ...     with open_scene(scene) as opened:
     ...         masks = list(label_masks([label], [opened], align=False, note=print))
     >>> masks[0].shape, masks[0].dtype
     ((64, 64), dtype('uint8'))
@@ -114,7 +115,7 @@ def _unknown(unknown: Collection[Any], codes: set[Any]) -> str:
     return f"unknown codes {texts}; allowed are {_CODES}: {what}"
 
 
-def _look(path: Path, scene: SceneRaster, align: bool, note: Callable[[str], None]) -> _Label:
+def _look(path: Path, scene: Place, align: bool, note: Callable[[str], None]) -> _Label:
     """Check what a label is and where it lies, and find its codes."""
     codes: set[Any] = set()
     zeros, covered = False, 0
@@ -168,7 +169,7 @@ def _check_kind(raster: Any, path: Path) -> None:
         raise DataError(f"{path}: holds complex numbers; a label raster holds codes, {_CODES}")
 
 
-def _off(raster: Any, path: Path, scene: SceneRaster, note: Callable[[str], None]) -> str:
+def _off(raster: Any, path: Path, scene: Place, note: Callable[[str], None]) -> str:
     """Return how a label differs from the grid of the scene, empty if it lies on it."""
     if raster.crs is not None and not same_crs(raster.crs, scene.crs):
         return f"is in {horizontal(raster.crs).name}, but {scene.path} in {horizontal(scene.crs).name}"
@@ -220,7 +221,7 @@ def _read(raster: Any, window: Window) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _blocks(
-    raster: Any, path: Path, scene: SceneRaster, moved: bool
+    raster: Any, path: Path, scene: Place, moved: bool
 ) -> Iterator[tuple[tuple[slice, slice], np.ndarray, np.ndarray]]:
     """Yield part by part of the scene's grid, values of the label, and True where there is one."""
     height, width = scene.height, scene.width

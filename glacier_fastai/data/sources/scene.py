@@ -1,12 +1,11 @@
-"""Scenes: GeoTIFFs with any bands, and polygons or a label raster, to a tile store."""
+"""Scenes with any bands, and polygons or a label raster, to a tile store."""
 
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
@@ -14,10 +13,13 @@ from ...bands import ICE, ICE_OF_ANY_KIND, IGNORE
 from ...core.ranges import unlike
 from ...core.tiling import starts
 from ...errors import DataError
+from ...files import check_room
 from ...memory import fits
-from ..scenes.geotiff import SceneRaster
+from ..profile import Profile
+from ..scenes.opening import HowRead, open_scene, scene_name
 from ..scenes.raster import block_cache
-from ..scenes.units import Given, Scaling
+from ..scenes.scene import Scene
+from ..scenes.units import Scaling
 from ..tiles import TileStore, TileWriter, store_dtype
 from .labels import label_masks
 from .outlines import Outlines, burn_outlines, open_outlines
@@ -26,7 +28,7 @@ __all__ = ["prepare_scenes"]
 
 
 def prepare_scenes(
-    scenes: Sequence[str | os.PathLike],  # GeoTIFFs, all with the same bands
+    scenes: Sequence[str | os.PathLike],  # see `scenes.opening.open_scene`; all with the same bands
     out: str | os.PathLike,  # folder of the store to make
     *,
     labels: Sequence[str | os.PathLike] = (),  # one label raster per scene, see `labels.label_masks`
@@ -35,14 +37,11 @@ def prepare_scenes(
     class_field: str | None = None,  # column of classes, in files given without class; default: ice of unknown kind
     all_touched: bool = False,  # burn every pixel that a polygon touches, not only those whose centre it covers
     empty_is_background: bool = False,  # a scene without any polygon shows no ice; default: it is unlabelled
-    bands: Sequence[str] | None = None,  # names of the bands, default the band descriptions
-    sensor: str | None = None,  # one of `data.scenes.names.SENSORS`
-    scale: Given = None,  # what the files' numbers are multiplied with, default as each says; see `data.scenes.units`
-    offset: Given = None,  # what is added then
     tile_size: int = 128,  # side of a tile, pixels
     overlap: int = 0,  # least overlap of neighbouring tiles, pixels
     min_ice: float = 0.0,  # least share of labelled pixels that are ice (glacier or debris) for a tile to be kept
     min_valid: float = 0.0,  # least share of pixels with data; tiles without any are never kept
+    **how: Unpack[HowRead],
 ) -> TileStore:
     """Cut scenes with their labels into a tile store.
 
@@ -78,36 +77,22 @@ def prepare_scenes(
         "min_ice": min_ice,
         "min_valid": min_valid,
     }
-    if 0 < (most := resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2) < len(scenes):
-        raise DataError(
-            f"{scenes[0]} and {len(scenes) - 1} more: this system lets a process open {2 * most} files; allow more "
-            "(ulimit -n), or make several stores"
-        )
-    with ExitStack() as stack:
-        read: dict[str, Any] = {"scale": scale, "offset": offset}
-        opened = [stack.enter_context(SceneRaster(path, bands, sensor, **read)) for path in scenes]
-        names = opened[0].bands
-        for scene in opened:
-            if set(scene.bands) != set(names):
-                raise DataError(f"{scene.path}: bands {', '.join(scene.bands)}, but {scenes[0]} has {', '.join(names)}")
-            if (least := min(scene.height, scene.width)) < tile_size:
-                raise DataError(
-                    f"{scene.path}: {scene.height} x {scene.width} px, smaller than a tile of {tile_size}; set "
-                    f"tile_size to at most {least}"
-                )
-        for scene in opened:  # the mask of one, while that of the next is made
-            size = f"{scene.path}: its {scene.height:,} x {scene.width:,} px"
-            fits(2 * scene.height * scene.width, size, "cut it into several (gdal_translate -srcwin)")
-        stack.enter_context(block_cache(*(scene.raster for scene in opened)))
-        files, bare = open_outlines(outlines, class_field), []
-        scaling, dtype = _kept(opened)
-        writer = TileWriter(out, names, tile_size, dtype, "scene", opened[0].sensor or "", made_by, scaling)
-        stack.enter_context(writer)
-        for scene in opened:
-            for text in (*scene.look(), *_other_values(opened[0], scene)):
+    looked: list[_Looked] = []
+    for path in scenes:  # open one at a time: a process may not have so many files, and products have many each
+        with open_scene(path, **how) as opened:
+            looked.append(_look(opened, looked[0] if looked else None, tile_size))
+    first, files, bare = looked[0], open_outlines(outlines, class_field), []
+    scaling, dtype = _kept(looked)
+    pixel = dtype.itemsize * len(first.bands) + 1
+    if not (min_ice or min_valid):
+        check_room(out, sum(s.height * s.width * s.valid for s in looked) * pixel / 2)
+    writer = TileWriter(out, first.bands, tile_size, dtype, "scene", first.sensor or "", made_by, scaling)
+    with writer, block_cache(max(scene.cached_bytes for scene in looked)):
+        for scene in looked:
+            for text in (*scene.notes, *_other_values(first, scene)):
                 writer.note(text)
-        masks = label_masks(labels, opened, align, writer.note) if labels else iter(())
-        for scene in opened:
+        masks = label_masks(labels, looked, align, writer.note) if labels else iter(())
+        for scene in looked:
             if labels:
                 mask = next(masks)
             else:
@@ -118,9 +103,12 @@ def prepare_scenes(
                 if not found:
                     bare.append(scene.path)
                     mask[:] = 0 if empty_is_background else IGNORE
-            if not _cut(scene, mask, writer, tile_size, overlap, min_ice, min_valid):
-                raise DataError(f"{scene.path}: every pixel is nodata")
-        if outlines and len(bare) == len(opened):
+            with open_scene(scene.path, **how) as opened:
+                if _look(opened, first, tile_size) != scene:
+                    raise DataError(f"{scene.path}: was changed while it was read; begin again when nobody writes it")
+                if not _cut(opened, mask, writer, tile_size, overlap, min_ice, min_valid):
+                    raise DataError(f"{scene.path}: every pixel is nodata")
+        if outlines and len(bare) == len(looked):
             raise DataError(
                 f"{', '.join(shapes)}: no polygon lies on {', '.join(map(str, scenes))}; check that both show the same "
                 "place"
@@ -136,7 +124,45 @@ def prepare_scenes(
     return TileStore(out)
 
 
-def _kept(scenes: Sequence[SceneRaster]) -> tuple[list[Scaling], np.dtype]:
+class _Looked(NamedTuple):
+    """What is known of a scene that is not open now."""
+
+    path: Path
+    bands: tuple[str, ...]
+    height: int
+    width: int
+    crs: Any
+    transform: Any
+    dtype: np.dtype
+    sensor: str | None
+    scaling: tuple[Scaling, ...]
+    profile: Profile
+    valid: float  # share of pixels with data, by a sample
+    cached_bytes: int
+    notes: list[str]
+
+
+def _look(scene: Scene, first: _Looked | None, tile_size: int) -> _Looked:
+    """Return what a scene is; raises `DataError` if it is of no use beside the first one, too small or too large."""
+    names = scene.bands if first is None else first.bands
+    if first and set(scene.bands) != set(names):
+        raise DataError(f"{scene.path}: bands {', '.join(scene.bands)}, but {first.path} has {', '.join(names)}")
+    if (least := min(scene.height, scene.width)) < tile_size:
+        raise DataError(
+            f"{scene.path}: {scene.height} x {scene.width} px, smaller than a tile of {tile_size}; set tile_size to at "
+            f"most {least}"
+        )
+    size = f"{scene.path}: its {scene.height:,} x {scene.width:,} px"
+    # the mask of one, while that of the next is made
+    fits(2 * scene.height * scene.width, size, "cut it into several (gdal_translate -srcwin)")
+    notes = scene.look()
+    return _Looked(
+        *(scene.path, scene.bands, scene.height, scene.width, scene.crs, scene.transform, scene.dtype, scene.sensor),
+        *(scene.scaling, scene.profile, float(scene.sample.valid.mean()), scene.cached_bytes, notes),
+    )
+
+
+def _kept(scenes: Sequence[_Looked]) -> tuple[list[Scaling], np.dtype]:
     """Return what turns the numbers that are kept into values, and their type: as in the files where all are alike.
 
     Raises:
@@ -157,7 +183,7 @@ def _kept(scenes: Sequence[SceneRaster]) -> tuple[list[Scaling], np.dtype]:
     return [Scaling(unit=scaling[0][band].unit) for band in first.bands], np.dtype("float32")
 
 
-def _other_values(first: SceneRaster, scene: SceneRaster) -> list[str]:
+def _other_values(first: _Looked, scene: _Looked) -> list[str]:
     ours, theirs = first.profile.quantiles, scene.profile.quantiles
     other = [band for band in ours if band in theirs and unlike(ours[band], theirs[band])]
     if 2 * len(other) <= len(ours):
@@ -170,7 +196,7 @@ def _other_values(first: SceneRaster, scene: SceneRaster) -> list[str]:
 
 
 def _cut(
-    scene: SceneRaster, mask: np.ndarray, writer: TileWriter, size: int, overlap: int, min_ice: float, min_valid: float
+    scene: Scene, mask: np.ndarray, writer: TileWriter, size: int, overlap: int, min_ice: float, min_valid: float
 ) -> bool:
     """Write the tiles of a scene that are to be kept, and return whether any of its pixels has data."""
     index = [scene.bands.index(b) for b in writer.bands]
@@ -191,7 +217,7 @@ def _cut(
                 values,
                 label,
                 valid=valid,
-                scene=scene.path.stem,
+                scene=scene_name(scene.path),
                 row=row,
                 col=col,
                 crs=scene.crs.to_string(),

@@ -46,6 +46,7 @@ DRIVERS = {  # suffix, and GDAL's names of what reads it
 READ = "GeoPackage, Shapefile, GeoJSON, FlatGeobuf, KML, GML and GeoParquet are read; convert it (ogr2ogr)"
 ZIPPED = (*DRIVERS, "json")  # what is looked for in an archive, in this order
 PARQUET = (".parquet", ".geoparquet")
+SUFFIXES = (*(f".{suffix}" for suffix in ZIPPED), ".zip", *PARQUET)
 SIDES = ("shx", "dbf", "prj", "cpg")  # of a shapefile
 NO_POLYGONS = ("Point", "LineString")
 
@@ -244,7 +245,7 @@ def _linked(text: str, folder: Path) -> tuple[Path, str]:
                 _link(local_file(side), folder / f"{stem}.{suffix}")
         _check_index(link.with_suffix(".shx"), text)
     elif kind == "gpkg":
-        if wal := start[18] == 2:  # SQLite would make files beside it
+        if wal := start[18:19] == b"\2":  # SQLite would make files beside it
             _copy_database(file, link)
         _check_database(link, text, wal)
     elif kind in ("geojson", "kml", "gml"):

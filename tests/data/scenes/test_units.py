@@ -60,6 +60,10 @@ KELVIN, NUMBERS = np.float32([251.3, 260.7, 281.25]), np.array([300, 9000, 65535
         ("red", "1", True, REFLECTANCE, "reflectance"),
         ("red", "DN", True, REFLECTANCE, "reflectance"),
         ("slope", None, False, REFLECTANCE, "degree"),
+        ("curvature", "1/m", False, REFLECTANCE * 100, "1/m"),
+        ("curvature", None, False, REFLECTANCE * 0.01, "1/m"),
+        ("curvature", None, False, REFLECTANCE, "dn"),  # times 100, as other programs give it
+        ("aspect_sin", None, False, REFLECTANCE, "dn"),
         ("ndsi", None, False, REFLECTANCE, "dn"),
     ],
 )

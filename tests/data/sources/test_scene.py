@@ -1,4 +1,6 @@
+import os
 import resource
+from types import SimpleNamespace
 
 import geopandas
 import numpy as np
@@ -10,6 +12,7 @@ from shapely.geometry import box
 
 from glacier_fastai.data.scenes.geotiff import SceneRaster
 from glacier_fastai.data.scenes.names import SENSORS
+from glacier_fastai.data.sources import scene as sources_scene
 from glacier_fastai.data.sources.scene import prepare_scenes
 from glacier_fastai.errors import DataError, OutputError
 
@@ -236,11 +239,34 @@ def test_memory_is_compared_before_it_is_taken(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["s.tif"]
 
 
-def test_no_more_scenes_than_files_may_be_open(tmp_path, request):
+def test_scenes_are_opened_in_turn(tmp_path, request):
+    scene, label = write_scene(tmp_path / "s.tif", 64, 64)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     request.addfinalizer(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, before))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 30, before[1]))
+    every = [tmp_path / f"s{k}.tif" for k in range(60)]
+    for path in every:
+        path.symlink_to(scene)
+    assert len(prepare_scenes(every, tmp_path / "t", labels=[label] * 60, tile_size=64)) == 60
+
+
+def test_a_store_for_which_there_is_no_room_is_not_begun(tmp_path, monkeypatch):
     scene, label = write_scene(tmp_path / "s.tif")
-    with pytest.raises(DataError, match="s.tif and 100 more: this system lets a process open 200 files; allow more"):
-        prepare_scenes([scene] * 101, tmp_path / "t", labels=[label] * 101, tile_size=32)
+    monkeypatch.setattr("glacier_fastai.files.shutil.disk_usage", lambda _: SimpleNamespace(free=10_000))
+    with pytest.raises(OutputError, match=r"t: needs 0\.0 MB, and there are 0\.0 MB; make room"):
+        prepare_scenes([scene], tmp_path / "t", labels=[label], tile_size=32)
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_scene_that_changes_meanwhile_is_an_error(tmp_path, monkeypatch):
+    scene, label = write_scene(tmp_path / "s.tif")
+    masks = sources_scene.label_masks
+
+    def changing(*args):
+        write_scene(scene, seed=5)
+        return masks(*args)
+
+    monkeypatch.setattr(sources_scene, "label_masks", changing)
+    with pytest.raises(DataError, match=r"s\.tif: was changed while it was read"):
+        prepare_scenes([scene], tmp_path / "t", labels=[label], tile_size=32)
     assert not (tmp_path / "t").exists()

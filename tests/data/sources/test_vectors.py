@@ -95,6 +95,9 @@ def test_files_that_cannot_be_read(tmp_path):
     refused(r"x\.gpkg: no such file", tmp_path / "x.gpkg")
     (tmp_path / "text.gpkg").write_text("hello")
     refused("not a vector file, or damaged", tmp_path / "text.gpkg")
+    whole = outlines(tmp_path / "o.gpkg", [rectangle(0, 0, 5, 5)])
+    (tmp_path / "cut.gpkg").write_bytes(whole.read_bytes()[:18])
+    refused("cut.gpkg: ", tmp_path / "cut.gpkg")
     refused(
         "holds LineString; outlines must be polygons", outlines(tmp_path / "l.gpkg", [LineString([(X, Y), (X + 9, Y)])])
     )

@@ -1,0 +1,163 @@
+"""What is made of a scene, whole or absent: files that take their names together, and the record of what made them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rasterio.errors import RasterioError
+
+from ..data.sources.inventory import Inventory
+from ..errors import DataError, OutputError, PredictionError, note
+from ..files import file_hash, locked, names_only, remove, write_text
+from ..model.predictor import out_of_memory
+from ..reading import read_json
+from .glaciers import ByGlacier, glacier_files
+from .outlines import LAYERS, check_layer
+from .sink import SIDECAR, checksums
+
+__all__ = ["Wanted", "make_whole", "read_record"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is made of a scene beside the map of classes."""
+
+    probabilities: Literal["uint8", "float32"] | None = None  # type of `SCENE_probabilities.tif`
+    confidence: bool = False  # `SCENE_confidence.tif`
+    outlines: bool = False  # `SCENE_outlines.gpkg`
+    geoparquet: bool = False  # `SCENE_outlines_glaciers.parquet` and `..._classes.parquet`
+    simplify: float = 0.0  # of the outlines: tolerance in pixels
+    statistics: Literal["bundle", "scene"] = "bundle"  # what bands are normalised with
+    window: int = 512  # side of a window, pixels
+    dates: bool = False  # `SCENE_dates.tif`, of a composite: how many scenes see a pixel
+    glaciers: ByGlacier | None = None  # `SCENE_glaciers.gpkg`, `.csv` and `.json`: the ice by glacier
+
+    def files(self, stem: str) -> dict[str, str]:
+        """Return the names of the files of a scene, by kind."""
+        names = {"classes": f"{stem}_classes.tif"}
+        if self.probabilities:
+            names["probabilities"] = f"{stem}_probabilities.tif"
+        if self.confidence:
+            names["confidence"] = f"{stem}_confidence.tif"
+        if self.outlines or self.geoparquet:
+            names["outlines"] = f"{stem}_outlines.gpkg"
+        if self.geoparquet:
+            names |= {f"{k} parquet": f"{stem}_outlines_{k}.parquet" for k in LAYERS}
+        if self.dates:
+            names["dates"] = f"{stem}_dates.tif"
+        if self.glaciers:
+            names |= glacier_files(stem, self.geoparquet)
+        return names
+
+    def about(self, inventory: Inventory | None) -> dict[str, Any]:
+        """Return all of it for the record; of an inventory its name and SHA-256 tell."""
+        found = {k: v for k, v in asdict(self).items() if k != "glaciers"}
+        if inventory and (by := self.glaciers):
+            named = {"inventory": Path(inventory.path).name, "sha256": inventory.sha256}
+            found["glaciers"] = {**named, "buffer": by.buffer, "min_area": by.min_area}
+        return found
+
+    @staticmethod
+    def every(stem: str) -> list[str]:
+        """Return the names of all files that there may be of a scene."""
+        return [*Wanted("uint8", True, True, True, dates=True, glaciers=ByGlacier("")).files(stem).values()]
+
+
+def make_whole(
+    out: Path,  # folder
+    name: str,  # of the scene
+    about: dict[str, Any],  # what the files are made of: "hash" of all that, "notes", and more for the record
+    wanted: Wanted,
+    make: Callable[[Path], dict[str, Any]],  # writes the files wanted into a folder, and returns more for the record
+    overwrite: bool = False,  # replace what is there of another prediction
+) -> dict[str, Any]:
+    """Make the files of a scene under a lock; they take their names when all of them are whole.
+
+    Returns:
+        The record, `files` (paths by kind), and `done_before`: whether all was there, made of the same.
+
+    Raises:
+        OutputError: A file exists already, is being written by another process, or cannot be written.
+        PredictionError: There is not enough memory.
+    """
+    began = time.monotonic()
+    files = {kind: out / file for kind, file in wanted.files(name).items()}
+    record, partial = out / f"{name}_prediction.json", out / f".{name}.partial"
+    every = [out / file for file in wanted.every(name)]
+    try:
+        busy = f"{out}: another process is mapping {name}; wait until it ends"
+        with locked(out / f".{name}.lock", busy):
+            try:
+                before = read_record(record)
+                ours = before.get("hash") == about["hash"]
+                made = [*files.values(), *(out / name for name in before.get("sidecars", []))] if ours else []
+                if made and all(p.is_file() for p in made) and _whole(made, before, overwrite):
+                    return {**before, "files": {k: str(p) for k, p in files.items()}, "done_before": True}
+                if not (ours or overwrite) and (there := next((p for p in every if p.exists()), None)):
+                    raise OutputError(
+                        f"{there}: exists already, of another scene, models or settings; overwrite it, or choose "
+                        "another folder"
+                    )
+                remove(partial)
+                partial.mkdir()
+                about |= make(partial)
+                sidecars = sorted(p.name for p in partial.glob(f"*{SIDECAR}"))
+                if sidecars:
+                    keep = f"lies in {sidecars[0]} beside it; keep the two together"
+                    text = f"{files['classes']}: a GeoTIFF cannot hold its coordinate reference system, which {keep}"
+                    note(text, about["notes"])
+                about |= {"seconds": round(time.monotonic() - began, 1), "sidecars": sidecars}
+                about["sha256"] = {p.name: file_hash(p) for p in sorted(partial.iterdir())}
+                for path in every:  # none of another prediction may go by the new record's name
+                    path.unlink(missing_ok=True)
+                    path.with_name(path.name + SIDECAR).unlink(missing_ok=True)
+                public = {**about, "notes": [names_only(text) for text in about["notes"]]}
+                write_text(record, json.dumps(public, indent=1))
+                for file in (*sidecars, *(p.name for p in files.values())):
+                    (partial / file).replace(out / file)
+            finally:
+                remove(partial)
+    except (MemoryError, RuntimeError) as err:
+        if not out_of_memory(err):
+            raise
+        raise PredictionError(f"{name}: not enough memory; use a smaller window, or cut the scene") from err
+    except OSError as err:
+        if isinstance(err, OutputError):
+            raise OutputError(str(err).replace(str(partial), str(out))) from err
+        raise OutputError(f"{err.filename or out}: cannot be written ({err.strerror}); choose another folder") from err
+    return {**about, "files": {k: str(p) for k, p in files.items()}, "done_before": False}
+
+
+def _whole(made: Sequence[Path], record: dict[str, Any], overwrite: bool) -> bool:
+    """Return whether maps that are there are as they were written; raises `OutputError` if one was edited since."""
+    sums = record.get("sha256")
+    for path in made:
+        try:
+            if path.suffix == ".gpkg":  # which programs write into that only show it
+                for layer in LAYERS[:1] if path.name.endswith("_glaciers.gpkg") else LAYERS:
+                    check_layer(path, layer)
+            elif not isinstance(sums, dict) or file_hash(path) != sums.get(path.name):
+                if path.suffix == ".tif":
+                    checksums(path)
+                if isinstance(sums, dict) and not overwrite:
+                    raise OutputError(f"{path}: was changed after it was made; overwrite it, or move it away")
+                return False
+        except (RasterioError, OSError) as err:
+            if isinstance(err, OutputError):
+                raise
+            note(f"{path}: is damaged, so it is made again", [])
+            return False
+    return True
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return what a `SCENE_prediction.json` says; nothing if it is not there, or of something else."""
+    try:
+        return read_json(path, DataError)
+    except DataError:
+        return {}

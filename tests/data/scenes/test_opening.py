@@ -1,0 +1,216 @@
+import numpy as np
+import pytest
+import rasterio
+from polygons import outlines, rectangle
+from rasterio.transform import from_origin
+from scenes import BANDS, made_up, write_raster, write_scene
+
+from glacier_fastai.data.scenes import opening
+from glacier_fastai.data.scenes.opening import open_scene, scene_name
+from glacier_fastai.data.scenes.product import Flag, Part, Product
+from glacier_fastai.errors import DataError
+
+SIDE = {"blue": 10, "green": 10, "red": 10, "swir1": 20, "thermal": 30}  # metres
+
+
+def read_all(scene):
+    numbers, valid = scene.read_window(range(len(scene.bands)), 0, 0, scene.height, scene.width)
+    return scene.in_units(numbers, range(len(scene.bands))), valid
+
+
+def write_parts(folder, values, sides=SIDE):
+    """Write a file per band, each the mean of pixels of 10 m."""
+    folder.mkdir(exist_ok=True)
+    for band, array in zip(BANDS, values, strict=True):
+        k = sides[band] // 10
+        coarse = array.reshape(array.shape[0] // k, k, array.shape[1] // k, k).mean((1, 3))
+        place = from_origin(500_000, 3_100_000, 10 * k, 10 * k)
+        write_raster(folder / f"{band}.tif", coarse[None].astype(np.uint16), transform=place)
+    return {band: f"{band}.tif" for band in BANDS}
+
+
+@pytest.fixture
+def values():
+    return made_up(120, 96, nodata=False)[0]
+
+
+def test_a_file_per_band_is_the_scene_of_one_file(tmp_path, values):
+    whole = write_raster(tmp_path / "scene.tif", values, bands=BANDS)
+    bands = write_parts(tmp_path / "parts", values, dict.fromkeys(BANDS, 10))
+    place = from_origin(500_000, 3_100_000, 10, 10)
+    with rasterio.open(whole, "r+") as file:
+        file.transform = place
+    with open_scene(whole) as one, open_scene(tmp_path / "parts", bands=bands) as parts:
+        assert parts.bands == one.bands and parts.transform == one.transform and parts.dtype == one.dtype
+        for a, b in zip(read_all(one), read_all(parts), strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert parts.scaling == one.scaling and parts.profile == one.profile
+
+
+@pytest.mark.parametrize("at", [(0, 0, 40, 32), (7, 5, 13, 11), (39, 31, 1, 1)])
+def test_bands_of_several_sizes_come_to_one_grid(tmp_path, values, at):
+    bands = write_parts(tmp_path, values)
+    row, col, h, w = at
+    with open_scene(tmp_path, bands=bands, resolution=30) as scene:
+        assert (scene.height, scene.width) == (40, 32)
+        numbers, valid = scene.read_window(range(5), *at)
+    means = values.reshape(5, 40, 3, 32, 3).mean((2, 4))[:, row : row + h, col : col + w]
+    assert valid.all()
+    np.testing.assert_allclose(numbers[[0, 1, 2]], means[[0, 1, 2]], rtol=1e-5)
+    np.testing.assert_allclose(numbers[4], np.floor(means[4]))  # on that grid already
+    with open_scene(tmp_path, bands=bands) as scene:  # the finest, if nobody says otherwise
+        assert (scene.height, scene.width) == (120, 96)
+        fine = read_all(scene)[0]
+    np.testing.assert_array_equal(fine[0], values[0])
+    assert abs(fine[3] - values[3]).mean() < 0.2 * values[3].std()
+
+
+def test_a_window_is_the_same_however_it_is_cut(tmp_path, values):
+    bands = write_parts(tmp_path, values)
+    with open_scene(tmp_path, bands=bands, resolution=17) as scene:
+        whole, valid = scene.read_window(range(5), 0, 0, scene.height, scene.width)
+        part, known = scene.read_window(range(5), 11, 9, 23, 17)
+    np.testing.assert_allclose(part, whole[:, 11:34, 9:26], rtol=1e-4)
+    np.testing.assert_array_equal(known, valid[11:34, 9:26])
+
+
+def test_nodata_is_averaged_with_nothing(tmp_path):
+    path, _ = write_scene(tmp_path / "scene.tif")
+    with open_scene(path) as fine, open_scene(path, resolution=90) as coarse:
+        values, valid = read_all(fine)
+        found, known = read_all(coarse)
+    values, valid = (a[..., :96, :78] for a in (values, valid))
+    blocks = np.where(valid, values, np.nan).reshape(5, 32, 3, 26, 3)
+    share = valid.reshape(32, 3, 26, 3).mean((1, 3))
+    np.testing.assert_array_equal(known[:, :26], share >= 0.5)
+    np.testing.assert_allclose(
+        found[:, :, :26][:, known[:, :26]], np.nanmean(blocks, (2, 4))[:, share >= 0.5], rtol=1e-5
+    )
+
+
+def test_only_the_bands_wanted_are_opened(tmp_path, values):
+    bands = write_parts(tmp_path, values)
+    with open_scene(tmp_path, ["ndsi"], bands=bands) as scene:
+        assert scene.bands == ("green", "swir1") and len(scene.rasters) == 2
+    with open_scene(tmp_path, ["nir"], bands=bands) as scene:  # all, so that who misses one can say what there is
+        assert scene.bands == BANDS
+
+
+def test_scale_and_offset_of_parts(tmp_path, values):
+    bands = write_parts(tmp_path, values, dict.fromkeys(BANDS, 10))
+    with open_scene(tmp_path, bands=bands, scale=1e-5, offset={"red": 0.1}) as scene:
+        assert [s.scale for s in scene.scaling] == [1e-5] * 4 + [1.0]
+        np.testing.assert_allclose(read_all(scene)[0][2], values[2] * 1e-5 + 0.1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"bands": {"blue": "bleu.tif"}}, "bleu.tif.*did you mean"),
+        ({"bands": {"blau": "blue.tif"}}, "blau"),
+        ({"bands": {"blue": "blue.tif", "B1": "green.tif"}, "sensor": "landsat7"}, "'B1' is named twice"),
+        ({}, "no product that is known.*blue=B2.TIF"),
+        ({"bands": {"blue": "blue.tif"}, "resolution": -1.0}, "resolution -1"),
+        ({"bands": {"blue": "blue.tif"}, "keep": ["snow"]}, "masks are clouds"),
+        ({"bands": {"blue": "blue.tif", "red": "other.tif"}}, "red in another coordinate reference system"),
+        ({"bands": {"blue": "blue.tif", "red": "far.tif"}}, "red show other ground"),
+    ],
+)
+def test_what_is_refused(tmp_path, values, how, message):
+    write_parts(tmp_path, values)
+    write_raster(tmp_path / "other.tif", values[:1], crs="EPSG:32646")
+    write_raster(tmp_path / "far.tif", values[:1], transform=from_origin(700_000, 3_100_000, 30, 30))
+    with pytest.raises(DataError, match=message):
+        open_scene(tmp_path, **how)
+
+
+def test_what_is_not_there(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        open_scene(tmp_path / "scene.SAFE")
+
+
+def qa(path, shape=(96, 80), nodata=None, transform=None):
+    """Write flags as Landsat's: a cloud (bit 3), its shadow (bit 4), and fill (bit 0)."""
+    bits = np.full(shape, 1 << 6, np.uint16)
+    bits[20:30, 10:20] = 1 << 3
+    bits[30:40, 10:20] = 1 << 4
+    bits[:5] = 1
+    write_raster(path, bits[None], nodata=nodata, transform=transform)
+    return bits
+
+
+KINDS = {"fill": (1, (1,)), "clouds": (8, (8,)), "shadows": (16, (16,))}
+
+
+@pytest.fixture
+def flagged(tmp_path, monkeypatch):
+    """A folder of a kind of its own, with flags."""
+    folder = tmp_path / "own"
+    values = made_up(96, 80, nodata=False)[0]
+    for band, array in zip(BANDS, values, strict=True):
+        folder.mkdir(exist_ok=True)
+        write_raster(folder / f"{band}.tif", array[None])
+    bits = qa(folder / "qa.tif")
+    parts = {band: Part(f"{band}.tif", scale=1e-5) for band in BANDS}
+    product = Product(parts, (Flag("qa.tif", KINDS),), "landsat8", "2020-08-01T10:00:00Z", ("made up",))
+    monkeypatch.setitem(opening.READERS, "own", lambda f: product if "qa.tif" in f.names else None)
+    return folder, bits
+
+
+def test_flags_mask(flagged):
+    folder, bits = flagged
+    with open_scene(folder) as scene:
+        assert (scene.sensor, scene.date, scene.notes) == ("landsat8", "2020-08-01T10:00:00Z", ["made up"])
+        valid = read_all(scene)[1]
+        np.testing.assert_array_equal(valid, bits == 1 << 6)
+        assert scene.unmasked.read_window([0], 0, 0, 96, 80)[1].all()
+        masked = scene.masked(22, 8, 10, 10)
+        assert {k: v.sum() for k, v in masked.items()} == {"fill": 0, "clouds": 64, "shadows": 16}
+    with open_scene(folder, keep=["clouds"]) as scene:
+        np.testing.assert_array_equal(read_all(scene)[1], np.isin(bits, (1 << 6, 1 << 3)))
+
+
+def test_flags_are_widened_alike_in_every_window(flagged):
+    folder, bits = flagged
+    rows, cols = np.mgrid[:96, :80]
+    near = (np.hypot(np.maximum(20 - rows, rows - 39).clip(0), np.maximum(10 - cols, cols - 19).clip(0)) * 30) <= 100
+    with open_scene(folder, mask_buffer=100) as scene:
+        valid = read_all(scene)[1]
+        np.testing.assert_array_equal(valid, ~near & (rows >= 5))
+        np.testing.assert_array_equal(scene.read_window([0], 15, 0, 3, 80)[1], valid[15:18])
+
+
+def test_coarse_flags_by_majority(flagged):
+    folder, bits = flagged
+    with open_scene(folder, resolution=60) as scene:
+        valid = read_all(scene)[1]
+    share = (bits == 1 << 6).reshape(48, 2, 40, 2).mean((1, 3))
+    np.testing.assert_array_equal(valid[share == 1], True)
+    np.testing.assert_array_equal(valid[share == 0], False)
+
+
+def test_own_masks(tmp_path):
+    path, _ = write_scene(tmp_path / "scene.tif")
+    raster = np.zeros((1, 96, 80), np.uint8)
+    raster[0, 40:50] = 1
+    write_raster(tmp_path / "mask.tif", raster)
+    outlines(tmp_path / "mask.gpkg", [rectangle(20, 20, 10, 10)])
+    with open_scene(path) as scene, open_scene(path, mask=tmp_path / "mask.tif") as by_raster:
+        plain = read_all(scene)[1]
+        np.testing.assert_array_equal(read_all(by_raster)[1], plain & (raster[0] == 0))
+        assert str(tmp_path / "mask.tif") in by_raster.files
+    with open_scene(path, mask=tmp_path / "mask.gpkg") as scene:
+        assert not read_all(scene)[1][20:30, 20:30].any() and read_all(scene)[1][35:].any()
+    with open_scene(path, keep=["clouds"]) as scene:
+        assert "nothing is masked" in scene.look()[0]
+    outlines(tmp_path / "far.gpkg", [rectangle(5000, 20, 10, 10)])
+    with open_scene(path, mask=tmp_path / "far.gpkg") as scene:
+        assert any("nothing is masked by it" in text for text in scene.look())
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("a/B.tif", "B"), ("LC09_X_MTL.json", "LC09_X"), ("x/S2A.SAFE", "S2A"), ("x/S2A.SAFE/MTD_MSIL2A.xml", "S2A")],
+)
+def test_names_of_maps(path, name):
+    assert scene_name(path) == name

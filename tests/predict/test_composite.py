@@ -1,0 +1,123 @@
+import json
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+from rasterio.warp import transform as warp_points
+from scenes import BANDS, TINY, made_up, write_raster
+
+from glacier_fastai.errors import DataError
+from glacier_fastai.model.bundle import ModelBundle
+from glacier_fastai.model.registry import build_model
+from glacier_fastai.predict.composite import predict_composite
+from glacier_fastai.predict.scene import Wanted, predict_scene
+
+WANTED = Wanted(probabilities="float32", window=64)
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    """A model that says of each pixel what its swir1 says."""
+    weights = build_model("unet", BANDS, encoder=TINY).state_dict()
+    return ModelBundle(weights, "unet", {"encoder": TINY}, BANDS, (5e3,) * 5, (2e3,) * 5)
+
+
+def write(path, values, cloud=None, left=0, top=0, crs="EPSG:32645", size=30):
+    values = values.copy()
+    if cloud:
+        values[:, *cloud] = 0
+    place = from_origin(500_000 + 30 * left, 3_100_000 - 30 * top, size, size)
+    return write_raster(path, values, nodata=0, bands=BANDS, crs=crs, transform=place)
+
+
+def read(made, kind="probabilities"):
+    with rasterio.open(made["files"][kind]) as file:
+        return file.read(), file
+
+
+@pytest.fixture
+def dates(tmp_path):
+    values = made_up(96, 80, nodata=False)[0]
+    noisy = [np.clip(values + np.random.default_rng(k).normal(0, 300, values.shape), 1, 65535) for k in range(3)]
+    clouds = [np.s_[:40, :], np.s_[30:60, :50], np.s_[50:, 30:]]
+    return [
+        write(tmp_path / f"d{k}.tif", date.astype(np.uint16), cloud)
+        for k, (date, cloud) in enumerate(zip(noisy, clouds, strict=True))
+    ]
+
+
+def test_dates_are_averaged_where_they_see_a_pixel(bundle, dates, tmp_path):
+    alone = [read(predict_scene(bundle, path, tmp_path / "alone", WANTED))[0] for path in dates]
+    made = predict_composite(bundle, dates, tmp_path / "maps", "all", WANTED)
+    probs, file = read(made)
+    seen = read(made, "dates")[0][0]
+    known = np.stack([np.isfinite(p).all(0) for p in alone])
+    np.testing.assert_array_equal(seen, known.sum(0))
+    assert (file.height, file.width) == (96, 80)
+    one = seen == 1
+    which = np.argmax(known, 0)
+    np.testing.assert_allclose(
+        probs[:, one], np.take_along_axis(np.stack(alone), which[None, None], 0)[0][:, one], atol=1e-4
+    )
+    low, high = np.nanmin(alone, 0), np.nanmax(alone, 0)
+    assert (probs >= low - 1e-4)[:, seen > 0].all() and (probs <= high + 1e-4)[:, seen > 0].all()
+    assert np.isnan(probs[:, seen == 0]).all()
+    far = known[:, 95, 0] & True
+    assert far.tolist() == [True, True, True]
+    np.testing.assert_allclose(probs[:, 95, 0], np.mean([p[:, 95, 0] for p in alone], 0), atol=1e-2)
+    record = json.loads((tmp_path / "maps" / "all_prediction.json").read_text())
+    assert [s["scene"] for s in record["scenes"]] == ["d0.tif", "d1.tif", "d2.tif"] and record["composite"] == "mean"
+    assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == [
+        "all_classes.tif",
+        "all_dates.tif",
+        "all_prediction.json",
+        "all_probabilities.tif",
+    ]
+    assert predict_composite(bundle, dates, tmp_path / "maps", "all", WANTED)["done_before"]
+
+
+def test_no_seam_where_dates_end(bundle, dates, tmp_path):
+    """The mean changes by little steps from one date to two."""
+    probs = read(predict_composite(bundle, dates, tmp_path / "maps", "all", WANTED))[0]
+    alone = read(predict_scene(bundle, dates[1], tmp_path / "alone", WANTED))[0]
+    np.testing.assert_allclose(probs[:, 40, 70], alone[:, 40, 70], atol=0.05 + abs(probs - alone)[:, 40, 70].max() / 4)
+
+
+def test_the_least_snowy_date_decides(bundle, tmp_path):
+    values = made_up(96, 80, nodata=False)[0]
+    dark = write(tmp_path / "dark.tif", values, np.s_[:, :20])
+    white = write(tmp_path / "white.tif", values + np.uint16(900))
+    alone = {p.stem: read(predict_scene(bundle, p, tmp_path / "alone", WANTED))[0] for p in (dark, white)}
+    made = predict_composite(bundle, [white, dark], tmp_path / "maps", "all", WANTED, by="least-snow")
+    probs = read(made)[0]
+    np.testing.assert_allclose(probs[:, :, :20], alone["white"][:, :, :20], atol=1e-4)
+    if made["least_snow_first"] == ["dark.tif", "white.tif"]:
+        np.testing.assert_allclose(probs[:, :, 20:], alone["dark"][:, :, 20:], atol=1e-4)
+    else:
+        pytest.fail(str(made["least_snow_first"]))
+
+
+def test_neighbours_of_another_zone_become_a_mosaic(bundle, tmp_path):
+    values = made_up(96, 80, nodata=False)[0]
+    (x,), (y,) = warp_points("EPSG:32645", "EPSG:32646", [500_000 + 30 * 60], [3_100_000])
+    west = write(tmp_path / "west.tif", values)
+    east = write_raster(
+        tmp_path / "east.tif", values, nodata=0, bands=BANDS, crs="EPSG:32646", transform=from_origin(x, y, 30, 30)
+    )
+    made = predict_composite(bundle, [west, east], tmp_path / "maps", "both", WANTED)
+    seen, file = read(made, "dates")
+    assert file.crs.to_epsg() == 32645 and 130 < file.width < 150 and 96 <= file.height < 115
+    assert set(np.unique(seen)) == {0, 1, 2}
+
+
+def test_what_is_refused(bundle, dates, tmp_path):
+    far = write(tmp_path / "far.tif", made_up(96, 80, nodata=False)[0], left=500)
+    for scenes, name, message in [
+        ([dates[0]], "all", "two scenes or more"),
+        ([dates[0], far], "all", "far.tif shows no ground of the other scenes|d0.tif shows no ground"),
+        (dates, "a/b", "without a folder"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            predict_composite(bundle, scenes, tmp_path / "maps", name, WANTED)
+    assert not (tmp_path / "maps").exists()
