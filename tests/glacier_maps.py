@@ -66,5 +66,5 @@ def tabled(path, rgi, **options):
         warnings.simplefilter("ignore", DataNote)
         warnings.simplefilter("ignore", PendingDeprecationWarning)  # of affine's operators
         made = glaciers(path, rgi, **options)
-    table = pd.read_csv(made["files"]["glaciers.csv"], keep_default_na=False, na_values=[""]).fillna({"id": ""})
+    table = pd.read_csv(made["files"]["glaciers.csv"], dtype={"id": str}).fillna({"id": ""})
     return table, geopandas.read_file(made["files"]["glaciers.gpkg"], layer="glaciers"), made

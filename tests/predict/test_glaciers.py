@@ -251,6 +251,16 @@ def test_a_map_without_ice_has_a_row_for_each_outline(tmp_path):
     assert (table["remarks"] == "no ice found").all()
 
 
+def test_without_an_outline_on_the_scene_all_ice_is_new(tmp_path):
+    rgi = inventory(tmp_path / "rgi.gpkg", [rectangle(-900, -900, 10, 10), rectangle(900, 900, 10, 10)])
+    path = write_map(tmp_path / "maps", ground())
+    table, layer, made = tabled(path, rgi, form="glims", analyst="me")
+    assert table["id"].tolist() == ["", ""] and table["pixels"].tolist() == [800, 120] and len(layer) == 2
+    assert "none of its glaciers lies on" in made["notes"][0]
+    small = tabled(path, rgi, min_area=10, overwrite=True)[2]["totals"]
+    assert small["uncounted"]["pixels"] == small["ice"]["pixels"] == 926
+
+
 def test_maps_are_found(tmp_path):
     path = write_map(tmp_path / "maps", ground(), np.full((4, 60, 80), 0.25))
     assert find_maps([f"{path.parent}/*.tif", path]) == [path]

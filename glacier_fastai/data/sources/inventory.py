@@ -100,6 +100,8 @@ def read_inventory(
         )
     columns = {k: _column(file, names) for k, names in COLUMNS.items()}
     shapes, codes, found = polygons_on(file, to_pixels, notes, [c for c in columns.values() if c])
+    broken = ~shapely.is_valid(shapes)  # by rounding
+    shapes[broken] = make_valid(shapes[broken])
     rock, ice = codes == 0, codes == ICE_OF_ANY_KIND
     texts = {k: columns[k] for k in ("id", "name", "glims_id")}
     table = pd.DataFrame({k: [_text(v) for v in found[c]] if c else [""] * len(found) for k, c in texts.items()})
@@ -113,8 +115,6 @@ def read_inventory(
     table, shapes, own = table.iloc[order].reset_index(drop=True), shapes[order], own[order]
     if not len(order):
         note(f"{path}: none of its glaciers lies on {scene}, so all ice there is new", notes)
-    broken = ~shapely.is_valid(shapes)  # by rounding
-    shapes[broken] = make_valid(shapes[broken])
     fine = GeoSeries(shapely.segmentize(own, to_pixels.step), crs=file.layer.crs)
     outline = fine.to_crs(equal_area).area.to_numpy() / 1e6
     _areas(table, outline, columns["km2"], file.path, notes)
@@ -138,6 +138,8 @@ def _column(file: OutlineFile, names: Sequence[str]) -> str | None:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():  # of a column of numbers with gaps
+        value = int(value)
     return "" if pd.isna(value) else "".join(c for c in str(value).strip() if c.isprintable())
 
 

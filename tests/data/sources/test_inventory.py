@@ -61,6 +61,7 @@ def test_without_ids_glaciers_go_by_their_row(tmp_path):
     assert found.table["id"].tolist() == ["row 0", "row 1"]
     assert "no column of ids (rgi_id, rgiid, glac_id" in notes[0] and "no column of areas" in notes[1]
     np.testing.assert_allclose(found.table["km2"], [100 * KM2, 64 * KM2], rtol=1e-4)
+    assert read(outlines(tmp_path / "n.gpkg", shapes, id=[7.0, None]))[0].table["id"].tolist() == ["7", "row 1"]
     found, notes = read(outlines(tmp_path / "j.gpkg", shapes, RGIId=["A", None]))
     assert found.table["id"].tolist() == ["A", "row 1"] and "1 glaciers have no RGIId, the first is row 1" in notes[0]
 
