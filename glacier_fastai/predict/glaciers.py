@@ -30,7 +30,7 @@ from .outlines import crs_of_areas, write_layer
 from .sink import ROWS
 
 if TYPE_CHECKING:
-    from .export import Format
+    from .inventories import Format
 
 __all__ = [
     "ByGlacier",
@@ -80,7 +80,7 @@ def glaciers(
     min_area: float = 0.01,
     date: str = "",  # of the scene, YYYY-MM-DD; default as the record of the map says, or its name
     geoparquet: bool = False,  # write `SCENE_glaciers.parquet`, too
-    form: Format | None = None,  # write `SCENE_FORM.gpkg`, too: an inventory in that format, see `export`
+    form: Format | None = None,  # write `SCENE_FORM.gpkg`, too: an inventory in that format, see `inventories`
     analyst: str = "",  # who answers for that inventory
     dem: str | os.PathLike | None = None,  # elevation model, for heights, slope and aspect
     overwrite: bool = False,  # replace what is there
@@ -251,7 +251,7 @@ def write_glaciers(
         table[name] = about[name]
     table["inventory"] = about["inventory"]["name"]
     if form:
-        from .export import check_inventory, inventory_of
+        from .inventories import check_inventory, inventory_of
 
         with open_raster(maps["classes"]) as raster, reading(maps["classes"]):
             reach = work.buffer / work.pixel * abs(grid.transform.determinant) ** 0.5

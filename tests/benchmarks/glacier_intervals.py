@@ -3,8 +3,8 @@
     python tests/benchmarks/glacier_intervals.py CROSSVAL TILES LABEL OUTLINES
 
 The map is put together of what each model of a cross-validation says of the tiles it never saw, decided and calibrated
-as its ensemble does; its glaciers' areas are compared with those of the label. TILES is the store of one scene, LABEL its
-raster, OUTLINES the inventory. Intervals were fitted to the connected ice of the same tiles, not to glaciers.
+as its ensemble does; its glaciers' areas are compared with those of the label. TILES is the store of one scene, LABEL
+its raster, OUTLINES the inventory. Intervals were fitted to the connected ice of the same tiles, not to glaciers.
 """
 
 import json

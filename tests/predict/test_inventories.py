@@ -9,7 +9,7 @@ from rasterio.features import rasterize
 
 from glacier_fastai.data.sources.inventory import read_inventory
 from glacier_fastai.errors import DataError, DataNote
-from glacier_fastai.predict.export import SCHEMAS, check_inventory
+from glacier_fastai.predict.inventories import SCHEMAS, check_inventory
 from glacier_fastai.predict.glaciers import glaciers
 from glacier_fastai.predict.outlines import equal_area_crs
 
