@@ -23,6 +23,7 @@ __all__ = [
     "ICE_OF_ANY_KIND",
     "IGNORE",
     "INDICES",
+    "TERRAIN",
     "TEXTURES",
     "UNITS",
     "UNKNOWN_ICE",
@@ -70,6 +71,9 @@ UNITS: tuple[str, ...] = ("reflectance", "kelvin", "metre", "degree", "1/m", "dn
 
 ASPECT = ("aspect_sin", "aspect_cos")
 """Bands that are a direction on the ground together: they turn when the image does."""
+
+TERRAIN = ("elevation", "slope", *ASPECT, "curvature")
+"""Bands that an elevation model gives."""
 
 TEXTURES: tuple[str, ...] = ("contrast", "energy", "asm", "homogeneity", "dissimilarity")
 """Kinds of texture band, see `core.glcm`."""

@@ -114,6 +114,12 @@ Mask = Annotated[
     Path | None,
     typer.Option("--mask", help="What is left out beside: polygons, or a raster that is not 0 there."),
 ]
+Dem = Annotated[
+    Path | None,
+    typer.Option(
+        "--dem", help="Elevation model of any grid: bands elevation, slope, aspect_sin, aspect_cos, curvature."
+    ),
+]
 MinIce = Annotated[
     float, typer.Option("--min-ice", min=0, max=1, help="Keep tiles of which this share of labelled pixels is ice.")
 ]
@@ -172,6 +178,7 @@ def _run() -> None:
         if debug:
             raise
         line = str(err).rpartition("\n\t")[2]  # fastai puts the name of the callback in front
+        line = line.replace("elevation model gives it (dem)", "elevation model gives it (--dem)")
         if isinstance(err, RunStopped):
             line += f", with {_again()}" if "WORLD_SIZE" not in os.environ else ", with the same launch and --resume"
         if not (mine and isinstance(err, RunStopped)):  # all processes stop alike
@@ -270,6 +277,7 @@ def prepare_scene(
     keep: Keep = "",
     mask_buffer: MaskBuffer = 0.0,
     mask: Mask = None,
+    dem: Dem = None,
     tile_size: Annotated[int, typer.Option(min=32, max=65536, help="Side of a tile, pixels.")] = 128,
     overlap: Annotated[int, typer.Option(min=0, max=65536, help="Least overlap of neighbouring tiles, pixels.")] = 0,
     min_ice: MinIce = 0.0,
@@ -294,7 +302,7 @@ def prepare_scene(
             class_field=class_field or None,
             all_touched=all_touched,
             empty_is_background=empty_is_background,
-            **_how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask),
+            **_how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask, dem),
             tile_size=tile_size,
             overlap=overlap,
             min_ice=min_ice,
@@ -312,6 +320,7 @@ def _how(
     keep: str,
     mask_buffer: float,
     mask: Path | None,
+    dem: Path | None,
 ) -> Any:
     """Return how scenes are to be read, from the options."""
     from .data.scenes.opening import HowRead
@@ -329,6 +338,7 @@ def _how(
         keep=_split(keep) or (),
         mask_buffer=mask_buffer,
         mask=mask,
+        dem=dem,
     )
 
 
@@ -605,6 +615,7 @@ def predict(
     keep: Keep = "",
     mask_buffer: MaskBuffer = 0.0,
     mask: Mask = None,
+    dem: Dem = None,
     confidence: Annotated[
         bool, typer.Option("--confidence", help="Write the probability that the class shown is right.")
     ] = False,
@@ -670,7 +681,7 @@ def predict(
     ensemble = Ensemble.load(models, overrides)
     by = ByGlacier(glaciers, buffer, min_area_km2) if glaciers else None
     wanted = Wanted(probabilities, confidence, outlines, geoparquet, simplify, stats, window, glaciers=by)
-    how = _how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask)
+    how = _how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask, dem)
     use: Any = {"force": force, "batch_size": batch_size or None, "overwrite": overwrite, **how}
     if composite:
         if part or launched()[1] > 1:
@@ -771,21 +782,36 @@ def change(
     days = (dates.split(",") + ["", ""])[:2] if dates.count(",") < 2 else None
     if days is None or (dates and not all(days)):
         raise DataError(f"dates {dates}: write two days, YYYY-MM-DD,YYYY-MM-DD")
-    made = run(
-        first,
-        second,
-        out,
-        inventory=inventory,
-        buffer=buffer,
-        dates=(days[0], days[1]),
-        force=force,
-        overwrite=overwrite,
-    )
+    how: dict[str, Any] = {"inventory": inventory, "buffer": buffer, "dates": (days[0], days[1])}
+    made = run(first, second, out, **how, force=force, overwrite=overwrite)
     print(summary(made), file=sys.stderr)
     if as_json:
         print(json.dumps(made, indent=1))
     else:
         print(*made["files"].values(), sep="\n")
+
+
+@app.command()
+def export(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Bundles, or an ensemble.yaml.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write.")],
+    to: Annotated[
+        Literal["onnx", "torch"], typer.Option(help="ONNX, for QGIS's Deepness and others, or torch.export.")
+    ] = "onnx",
+    as_json: Annotated[bool, typer.Option("--json", help="Print what the file says of itself.")] = False,
+) -> None:
+    """Write a model for other programs: from numbers as files hold them to probabilities. Prints its path.
+
+    Scale and offset, indices, normalisation, nodata, calibration, and the mean of several models are inside.
+
+    Example: `glacier-fastai export run/best.safetensors --out glaciers.onnx`
+    """
+    from .model.ensemble import Ensemble
+    from .predict.export import export_model
+
+    about = export_model(Ensemble.load(models), out, to)
+    print(f"largest difference of probabilities {about['difference']:.1e}", file=sys.stderr)
+    print(json.dumps(about, indent=1) if as_json else out)
 
 
 @app.command()

@@ -65,7 +65,17 @@ def calibrated(
     added = _per_class("bias", bias, probs, dim).float()
     if not 0 < temperature < math.inf:
         raise DataError(f"temperature {temperature:g}: use a positive number")
-    return probs.float().clamp(min=FLOOR).log_().div_(temperature).add_(added).softmax(dim)
+    return tempered(probs, temperature, added, dim)
+
+
+def tempered(
+    probs: Tensor,  # (K, ...), any float type
+    temperature: float,
+    added: Tensor,  # biases, shaped to be added to `probs`
+    dim: int = 0,  # axis of the classes
+) -> Tensor:
+    """Return what `calibrated` does, of arguments that nobody looks at, as where a network is exported."""
+    return (probs.float().clamp(min=FLOOR).log() / temperature + added).softmax(dim)
 
 
 def all_glacier(

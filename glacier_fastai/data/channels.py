@@ -14,6 +14,7 @@ import numpy as np
 
 from ..bands import INDICES, Bands, texture_of
 from ..core.glcm import glcm, level_edges, quantize
+from ..core.indices import normalised_difference
 from ..errors import DataError
 from ..files import check_room, file_hash
 from .raw import cache_key, cached_store
@@ -117,8 +118,7 @@ def compute_channels(
 
     def values(band: str) -> np.ndarray:
         if band not in known:
-            a, b = (np.maximum(known[of], 0) for of in INDICES[band])  # no light is negative, whatever a product says
-            known[band] = np.where(a + b == 0, 0, (a - b) / np.where(a + b == 0, 1, a + b))
+            known[band] = normalised_difference(*(known[of] for of in INDICES[band]))
         return known[band]
 
     out = np.empty((len(channels), *image.shape[1:]), np.float32)

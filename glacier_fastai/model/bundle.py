@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from safetensors.torch import save as serialize
 from torch import nn
 
-from ..bands import CLASSES, INDICES, Bands
+from ..bands import CLASSES, INDICES, TERRAIN, Bands
 from ..core.ground import SEEN, coarse, share
 from ..data.channels import Channel, Texture, channels_of
 from ..data.profile import Profile
@@ -222,7 +222,8 @@ class ModelBundle:
 
         textures = self.bands.textures if self.texture else {}  # of these the band that they are computed of is named
         if missing := dict.fromkeys(textures[b][1] if b in textures else b for b in self.bands if lacks(b)):
-            raise BundleError(f"{where}: the bundle needs band {', '.join(missing)}; here are {', '.join(bands)}")
+            hint = "; an elevation model gives it (dem)" if {*missing} <= {*TERRAIN} else ""
+            raise BundleError(f"{where}: the bundle needs band {', '.join(missing)}; here are {', '.join(bands)}{hint}")
         if standardised != self.standardised:
             ours, theirs = ("already standardised", "as delivered")[:: 1 if self.standardised else -1]
             raise BundleError(

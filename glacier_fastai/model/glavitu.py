@@ -15,14 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..bands import INDICES, natural_unit, texture_of
+from ..bands import INDICES, TERRAIN, natural_unit, texture_of
 from ..errors import RecipeError
 from .registry import Architecture
 
 __all__ = ["GlaViTU", "band_groups"]
 
 PATCH, HEADS = 16, 4  # side of a patch, pixels; heads of attention
-TERRAIN = ("elevation", "slope", "aspect_sin", "aspect_cos", "curvature")
 norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 
 
@@ -136,9 +135,8 @@ class Transformer(nn.Module):
         """Return features `(B, width, H, W)`, of sides that are multiples of a patch."""
         tokens = self.embed(x)
         size = tokens.shape[-2:]
-        positions: Tensor = self.positions
-        if size != positions.shape[-2:]:
-            positions = F.interpolate(positions, size, mode="bicubic", align_corners=False)
+        # of the size that they were learned at, this changes nothing
+        positions = F.interpolate(self.positions, size, mode="bicubic", align_corners=False)
         tokens = self.dropout(tokens + positions)
         x = self.blocks(tokens.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, size)
         for k, up in enumerate(self.up):

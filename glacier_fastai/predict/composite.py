@@ -101,7 +101,7 @@ def predict_composite(
     place = [grid.height, grid.width, *grid.transform[:6]]
     notes = list[str]()
     inventory = inventory_on(wanted.glaciers, grid, grid.path, notes) if wanted.glaciers else None
-    made_of = wanted.about(inventory)
+    made_of = wanted.about(inventory, how.get("dem"))
     about = {
         **{k: v for k, v in first.items() if k not in OF_A_SCENE},
         "hash": digest([by, place, [each.about["hash"] for each in looked], *([made_of] if inventory else [])]),
@@ -140,7 +140,7 @@ def predict_composite(
             strips = decided(_together(rasters, grid, order, seen), ensemble)
             found["pixels"] = write_map(strips, grid, ensemble, wanted, partial, name)
         if inventory:
-            found |= by_glacier(wanted, inventory, partial, name, about)
+            found |= by_glacier(wanted, inventory, partial, name, about, how.get("dem"))
         for file in files:
             file.unlink()
         return found

@@ -19,7 +19,7 @@ import rasterio
 
 from .. import __version__
 from ..bands import CLASSES, IGNORE
-from ..data.scenes.dem import SceneTerrain, Terrain
+from ..data.scenes.dem import Terrain
 from ..data.scenes.raster import block_cache, open_raster, reading, same_crs, same_grid
 from ..data.sources.inventory import Inventory, parse_date, read_inventory
 from ..errors import DataError, OutputError, cell, note
@@ -126,18 +126,12 @@ def glaciers(
     out = classes.parent if out is None else Path(out)
     record = _record(classes, stem, notes)
     with open_raster(classes) as raster:
-        grid = _grid(raster, classes)
-        own = inventory_on(by, grid, classes, notes)
+        own = inventory_on(by, _grid(raster, classes), classes, notes)
     files = {kind: out / name for kind, name in glacier_files(stem, geoparquet, form).items()}
     every = [out / name for name in glacier_files(stem, True, form).values()]
     partial = out / f".{stem}_glaciers.partial"
     busy = f"{out}: another process is writing the glaciers of {stem}; wait until it ends"
-    with ExitStack() as stack:
-        terrain: SceneTerrain | None = None
-        if dem is not None:
-            place = grid.crs, grid.transform, (grid.height, grid.width)
-            terrain = stack.enter_context(Terrain(dem)).on(*place, classes)
-        stack.enter_context(locked(out / f".{stem}_glaciers.lock", busy))
+    with locked(out / f".{stem}_glaciers.lock", busy):
         there = next((path for path in every if path.exists()), None)
         if there and not overwrite:
             raise OutputError(f"{there}: exists already; overwrite it, or choose another folder")
@@ -149,7 +143,7 @@ def glaciers(
                 "geoparquet": geoparquet,
                 "form": form,
                 "analyst": analyst,
-                "terrain": terrain,
+                "dem": dem,
             }
             about = write_glaciers(maps, by, own, partial, stem, record, notes, **how)
             for path in every:
@@ -216,7 +210,7 @@ def write_glaciers(
     geoparquet: bool = False,
     form: Format | None = None,
     analyst: str = "",
-    terrain: SceneTerrain | None = None,  # for heights, slope and aspect
+    dem: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     """Write the tables of a scene, and return what `SCENE_glaciers.json` says; see `glaciers`."""
     files = {kind: folder / name for kind, name in glacier_files(stem, geoparquet, form).items()}
@@ -227,6 +221,10 @@ def write_glaciers(
         pixel = sum(np.dtype(t).itemsize for raster in rasters.values() for t in raster.dtypes)
         stack.enter_context(block_cache(ROWS * grid.width * pixel))
         work = GlacierSums(rasters, maps, inventory, by.buffer, by.min_area, grid, notes)
+        terrain = None
+        if dem is not None:
+            place = grid.crs, grid.transform, (grid.height, grid.width)
+            terrain = stack.enter_context(Terrain(dem)).on(*place, maps["classes"].name)
         work.run(folder / f".{stem}_labels.tif", terrain)
     table = work.table(_interval(record, work, notes))
     for text in terrain.notes if terrain else ():

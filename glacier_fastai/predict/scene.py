@@ -131,7 +131,7 @@ def predict_scene(
             strips = map_strips(source, models, wanted.window)
             found: dict[str, Any] = {"pixels": write_map(strips, source, ensemble, wanted, partial, name)}
             if looked.inventory:
-                found |= by_glacier(wanted, looked.inventory, partial, name, about)
+                found |= by_glacier(wanted, looked.inventory, partial, name, about, how.get("dem"))
             return found | masked_share(source, models, wanted.window, about["notes"])
 
     return make_whole(out, name, about, wanted, make, overwrite)
@@ -178,7 +178,7 @@ def look_at(
         check_fit(ensemble, path, raster.profile, notes, wanted.statistics, force)
         masks = {"keep": sorted(how.get("keep", ())), "buffer": how.get("mask_buffer", 0.0)}
         inventory = inventory_on(wanted.glaciers, raster, path, notes) if wanted.glaciers else None
-        about = _about(ensemble, wanted.about(inventory), raster, masks)
+        about = _about(ensemble, wanted.about(inventory, how.get("dem")), raster, masks)
         about |= {"tells_debris": ensemble.tells_debris, "notes": notes}
         return Looked(path, opened, about, _parts(raster), inventory)
 
@@ -248,13 +248,15 @@ def by_glacier(
     folder: Path,  # with the files of `write_map`
     name: str,  # see `Wanted.files`
     about: dict[str, Any],  # the record of the map; what is odd is added to its notes
+    dem: str | os.PathLike | None = None,  # elevation model, for heights, slope and aspect
 ) -> dict[str, Any]:
     """Write the tables of glaciers of a map, and return for the record how much ice went where."""
     assert wanted.glaciers
     maps, notes = {k: folder / file for k, file in wanted.files(name).items()}, about["notes"]
     maps = {k: maps[k] for k in ("classes", "confidence", "probabilities") if k in maps}
     maps.setdefault("probabilities", _hidden(folder, name))
-    made = write_glaciers(maps, wanted.glaciers, inventory, folder, name, about, notes, geoparquet=wanted.geoparquet)
+    more: dict[str, Any] = {"geoparquet": wanted.geoparquet, "dem": dem}
+    made = write_glaciers(maps, wanted.glaciers, inventory, folder, name, about, notes, **more)
     _hidden(folder, name).unlink(missing_ok=True)
     return {"glaciers": {k: made[k] for k in ("inventory", "totals")}}
 

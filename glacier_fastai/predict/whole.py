@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -54,12 +55,13 @@ class Wanted:
             names |= glacier_files(stem, self.geoparquet)
         return names
 
-    def about(self, inventory: Inventory | None) -> dict[str, Any]:
+    def about(self, inventory: Inventory | None, dem: str | os.PathLike | None = None) -> dict[str, Any]:
         """Return all of it for the record; of an inventory its name and SHA-256 tell."""
         found = {k: v for k, v in asdict(self).items() if k != "glaciers"}
         if inventory and (by := self.glaciers):
             named = {"inventory": Path(inventory.path).name, "sha256": inventory.sha256}
             found["glaciers"] = {**named, "buffer": by.buffer, "min_area": by.min_area}
+            found["glaciers"] |= {"dem": file_hash(dem)} if dem is not None else {}
         return found
 
     @staticmethod

@@ -24,6 +24,7 @@ from glacier_fastai.bands import ICE
 from glacier_fastai.core.areas import area_interval, fit_area_interval
 from glacier_fastai.core.calibration import expected_calibration_error, nll, reliability
 from glacier_fastai.core.confusion import confusion_matrix, ice, mcc, recall
+from glacier_fastai.data.scenes.opening import open_scene
 from glacier_fastai.model.calibrate import calibrate, glacier_areas
 from glacier_fastai.model.ensemble import Calibration, Ensemble
 from glacier_fastai.model.predictor import Predictor
@@ -62,7 +63,8 @@ def score(ensemble: Ensemble, scenes: list[tuple[Path, Path]]) -> dict:
     predictor = Predictor(ensemble)
     total, tables, losses, pixels, areas = 0, [], 0.0, 0, []
     for scene, label in scenes:
-        with SceneSource(scene, ensemble.channels) as source:
+        with open_scene(scene) as opened:
+            source = SceneSource(opened, ensemble.channels)
             strips = list(map_strips(source, predictor))
         classes = np.concatenate([s.classes for s in strips])
         probs = torch.from_numpy(np.concatenate([s.probs for s in strips], 1))

@@ -22,6 +22,7 @@ from rasterio.transform import from_origin
 from rasterio.windows import Window
 
 from glacier_fastai.core.tiling import starts
+from glacier_fastai.data.scenes.opening import open_scene
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.model.ensemble import Ensemble
 from glacier_fastai.model.predictor import Predictor
@@ -67,7 +68,8 @@ def peak(reset: bool = False) -> float:
 
 def all_at_once(scene: Path, predictor: Predictor) -> np.ndarray:
     """The common way: the whole scene as floats, every window in a list, sums for the whole scene."""
-    with SceneSource(scene, predictor.ensemble.channels) as source:
+    with open_scene(scene) as opened:
+        source = SceneSource(opened, predictor.ensemble.channels)
         image = source.read(0, source.height)
     at = [(r, c) for r in starts(image.shape[1], WINDOW, 128) for c in starts(image.shape[2], WINDOW, 128)]
     windows = [image[:, r : r + WINDOW, c : c + WINDOW].copy() for r, c in at]
@@ -88,7 +90,8 @@ def speed(scene: Path) -> dict[str, float]:
     predictor.models[0] = lambda x: shown.append(len(x)) or softmax(x)
 
     def ours() -> None:
-        with SceneSource(scene, ensemble.channels) as source:
+        with open_scene(scene) as opened:
+            source = SceneSource(opened, ensemble.channels)
             for _ in map_strips(source, predictor, WINDOW):
                 pass
 

@@ -8,6 +8,7 @@ from skimage.feature import graycomatrix, graycoprops
 from glacier_fastai.bands import Bands
 from glacier_fastai.data.block import GlacierDataLoaders
 from glacier_fastai.data.channels import Texture, channels_of, compute_channels, with_channels
+from glacier_fastai.data.scenes.opening import open_scene
 from glacier_fastai.data.sources.scene import prepare_scenes
 from glacier_fastai.data.tiles import TileStore, TileWriter
 from glacier_fastai.errors import BundleError, DataError
@@ -163,7 +164,8 @@ def test_a_scene_gets_the_texture_that_a_store_of_it_has(run, tmp_path):
     tile = with_channels(store, ALL, Texture(**bundle.texture)).read(0)
     mean, std = (np.float32(v)[:, None, None] for v in (bundle.mean, bundle.std))
     want = np.nan_to_num((tile - mean) / std)
-    with SceneSource(path, Ensemble.of(bundle).channels) as source:
+    with open_scene(path) as opened:
+        source = SceneSource(opened, Ensemble.of(bundle).channels)
         whole = source.read(0, 96)
         normal = np.nan_to_num((whole - mean) / std)
         np.testing.assert_array_equal(normal[:, :77], want[:, :77])  # the tile ends at row 80, the scene does not

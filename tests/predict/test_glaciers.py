@@ -289,6 +289,9 @@ def test_predict_gives_ice_to_glaciers_at_once(trained, scene, tmp_path):
     predict_scene(bundle, scene[0], tmp_path / "plain", Wanted("uint8", True))
     again = tabled(tmp_path / "plain" / "scene_classes.tif", rgi, min_area=0)[0]
     pd.testing.assert_frame_equal(again, table.fillna({"id": ""}), check_dtype=False)  # one road
+    dem = write_raster(tmp_path / "dem.tif", np.full((1, 96, 80), 5000, np.float32))
+    high = predict_scene(bundle, scene[0], tmp_path / "high", wanted, dem=dem)
+    assert (pd.read_csv(high["files"]["glaciers.csv"])["zmed_m"].dropna() == 5000).all()
     far = inventory(tmp_path / "far.gpkg", [shapely.box(-73, -47, -72, -46)], crs="EPSG:4326")
     with pytest.raises(DataError, match="lies elsewhere"):
         predict_scene(bundle, scene[0], tmp_path / "none", Wanted(glaciers=ByGlacier(far)))

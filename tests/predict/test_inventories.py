@@ -9,8 +9,8 @@ from rasterio.features import rasterize
 
 from glacier_fastai.data.sources.inventory import read_inventory
 from glacier_fastai.errors import DataError, DataNote
-from glacier_fastai.predict.inventories import SCHEMAS, check_inventory
 from glacier_fastai.predict.glaciers import glaciers
+from glacier_fastai.predict.inventories import SCHEMAS, check_inventory
 from glacier_fastai.predict.outlines import equal_area_crs
 
 IDS = {"rgi_id": ["RGI2000-v7.0-G-15-00001", "RGI2000-v7.0-G-15-00002"], "glims_id": ["G087000E28000N", ""]}

@@ -14,6 +14,7 @@ from rasterio.shutil import copy
 from rasterio.transform import Affine
 from scenes import BANDS, TINY, made_up, normalised, write_raster, write_scene
 
+from glacier_fastai.data.profile import Profile
 from glacier_fastai.data.scenes import opening
 from glacier_fastai.data.scenes.product import Flag, Part, Product
 from glacier_fastai.errors import BundleError, DataError, DataNote, OutputError
@@ -354,3 +355,21 @@ def test_what_is_masked_is_said_and_recorded(bundle, tmp_path, monkeypatch):
     assert made["masked"]["looked_at"] == 1600 and abs(made["masked"]["ice"] - ice) < 0.1
     with pytest.raises(OutputError, match="exists already, of another scene, models or settings"):
         predict_scene(bundle, tmp_path / "product", tmp_path / "maps", Wanted(window=64), mask_buffer=30.0)
+
+
+def test_a_model_that_takes_terrain_asks_for_it(scene, tmp_path):
+    bands = ("red", "elevation", "slope")
+    weights = build_model("unet", bands, encoder=TINY).state_dict()
+    model = ModelBundle(weights, "unet", {"encoder": TINY}, bands, (5e3, 4000.0, 10.0), (2e3, 200.0, 10.0))
+    model = replace(model, profile=Profile(units={"red": "dn", "elevation": "metre", "slope": "degree"}))
+    with pytest.raises(
+        BundleError, match=r"needs band elevation, slope; here are .*an elevation model gives it \(dem\)"
+    ):
+        predict_scene(model, scene[0], tmp_path / "maps")
+    heights = (4000 + 3 * np.arange(110)[:, None] + np.zeros((1, 1, 100))).astype(np.float32)
+    heights[0, 40, 40] = -9999
+    place = Affine(30, 0, 500_000 - 210, 0, -30, 3_100_000 + 210)
+    dem = write_raster(tmp_path / "dem.tif", heights, nodata=-9999, transform=place)
+    with rasterio.open(mapped(model, scene[0], tmp_path / "maps", dem=dem, force=True)) as file:
+        classes = file.read(1)
+    assert classes[33, 33] == 255 and ((classes == 255) == ~made_up()[2]).mean() > 0.99

@@ -15,7 +15,7 @@ from rasterio import Affine
 from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
-from ...bands import ASPECT, natural_unit
+from ...bands import ASPECT, TERRAIN, natural_unit
 from ...core.fill import NO_VALUE, likely_fill
 from ...core.sampling import sample
 from ...core.terrain import REACH, aspect, curvature, slope
@@ -57,7 +57,7 @@ class Terrain:
         DataError: It cannot be read, has no place, several bands, or values that are no heights.
     """
 
-    bands = ("elevation", "slope", *ASPECT, "curvature")
+    bands = TERRAIN
 
     def __init__(
         self,

@@ -19,14 +19,17 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TypedDict, Unpack
 
+import numpy as np
+
 from ...bands import Bands
 from ...errors import DataError, did_you_mean
+from .dem import Terrain
 from .geotiff import SceneRaster
 from .masks import Masked, check_keep
 from .names import canonical_sensor, name_bands
 from .product import Folder, Part, Product
 from .raster import local_file
-from .scene import Scene, on_one_grid
+from .scene import Declared, Scene, Stack, on_one_grid
 from .units import Given, by_band
 
 __all__ = ["HowRead", "Reader", "open_scene", "scene_name"]
@@ -58,6 +61,8 @@ class HowRead(TypedDict, total=False):
     """Metres by which clouds and shadows are widened."""
     mask: str | os.PathLike | None
     """A mask of one's own: polygons, or a raster that is not 0 where pixels have no data."""
+    dem: str | os.PathLike | None
+    """An elevation model, of which elevation, slope, aspect and curvature are made, see `dem.Terrain`."""
 
 
 def open_scene(
@@ -106,6 +111,10 @@ def open_scene(
             parts = [SceneRaster(path, bands, how.get("sensor"), scale=how.get("scale"), offset=how.get("offset"))]
             undo.callback(parts[0].close)
             scene = on_one_grid(path, parts, resolution)
+        if (dem := how.get("dem")) is not None:
+            terrain = _TerrainBands(Terrain(dem), scene, wanted)
+            undo.callback(terrain.close)
+            scene = _with_terrain(path, scene, terrain) if terrain.bands else scene
         if flags or own is not None:
             scene = Masked(scene, flags, keep, buffer, None if own is None else Path(own))
         elif keep or buffer:
@@ -215,6 +224,36 @@ def _of_band(given: Given, bands: Sequence[str], names: Mapping[int, str]) -> Gi
 def _differ(parts: Sequence[Scene]) -> bool:
     sides = [abs(part.transform.determinant) for part in parts]
     return max(sides) > 1.0001 * min(sides)
+
+
+class _TerrainBands(Scene):
+    """What an elevation model says of a scene's ground."""
+
+    def __init__(self, terrain: Terrain, scene: Scene, wanted: Collection[str] | None):
+        self.path, self.height, self.width = terrain.path, scene.height, scene.width
+        self.crs, self.transform, self.dtype = scene.crs, scene.transform, np.dtype("float32")
+        self.rasters, self.other_files = [terrain.raster], terrain.files
+        names = [band for band in terrain.bands if band not in scene.bands]
+        needed = terrain.bands if wanted is None else Bands(wanted).made_of((*scene.bands, *names))
+        self.bands = tuple(band for band in names if band in needed)  # type: ignore[assignment]  # none is legal
+        self.declared = [Declared(unit=terrain.units[band], zero_is_fill=None) for band in self.bands]
+        self._bands = terrain.on(scene.crs, scene.transform, (scene.height, scene.width), scene.path)
+        self.notes = self._bands.notes
+
+    def _read(self, index, row, col, height, width):
+        values = self._bands.read([self.bands[i] for i in index], row, col, height, width)
+        return values, np.isfinite(values).all(0)
+
+
+def _with_terrain(path: Path, scene: Scene, terrain: Scene) -> Scene:
+    both = Stack(path, [scene, terrain])
+    both.also_close, both.unpacked_from, both.other_files = (
+        scene.also_close,
+        scene.unpacked_from,
+        [*scene.other_files, *terrain.other_files],
+    )
+    both.date, both.sensor = scene.date, scene.sensor
+    return both
 
 
 READERS: dict[str, Reader] = {}

@@ -42,7 +42,7 @@ class Declared(NamedTuple):
     scale: float = 1.0
     offset: float = 0.0
     unit: str | None = None  # as written
-    zero_is_fill: bool = False  # whether 0 in all bands is no data
+    zero_is_fill: bool | None = False  # whether 0 in all bands is no data; None: has no say, 0 is like other numbers
 
 
 class Place(Protocol):
@@ -135,8 +135,10 @@ class Scene:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return numbers `(C, H, W)` as delivered, and bool `(H, W)`: True where there is data."""
         numbers, valid = self._read(index, row, col, height, width)
-        if all(self.declared[i].zero_is_fill for i in index):
-            valid &= (numbers != 0).any(0)
+        said = [self.declared[i].zero_is_fill for i in index]
+        voters = [k for k, zero in enumerate(said) if zero is not None]
+        if voters and all(said[k] for k in voters):
+            valid &= (numbers[voters] != 0).any(0)
         return numbers, valid
 
     def in_units(

@@ -214,3 +214,33 @@ def test_own_masks(tmp_path):
 )
 def test_names_of_maps(path, name):
     assert scene_name(path) == name
+
+
+def write_dem(path, void=None):
+    heights = 4000 + 3.0 * np.arange(110)[:, None] + np.zeros(100)  # falls to the north
+    if void:
+        heights[void] = -9999
+    place = from_origin(500_000 - 30 * 7, 3_100_000 + 30 * 7, 30, 30)
+    return write_raster(path, heights[None].astype(np.float32), nodata=-9999, transform=place)
+
+
+def test_terrain_comes_in(tmp_path):
+    path, _ = write_scene(tmp_path / "scene.tif")
+    dem = write_dem(tmp_path / "dem.tif", void=np.s_[20:25, 20:25])
+    with open_scene(path) as plain, open_scene(path, dem=dem) as scene:
+        assert scene.bands == (*BANDS, "elevation", "slope", "aspect_sin", "aspect_cos", "curvature")
+        index = [*range(5)]
+        for a, b in zip(plain.read_window(index, 0, 0, 96, 80), scene.read_window(index, 0, 0, 96, 80), strict=True):
+            np.testing.assert_array_equal(a, b)  # voids are none of theirs
+        height, known = scene.read_window([5], 0, 0, 96, 80)
+        assert not known[13:18, 13:18].any() and known.sum() == 96 * 80 - 25
+        np.testing.assert_allclose(height[0, :, 40], 4000 + 3 * np.arange(7, 103))
+        values, valid = read_all(scene)
+        np.testing.assert_allclose(values[6, 40:, 40:], np.degrees(np.arctan(3 / 30)), rtol=1e-4)
+        assert (~valid | made_up()[2]).all()  # zeros in all bands of light are no data still
+        assert [s.unit for s in scene.scaling[5:]] == ["metre", "degree", "dn", "dn", "1/m"]
+        assert str(dem) in scene.files
+    with open_scene(path, ["slope", "red"], dem=dem) as scene:
+        assert scene.bands == (*BANDS, "slope")
+    with open_scene(path, ["red"], dem=dem) as scene:
+        assert scene.bands == BANDS
