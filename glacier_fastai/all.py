@@ -27,6 +27,8 @@ from .model.ensemble import Ensemble
 from .model.evaluate import class_table, evaluate, predict_tiles, score_table, tiles_to_score
 from .model.oof import OutOfFold
 from .model.registry import Architecture, build_model, model_names, register_model
+from .predict.change import change
+from .predict.glaciers import ByGlacier, glaciers
 from .predict.scene import Wanted, predict_scene
 from .predict.scenes import predict_scenes
 from .predict.submission import check_submission, write_submission

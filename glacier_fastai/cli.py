@@ -127,6 +127,19 @@ MinValid = Annotated[
     float, typer.Option("--min-valid", min=0, max=1, help="Keep tiles of which this share of pixels has data.")
 ]
 
+Buffer = Annotated[
+    float | None,
+    typer.Option(
+        "--buffer",
+        min=0,
+        max=1e5,
+        help="Ice this far around an outline is its glacier's, metres. Default: 60, or 2 pixels.",
+    ),
+]
+MinArea = Annotated[
+    float, typer.Option("--min-area-km2", min=0, max=1e6, help="Least area of new glaciers, away from all outlines.")
+]
+
 
 @app.callback()
 def _options(debug: Debug = False) -> None:
@@ -619,6 +632,12 @@ def predict(
         float,
         typer.Option(min=0, max=1000, help="Simplify the outlines: tolerance in pixels. Areas are measured before."),
     ] = 0.0,
+    glaciers: Annotated[
+        Path | None,
+        typer.Option("--glaciers", help="Inventory (RGI, GLIMS): write a table of the ice by glacier, too."),
+    ] = None,
+    buffer: Buffer = None,
+    min_area_km2: MinArea = 0.01,
     stats: Stats = "bundle",
     window: Annotated[
         int, typer.Option(min=32, max=65536, help="Side of the windows that the model sees, pixels.")
@@ -655,12 +674,14 @@ def predict(
     one_arena()  # before torch is imported
     from .model.ensemble import Ensemble
     from .predict.composite import predict_composite
+    from .predict.glaciers import ByGlacier
     from .predict.scenes import find_scenes, predict_scenes, raise_failed, split_models, summary
     from .predict.whole import Wanted
 
     models, scenes = split_models(paths)
     ensemble = Ensemble.load(models, overrides)
-    wanted = Wanted(probabilities, confidence, outlines, geoparquet, simplify, stats, window)
+    by = ByGlacier(glaciers, buffer, min_area_km2) if glaciers else None
+    wanted = Wanted(probabilities, confidence, outlines, geoparquet, simplify, stats, window, glaciers=by)
     how = _how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask, dem)
     use: Any = {"force": force, "batch_size": batch_size or None, "overwrite": overwrite, **how}
     if composite:
@@ -678,6 +699,97 @@ def predict(
     if len(table) > 1:
         print(summary(table), file=sys.stderr)
     raise_failed(table)
+
+
+@app.command()
+def glaciers(
+    maps: Annotated[
+        list[str],
+        typer.Argument(metavar="MAP...", help="Maps made before, SCENE_classes.tif, or patterns of them in quotes."),
+    ],
+    inventory: Annotated[
+        Path, typer.Option("--inventory", help="Outlines of glaciers: RGI 5, 6, 7, GLIMS, or polygons of your own.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the tables. Default: beside each map.")] = None,
+    buffer: Buffer = None,
+    min_area_km2: MinArea = 0.01,
+    date: Annotated[
+        str, typer.Option(help="Day of the scene, YYYY-MM-DD. Default: what the map's record or name says.")
+    ] = "",
+    dem: Annotated[Path | None, typer.Option("--dem", help="Elevation model, for heights, slope and aspect.")] = None,
+    geoparquet: Annotated[bool, typer.Option("--geoparquet", help="Write the table as GeoParquet, too.")] = False,
+    form: Annotated[
+        Literal["rgi7", "glims"] | None,
+        typer.Option("--format", help="Write an inventory in the format of RGI 7 or GLIMS, too."),
+    ] = None,
+    analyst: Annotated[str, typer.Option(help="Who answers for that inventory.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace tables that are there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON record per map instead of paths.")] = False,
+) -> None:
+    """Give the ice of maps to the glaciers of an inventory: a row for each, with its areas; prints the tables' paths.
+
+    Ice within an outline is that glacier's, ice close by the nearest one's; what lies apart becomes new glaciers.
+    Every pixel of ice counts once. Confidence and intervals come from the maps beside, where there are any.
+
+    Example: `glacier-fastai glaciers maps/scene_classes.tif --inventory rgi.gpkg`
+    """
+    from .predict.glaciers import find_maps, summary
+    from .predict.glaciers import glaciers as run
+
+    how: dict[str, Any] = {"buffer": buffer, "min_area": min_area_km2, "date": date, "dem": dem}
+    how |= {"form": form, "analyst": analyst}
+    found = find_maps(maps)
+    if date and len(found) > 1:
+        raise DataError(f"{len(found)} maps and one date; give the maps of each day on their own")
+    made = []
+    for path in found:
+        made.append(run(path, inventory, out, **how, geoparquet=geoparquet, overwrite=overwrite))
+        print(summary(made[-1]), file=sys.stderr)
+        if not as_json:
+            print(*made[-1]["files"].values(), sep="\n")
+    if as_json:
+        print(json.dumps(made, indent=1))
+
+
+@app.command()
+def change(
+    first: Annotated[
+        Path, typer.Argument(help="Table of `glaciers` (SCENE_glaciers.gpkg or .csv), or a map of classes.")
+    ],
+    second: Annotated[Path, typer.Argument(help="The same of another date.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for what is found.")],
+    inventory: Annotated[
+        Path | None, typer.Option("--inventory", help="For maps: the glaciers that are compared (RGI, GLIMS).")
+    ] = None,
+    buffer: Buffer = None,
+    dates: Annotated[
+        str, typer.Option(help="For maps: days of the scenes, YYYY-MM-DD,YYYY-MM-DD. Default: as their records say.")
+    ] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Compare what other models, buffers or pixels were used for, too.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON record instead of paths.")] = False,
+) -> None:
+    """Compare the glaciers of two dates: change of area and rate per year, of each, by size class and in all.
+
+    Writes tables, a figure, and polygons of loss and gain; prints their paths. What is within its noise is marked.
+
+    Example: `glacier-fastai change a_glaciers.gpkg b_glaciers.gpkg --out change`
+    """
+    from .predict.change import change as run
+    from .predict.change import summary
+
+    days = (dates.split(",") + ["", ""])[:2] if dates.count(",") < 2 else None
+    if days is None or (dates and not all(days)):
+        raise DataError(f"dates {dates}: write two days, YYYY-MM-DD,YYYY-MM-DD")
+    how: dict[str, Any] = {"inventory": inventory, "buffer": buffer, "dates": (days[0], days[1])}
+    made = run(first, second, out, **how, force=force, overwrite=overwrite)
+    print(summary(made), file=sys.stderr)
+    if as_json:
+        print(json.dumps(made, indent=1))
+    else:
+        print(*made["files"].values(), sep="\n")
 
 
 @app.command()

@@ -30,7 +30,8 @@ from ..memory import fits
 from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
 from ..model.predictor import Predictor
-from .scene import decided, look_at, masked_share, mean_strips, write_map
+from .glaciers import inventory_on
+from .scene import by_glacier, decided, look_at, masked_share, mean_strips, write_map
 from .sink import RasterMap, Strip, check_grid, writing
 from .whole import Wanted, make_whole
 
@@ -85,7 +86,8 @@ def predict_composite(
         raise DataError(f"{name}: a composite is made of two scenes or more; here are {len(scenes)}")
     if not name or Path(name).name != name or name.startswith("."):
         raise DataError(f"composite {name!r}: give the name of the map, without a folder")
-    looked = [look_at(scene, ensemble, wanted, force, how) for scene in scenes]
+    alone = replace(wanted, glaciers=None)
+    looked = [look_at(scene, ensemble, alone, force, how) for scene in scenes]
     grids = []
     for each in looked:
         with each.open() as scene:
@@ -97,15 +99,19 @@ def predict_composite(
         )
     grid, first = _union(out / name, grids), looked[0].about
     place = [grid.height, grid.width, *grid.transform[:6]]
+    notes = list[str]()
+    inventory = inventory_on(wanted.glaciers, grid, grid.path, notes) if wanted.glaciers else None
+    made_of = wanted.about(inventory, how.get("dem"))
     about = {
         **{k: v for k, v in first.items() if k not in OF_A_SCENE},
-        "hash": digest([by, place, [each.about["hash"] for each in looked]]),
+        "hash": digest([by, place, [each.about["hash"] for each in looked], *([made_of] if inventory else [])]),
         "scene": name,
         "scene_sha256": digest([each.about["scene_sha256"] for each in looked]),
         "grid": place,
         "composite": by,
         "scenes": [{k: each.about[k] for k in OF_A_SCENE if k in each.about} for each in looked],
-        "notes": [text for each in looked for text in each.about["notes"]],
+        "wanted": made_of,
+        "notes": [*(text for each in looked for text in each.about["notes"]), *notes],
     }
 
     def make(partial: Path) -> dict[str, Any]:
@@ -133,6 +139,8 @@ def predict_composite(
             seen = stack.enter_context(SeenMap(partial / wanted.files(name)["dates"], grid))
             strips = decided(_together(rasters, grid, order, seen), ensemble)
             found["pixels"] = write_map(strips, grid, ensemble, wanted, partial, name)
+        if inventory:
+            found |= by_glacier(wanted, inventory, partial, name, about, how.get("dem"))
         for file in files:
             file.unlink()
         return found

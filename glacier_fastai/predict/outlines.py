@@ -26,7 +26,7 @@ from ..errors import DataError, OutputError, PredictionError
 from ..files import whole_file
 from .sink import RasterMap, Strip, writing
 
-__all__ = ["LAYERS", "Outlines", "check_layer", "equal_area_crs", "polygonize"]
+__all__ = ["LAYERS", "Outlines", "check_layer", "crs_of_areas", "equal_area_crs", "polygonize", "write_layer"]
 
 NOT_ICE = [k for k in range(len(CLASSES)) if k not in ICE]
 LAYERS = ("glaciers", "classes")
@@ -83,6 +83,26 @@ def _in_geopackage(crs: CRS) -> bool:
         return False
 
 
+def crs_of_areas(
+    source: Any,  # a `Source`: size and grid of the scene
+    name: str,  # of the file of polygons, for messages
+) -> CRS:
+    """Return `equal_area_crs` around a scene; raises `DataError` if there is none, or no GeoPackage of its CRS."""
+    try:
+        near = equal_area_crs(source.crs, *_affine(np.array([source.width / 2, source.height / 2]), source.transform))
+    except ProjError as err:
+        raise DataError(
+            f"{name}: no areas, as the scene's coordinate reference system does not lead to the Earth "
+            f"({' '.join(str(err).split())[:200]}); assign the right one, or leave out the outlines"
+        ) from err
+    if not _in_geopackage(CRS(source.crs)):
+        raise DataError(
+            f"{name}: a GeoPackage cannot hold the scene's coordinate reference system "
+            f"({CRS(source.crs).name}); bring the scene to another one (gdalwarp -t_srs), or leave out the outlines"
+        )
+    return near
+
+
 class Outlines(RasterMap):
     """Keeps a map in a temporary raster and writes its outlines when all of it has come.
 
@@ -106,18 +126,7 @@ class Outlines(RasterMap):
         self.glaciers, self.classes = RegionSums(source.width, 3), RegionSums(source.width, 1)
         t = source.transform
         self.pixel = abs(t.a * t.e - t.b * t.d) ** 0.5
-        try:
-            self.near = equal_area_crs(source.crs, *_affine(np.array([source.width / 2, source.height / 2]), t))
-        except ProjError as err:
-            raise DataError(
-                f"{self.path.name}: no areas, as the scene's coordinate reference system does not lead to the Earth "
-                f"({' '.join(str(err).split())[:200]}); assign the right one, or leave out the outlines"
-            ) from err
-        if not _in_geopackage(CRS(source.crs)):
-            raise DataError(
-                f"{self.path.name}: a GeoPackage cannot hold the scene's coordinate reference system "
-                f"({CRS(source.crs).name}); bring the scene to another one (gdalwarp -t_srs), or leave out the outlines"
-            )
+        self.near = crs_of_areas(source, self.path.name)
 
     def values(self, strip: Strip) -> np.ndarray:
         """Return ice of any kind as 1, and the classes."""
@@ -173,18 +182,31 @@ class Outlines(RasterMap):
         try:
             if kind is None:
                 for name, table in self.tables().items():
-                    table.to_file(self.path, layer=name, driver="GPKG", geometry_type="Polygon")
-                    check_layer(self.path, name, len(table))
-                    if self.geoparquet:
-                        with whole_file(self.path.with_name(f"{self.path.stem}_{name}.parquet")) as file:
-                            table.to_parquet(file)
-        except (DataLayerError, DataSourceError, FeatureError, OSError) as err:
-            if isinstance(err, OutputError):
-                raise
-            cause = " ".join(str(err).split())[:200]
-            raise OutputError(f"{self.path}: cannot be written ({cause}); make room, or choose another folder") from err
+                    parquet = self.path.with_name(f"{self.path.stem}_{name}.parquet") if self.geoparquet else None
+                    write_layer(table, self.path, name, "Polygon", parquet)
         finally:
             self.discard()
+
+
+def write_layer(
+    table: geopandas.GeoDataFrame,
+    path: Path,  # GeoPackage
+    layer: str,
+    kind: str,  # of its geometries, such as "MultiPolygon"
+    parquet: Path | None = None,  # GeoParquet that is written, too
+) -> None:
+    """Write a layer and look whether it is whole; raises `OutputError`."""
+    try:
+        table.to_file(path, layer=layer, driver="GPKG", geometry_type=kind)
+        check_layer(path, layer, len(table))
+        if parquet:
+            with whole_file(parquet) as file:
+                table.to_parquet(file)
+    except (DataLayerError, DataSourceError, FeatureError, OSError) as err:
+        if isinstance(err, OutputError):
+            raise
+        cause = " ".join(str(err).split())[:200]
+        raise OutputError(f"{path}: cannot be written ({cause}); make room, or choose another folder") from err
 
 
 def check_layer(
@@ -198,7 +220,8 @@ def check_layer(
             said = file.execute("PRAGMA quick_check").fetchone()[0]
             there = file.execute(f'SELECT count(*) FROM "{layer}"').fetchone()[0]
             if rows is not None:  # as it was just written: with the spatial index
-                there = min(there, file.execute(f'SELECT count(*) FROM "rtree_{layer}_geom"').fetchone()[0])
+                drawn = f'SELECT (SELECT count(geom) FROM "{layer}") - (SELECT count(*) FROM "rtree_{layer}_geom")'
+                there -= max(0, file.execute(drawn).fetchone()[0])
     except sqlite3.Error as err:
         raise OSError(str(err)) from err
     if said != "ok" or rows not in (None, there):

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -20,6 +20,7 @@ from ..bands import CLASSES, ICE, IGNORE
 from ..data.scenes.opening import HowRead, open_scene, scene_name
 from ..data.scenes.raster import block_cache
 from ..data.scenes.scene import Scene
+from ..data.sources.inventory import Inventory
 from ..errors import DataError, note
 from ..files import check_room, digest, file_hash, identity
 from ..memory import fits
@@ -27,6 +28,7 @@ from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
 from ..model.fit import check_fit
 from ..model.predictor import Predictor
+from .glaciers import inventory_on, write_glaciers
 from .outlines import Outlines
 from .postprocess import postprocessed
 from .sink import SIDECAR, ClassMap, ConfidenceMap, ProbabilityMap, Sink, Strip, check_grid
@@ -34,7 +36,17 @@ from .sliding import sliding_probabilities
 from .source import SceneSource, Source
 from .whole import Wanted, make_whole
 
-__all__ = ["Looked", "Wanted", "decided", "look_at", "map_strips", "mean_strips", "predict_scene", "write_map"]
+__all__ = [
+    "Looked",
+    "Wanted",
+    "by_glacier",
+    "decided",
+    "look_at",
+    "map_strips",
+    "mean_strips",
+    "predict_scene",
+    "write_map",
+]
 
 LOOKED_AT = 8  # windows that are seen without their mask
 LEAST_SHARE = 50  # maps are packed to no less than this fraction of a byte a pixel
@@ -118,6 +130,8 @@ def predict_scene(
             models.normalise_by(source.statistics() if wanted.statistics == "scene" else None)
             strips = map_strips(source, models, wanted.window)
             found: dict[str, Any] = {"pixels": write_map(strips, source, ensemble, wanted, partial, name)}
+            if looked.inventory:
+                found |= by_glacier(wanted, looked.inventory, partial, name, about, how.get("dem"))
             return found | masked_share(source, models, wanted.window, about["notes"])
 
     return make_whole(out, name, about, wanted, make, overwrite)
@@ -131,6 +145,7 @@ class Looked:
     open: Callable[[], Scene]
     about: dict[str, Any]  # for the record, with a hash of it
     parts: dict[str, tuple[int, ...]]  # its files, and what tells whether they are the same
+    inventory: Inventory | None = None  # its glaciers, where they are wanted
 
     @contextmanager
     def source(self, ensemble: Ensemble, wanted: Wanted) -> Iterator[SceneSource]:
@@ -162,8 +177,10 @@ def look_at(
             note(text, notes)
         check_fit(ensemble, path, raster.profile, notes, wanted.statistics, force)
         masks = {"keep": sorted(how.get("keep", ())), "buffer": how.get("mask_buffer", 0.0)}
-        about = _about(ensemble, wanted, raster, masks)
-        return Looked(path, opened, about | {"tells_debris": ensemble.tells_debris, "notes": notes}, _parts(raster))
+        inventory = inventory_on(wanted.glaciers, raster, path, notes) if wanted.glaciers else None
+        about = _about(ensemble, wanted.about(inventory, how.get("dem")), raster, masks)
+        about |= {"tells_debris": ensemble.tells_debris, "notes": notes}
+        return Looked(path, opened, about, _parts(raster), inventory)
 
 
 def _check_memory(source: SceneSource, wanted: Wanted) -> None:
@@ -185,6 +202,8 @@ def write_map(
     """Write the files of a map, and return its pixels by class; raises `DataError` if none has data."""
     counts = np.zeros(256, np.int64)
     files = {kind: folder / file for kind, file in wanted.files(name).items()}
+    if wanted.glaciers:
+        files.setdefault("probabilities", _hidden(folder, name))
     with ExitStack() as stack:
         sinks: list[Sink] = [stack.enter_context(ClassMap(files["classes"], source))]
         if "probabilities" in files:
@@ -216,6 +235,30 @@ def write_map(
         if counts[IGNORE] == counts.sum():
             raise DataError(f"{source.path}: every pixel is nodata, so there is nothing to map")
     return dict(zip(CLASSES, counts[: len(CLASSES)].tolist(), strict=True))
+
+
+def _hidden(folder: Path, name: str) -> Path:
+    """Return a file of probabilities that nobody asked for, but intervals of glaciers need."""
+    return folder / f".{name}_probabilities.tif"
+
+
+def by_glacier(
+    wanted: Wanted,  # with `glaciers`
+    inventory: Inventory,
+    folder: Path,  # with the files of `write_map`
+    name: str,  # see `Wanted.files`
+    about: dict[str, Any],  # the record of the map; what is odd is added to its notes
+    dem: str | os.PathLike | None = None,  # elevation model, for heights, slope and aspect
+) -> dict[str, Any]:
+    """Write the tables of glaciers of a map, and return for the record how much ice went where."""
+    assert wanted.glaciers
+    maps, notes = {k: folder / file for k, file in wanted.files(name).items()}, about["notes"]
+    maps = {k: maps[k] for k in ("classes", "confidence", "probabilities") if k in maps}
+    maps.setdefault("probabilities", _hidden(folder, name))
+    more: dict[str, Any] = {"geoparquet": wanted.geoparquet, "dem": dem}
+    made = write_glaciers(maps, wanted.glaciers, inventory, folder, name, about, notes, **more)
+    _hidden(folder, name).unlink(missing_ok=True)
+    return {"glaciers": {k: made[k] for k in ("inventory", "totals")}}
 
 
 def _parts(scene: Scene) -> dict[str, tuple[int, ...]]:
@@ -260,7 +303,7 @@ def masked_share(source: SceneSource, predictor: Predictor, window: int, notes: 
     return {"masked": found}
 
 
-def _about(ensemble: Ensemble, wanted: Wanted, raster: Scene, masks: dict[str, Any]) -> dict[str, Any]:
+def _about(ensemble: Ensemble, wanted: dict[str, Any], raster: Scene, masks: dict[str, Any]) -> dict[str, Any]:
     """Return what a prediction is made of, and a hash of it."""
     content = hashlib.sha256()
     for name in _parts(raster):
@@ -285,7 +328,7 @@ def _about(ensemble: Ensemble, wanted: Wanted, raster: Scene, masks: dict[str, A
         "models": models,
         "predict": ensemble.predict.model_dump(mode="json"),
         "calibration": ensemble.calibration.model_dump(mode="json"),
-        "wanted": asdict(wanted),
+        "wanted": wanted,
         "masks": masks,
     }
     same = {k: v for k, v in about.items() if k not in ("scene", "date", "sensor", "models")}

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rasterio.errors import RasterioError
 
+from ..data.sources.inventory import Inventory
 from ..errors import DataError, OutputError, PredictionError, note
 from ..files import file_hash, locked, names_only, remove, write_text
 from ..model.predictor import out_of_memory
 from ..reading import read_json
+from .glaciers import ByGlacier, glacier_files
 from .outlines import LAYERS, check_layer
 from .sink import SIDECAR, checksums
 
@@ -33,6 +36,7 @@ class Wanted:
     statistics: Literal["bundle", "scene"] = "bundle"  # what bands are normalised with
     window: int = 512  # side of a window, pixels
     dates: bool = False  # `SCENE_dates.tif`, of a composite: how many scenes see a pixel
+    glaciers: ByGlacier | None = None  # `SCENE_glaciers.gpkg`, `.csv` and `.json`: the ice by glacier
 
     def files(self, stem: str) -> dict[str, str]:
         """Return the names of the files of a scene, by kind."""
@@ -47,12 +51,23 @@ class Wanted:
             names |= {f"{k} parquet": f"{stem}_outlines_{k}.parquet" for k in LAYERS}
         if self.dates:
             names["dates"] = f"{stem}_dates.tif"
+        if self.glaciers:
+            names |= glacier_files(stem, self.geoparquet)
         return names
+
+    def about(self, inventory: Inventory | None, dem: str | os.PathLike | None = None) -> dict[str, Any]:
+        """Return all of it for the record; of an inventory its name and SHA-256 tell."""
+        found = {k: v for k, v in asdict(self).items() if k != "glaciers"}
+        if inventory and (by := self.glaciers):
+            named = {"inventory": Path(inventory.path).name, "sha256": inventory.sha256}
+            found["glaciers"] = {**named, "buffer": by.buffer, "min_area": by.min_area}
+            found["glaciers"] |= {"dem": file_hash(dem)} if dem is not None else {}
+        return found
 
     @staticmethod
     def every(stem: str) -> list[str]:
         """Return the names of all files that there may be of a scene."""
-        return [*Wanted("uint8", True, True, True, dates=True).files(stem).values()]
+        return [*Wanted("uint8", True, True, True, dates=True, glaciers=ByGlacier("")).files(stem).values()]
 
 
 def make_whole(
@@ -126,7 +141,7 @@ def _whole(made: Sequence[Path], record: dict[str, Any], overwrite: bool) -> boo
     for path in made:
         try:
             if path.suffix == ".gpkg":  # which programs write into that only show it
-                for layer in LAYERS:
+                for layer in LAYERS[:1] if path.name.endswith("_glaciers.gpkg") else LAYERS:
                     check_layer(path, layer)
             elif not isinstance(sums, dict) or file_hash(path) != sums.get(path.name):
                 if path.suffix == ".tif":

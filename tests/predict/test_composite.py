@@ -1,8 +1,11 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
+from glacier_maps import inventory
+from polygons import rectangle
 from rasterio.transform import from_origin
 from rasterio.warp import transform as warp_points
 from scenes import BANDS, TINY, made_up, write_raster
@@ -11,6 +14,7 @@ from glacier_fastai.errors import DataError
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.model.registry import build_model
 from glacier_fastai.predict.composite import predict_composite
+from glacier_fastai.predict.glaciers import ByGlacier
 from glacier_fastai.predict.scene import Wanted, predict_scene
 
 WANTED = Wanted(probabilities="float32", window=64)
@@ -121,3 +125,14 @@ def test_what_is_refused(bundle, dates, tmp_path):
         with pytest.raises(DataError, match=message):
             predict_composite(bundle, scenes, tmp_path / "maps", name, WANTED)
     assert not (tmp_path / "maps").exists()
+
+
+def test_a_composite_tells_its_ice_by_glacier(bundle, dates, tmp_path):
+    rgi = inventory(tmp_path / "rgi.gpkg", [rectangle(0, 0, 96, 40), rectangle(0, 40, 96, 40)])
+    wanted = Wanted(window=64, glaciers=ByGlacier(rgi, min_area=0))
+    made = predict_composite(bundle, dates, tmp_path / "maps", "all", wanted)
+    ice = made["pixels"]["glacier"] + made["pixels"]["debris"]
+    assert made["glaciers"]["totals"]["ice"]["pixels"] == ice
+    assert pd.read_csv(made["files"]["glaciers.csv"])["pixels"].sum() == ice
+    assert predict_composite(bundle, dates, tmp_path / "maps", "all", wanted)["done_before"]
+    assert not list((tmp_path / "maps").glob(".*"))

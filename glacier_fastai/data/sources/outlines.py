@@ -20,7 +20,7 @@ from ...errors import DataError, did_you_mean, note
 from .pixels import ToPixels, make_valid, turn, unwrap
 from .vectors import VectorLayer, open_vector
 
-__all__ = ["OutlineFile", "Outlines", "burn_outlines", "open_outlines", "parse_outlines"]
+__all__ = ["OutlineFile", "Outlines", "burn_outlines", "open_outlines", "parse_outlines", "polygons_on"]
 
 Outlines = str | os.PathLike | tuple[str, str | os.PathLike]
 """A file of polygons, or a class and the file of its polygons."""
@@ -156,7 +156,8 @@ def burn_outlines(
     shapes, codes = [], []
     for file in files:
         to_pixels = ToPixels(file.layer.crs, crs, transform, shape, file.path, scene)
-        found, classes = _polygons_on(file, to_pixels, notes)
+        found, classes, table = polygons_on(file, to_pixels, notes)
+        _note_dates(file, scene, table[np.isin(classes, (*ICE, ICE_OF_ANY_KIND))], notes)
         shapes.append(found)
         codes.append(classes)
         if not all_touched and (unseen := _unseen(found, shape)):
@@ -180,14 +181,22 @@ def burn_outlines(
     return rasterize(burned, out_shape=shape, fill=0, dtype="uint8", all_touched=all_touched), len(every)
 
 
-def _polygons_on(file: OutlineFile, to_pixels: ToPixels, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the polygons of a file that lie on a scene, in its pixels and valid, and their classes."""
+def polygons_on(
+    file: OutlineFile,
+    to_pixels: ToPixels,  # of the scene
+    notes: list[str],  # see `errors.note`
+    wanted: Sequence[str] = (),  # columns of the file that are read, too
+) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Return the polygons of a file that lie on a scene, in its pixels, their classes, and a GeoDataFrame of them.
+
+    They are valid, in their own CRS, too. The index of the table is their positions in the file.
+    """
     path, scene, layer = file.path, to_pixels.scene, file.layer
     if layer.left_out:
         note(f"{path}: layer {layer.name} is read; left out: {layer.left_out}", notes)
     glims = file.column("line_type") if file.class_field is None or file.class_field.lower() == "line_type" else None
     dated = [c for name in ("glac_id", *DATES) if (c := file.column(name))] if glims else []
-    columns = dict.fromkeys(c for c in (file.class_field, glims, *dated) if c)
+    columns = dict.fromkeys(c for c in (file.class_field, glims, *dated, *wanted) if c)
     table = layer.read(to_pixels.candidates(layer.bounds), list(columns))
     void = table.geometry.isna() | table.geometry.is_empty
     table = table[~void]
@@ -222,9 +231,7 @@ def _polygons_on(file: OutlineFile, to_pixels: ToPixels, notes: list[str]) -> tu
             f"are left out (the first is row {table.index[lost][0]})",
             notes,
         )
-    if glims and "glac_id" in (names := {c.lower(): c for c in dated}):
-        _note_dates(path, scene, table[on & np.isin(codes, (*ICE, ICE_OF_ANY_KIND))], names, notes)
-    return shapes[on], codes[on]
+    return shapes[on], codes[on], table.set_geometry(valid, crs=table.crs)[on]
 
 
 def _repaired(path: str, polygons: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -283,14 +290,15 @@ def _allowed() -> str:
     return ", ".join(f"{c} ({k})" for k, c in enumerate(CLASSES))
 
 
-def _note_dates(path: str, scene: Any, table: Any, names: dict[str, str], notes: list[str]) -> None:
+def _note_dates(file: OutlineFile, scene: Any, table: Any, notes: list[str]) -> None:
     """Say that a glacier has outlines of several dates, as GLIMS keeps them all."""
-    for date in (names[d] for d in DATES if d in names):
+    names = {c.lower(): c for c in table.columns}
+    for date in (names[d] for d in DATES if d in names and "glac_id" in names):
         count = table.groupby(names["glac_id"])[date].nunique()
         if (count > 1).any():
             some = table[table[names["glac_id"]] == count.idxmax()][date].astype(str).str[:10]
             note(
-                f"{path}: {int((count > 1).sum())} glaciers on {scene} occur for several dates, such as "
+                f"{file.path}: {int((count > 1).sum())} glaciers on {scene} occur for several dates, such as "
                 f"{count.idxmax()} ({date} {some.min()} to {some.max()}); all are burned together, so keep one",
                 notes,
             )
