@@ -111,8 +111,8 @@ MaskBuffer = Annotated[
     float, typer.Option("--mask-buffer", min=0, max=1e6, help="Metres by which clouds and shadows are widened.")
 ]
 Mask = Annotated[
-    Path | None,
-    typer.Option("--mask", help="What is left out beside: polygons, or a raster that is not 0 there."),
+    str,
+    typer.Option("--mask", help="What is left out beside: polygons, or a raster (or its address) that is not 0 there."),
 ]
 MinIce = Annotated[
     float, typer.Option("--min-ice", min=0, max=1, help="Keep tiles of which this share of labelled pixels is ice.")
@@ -211,10 +211,10 @@ def schema() -> None:
 
 @prepare.command("scene")
 def prepare_scene(
-    scenes: Annotated[list[Path], typer.Argument(help="GeoTIFFs; all with the same bands.")],
+    scenes: Annotated[list[str], typer.Argument(help="GeoTIFFs, or their addresses; all with the same bands.")],
     out: Annotated[Path, typer.Option("--out", help="Tile store to make; must not exist.")],
     label: Annotated[
-        list[Path],
+        list[str],
         typer.Option(
             help="Label raster on the scene's grid: 0 background, 1 glacier, 2 debris, 3 lake, 254 ice of unknown "
             "kind, 255 no label; or a binary mask of 0 and 255. One per scene, in the same order."
@@ -256,7 +256,7 @@ def prepare_scene(
     resolution: Resolution = 0.0,
     keep: Keep = "",
     mask_buffer: MaskBuffer = 0.0,
-    mask: Mask = None,
+    mask: Mask = "",
     tile_size: Annotated[int, typer.Option(min=32, max=65536, help="Side of a tile, pixels.")] = 128,
     overlap: Annotated[int, typer.Option(min=0, max=65536, help="Least overlap of neighbouring tiles, pixels.")] = 0,
     min_ice: MinIce = 0.0,
@@ -298,7 +298,7 @@ def _how(
     resolution: float,
     keep: str,
     mask_buffer: float,
-    mask: Path | None,
+    mask: str,
 ) -> Any:
     """Return how scenes are to be read, from the options."""
     from .data.scenes.opening import HowRead
@@ -315,7 +315,7 @@ def _how(
         resolution=resolution or None,
         keep=_split(keep) or (),
         mask_buffer=mask_buffer,
-        mask=mask,
+        mask=mask or None,
     )
 
 
@@ -579,8 +579,8 @@ def predict(
         typer.Argument(
             metavar="MODEL... SCENE...",
             help="First the model: a bundle (.safetensors), several, or an ensemble.yaml. Then scenes: GeoTIFFs with "
-            "the model's bands, patterns in quotes, or a manifest (.txt with a path per line, .csv with a column "
-            "scene).",
+            "the model's bands, STAC items, addresses of either (https, s3), patterns in quotes, or a manifest (.txt "
+            "with one per line, .csv with a column scene).",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the maps.")],
@@ -591,7 +591,7 @@ def predict(
     resolution: Resolution = 0.0,
     keep: Keep = "",
     mask_buffer: MaskBuffer = 0.0,
-    mask: Mask = None,
+    mask: Mask = "",
     confidence: Annotated[
         bool, typer.Option("--confidence", help="Write the probability that the class shown is right.")
     ] = False,
@@ -608,6 +608,12 @@ def predict(
         typer.Option(min=0, max=1000, help="Simplify the outlines: tolerance in pixels. Areas are measured before."),
     ] = 0.0,
     stats: Stats = "bundle",
+    stac: Annotated[str, typer.Option(help="Address of a STAC API: map the items that it finds by what follows.")] = "",
+    bbox: Annotated[str, typer.Option(help="WEST,SOUTH,EAST,NORTH in degrees; items are mapped whole.")] = "",
+    start: Annotated[str, typer.Option("--from", help="First day, 2020-07-01; default the first that there is.")] = "",
+    end: Annotated[str, typer.Option("--to", help="Last day.")] = "",
+    max_cloud: Annotated[float, typer.Option(min=0, max=100, help="Largest share of clouds, percent.")] = 100.0,
+    collection: Annotated[list[str], typer.Option(help="Of the API. May be repeated. Default: all.")] = [],  # noqa: B006
     window: Annotated[
         int, typer.Option(min=32, max=65536, help="Side of the windows that the model sees, pixels.")
     ] = 512,
@@ -638,6 +644,13 @@ def predict(
     from .predict.scene import Wanted
     from .predict.scenes import predict_scenes, raise_failed, split_models, summary
 
+    if stac:
+        from .data.scenes.stac import stac_items
+
+        items = stac_items(stac, _split(bbox) or (), start, end, max_cloud=max_cloud, collections=collection)
+        paths = [*paths, *(item.get_self_href() or "" for item in items)]
+    elif bbox or start or end or collection or max_cloud < 100:
+        raise DataError("--bbox, --from, --to, --max-cloud and --collection choose items of an API; name it by --stac")
     models, scenes = split_models(paths)
     table = predict_scenes(
         Ensemble.load(models, overrides),

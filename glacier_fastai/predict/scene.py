@@ -19,9 +19,11 @@ from rasterio.errors import RasterioError
 
 from .. import __version__
 from ..bands import CLASSES, ICE, IGNORE
+from ..data.scenes import web
 from ..data.scenes.opening import HowRead, open_scene, scene_name
 from ..data.scenes.raster import block_cache
 from ..data.scenes.scene import Scene
+from ..data.scenes.web import Address, named
 from ..errors import DataError, OutputError, PredictionError, note
 from ..files import check_room, digest, file_hash, identity, locked, names_only, remove, write_text
 from ..memory import fits
@@ -127,7 +129,7 @@ def predict_scene(
         PredictionError: There is not enough memory.
     """
     began, wanted, ensemble = time.monotonic(), wanted or Wanted(), Ensemble.of(model)
-    scene, out, name = Path(scene), Path(out), scene_name(scene)
+    scene, out, name = named(scene), Path(out), scene_name(scene)
     files = {kind: out / file for kind, file in wanted.files(name).items()}
     record = out / f"{name}_prediction.json"
     needed = [band for band, _ in ensemble.channels]
@@ -143,7 +145,7 @@ def predict_scene(
         check_fit(ensemble, scene, raster.profile, notes, wanted.statistics, force)
         parts = _parts(raster)
         masks = {"keep": sorted(how.get("keep", ())), "buffer": how.get("mask_buffer", 0.0)}
-        about = _about(ensemble, wanted, raster, masks) | {"tells_debris": ensemble.tells_debris, "notes": notes}
+        about = _about(ensemble, wanted, raster, masks, parts) | {"tells_debris": ensemble.tells_debris, "notes": notes}
     every = [out / file for file in Wanted("uint8", True, True, True).files(name).values()]
     partial = out / f".{name}.partial"
     try:
@@ -247,17 +249,23 @@ def _write(source: SceneSource, predictor: Predictor, wanted: Wanted, files: dic
     return counts
 
 
-def _parts(scene: Scene) -> dict[str, tuple[int, ...]]:
+def _parts(scene: Scene) -> dict[str, tuple[Any, ...]]:
     """Return the files that a scene is made of, as those of a VRT, and what tells whether they are the same."""
     # not statistics and overviews, which viewers add
     names = [n for n in sorted(scene.files) if not n.endswith((SIDECAR, ".ovr"))]
-    return {name: identity(name) if os.path.exists(name) else () for name in names}
+    return {name: _identity(name) for name in names}
 
 
-def _check_same(scene: Path, parts: dict[str, tuple[int, ...]]) -> None:
+def _identity(name: str) -> tuple[Any, ...]:
+    if isinstance(name, Address):
+        return web.identity(name)
+    return identity(name) if os.path.exists(name) else ()
+
+
+def _check_same(scene: Path | Address, parts: dict[str, tuple[Any, ...]]) -> None:
     """Raise `DataError` if a scene is not what it was before it was read."""
     for name, before in parts.items():
-        if before != (identity(name) if os.path.exists(name) else ()):
+        if before != _identity(name):
             raise DataError(f"{scene}: {name} was changed while it was mapped; map it again when nobody writes it")
 
 
@@ -308,12 +316,14 @@ def _masked(source: SceneSource, predictor: Predictor, window: int, notes: list[
     return found
 
 
-def _about(ensemble: Ensemble, wanted: Wanted, raster: Scene, masks: dict[str, Any]) -> dict[str, Any]:
+def _about(
+    ensemble: Ensemble, wanted: Wanted, raster: Scene, masks: dict[str, Any], parts: dict[str, tuple[Any, ...]]
+) -> dict[str, Any]:
     """Return what a prediction is made of, and a hash of it."""
     content = hashlib.sha256()
-    for name in _parts(raster):
+    for name, version in parts.items():
         try:
-            content.update(file_hash(name).encode())
+            content.update((json.dumps([name, version]) if isinstance(name, Address) else file_hash(name)).encode())
         except OSError as err:
             raise DataError(f"{raster.path}: {name}, which it is made of, cannot be read ({err.strerror})") from err
     content.update(digest(raster.seen()).encode())

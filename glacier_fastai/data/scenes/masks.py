@@ -17,6 +17,7 @@ from ...memory import fits
 from .product import Flag
 from .raster import open_raster, reading, same_crs, same_grid
 from .scene import Scene
+from .web import Address
 
 __all__ = ["KINDS", "Masked", "check_keep"]
 
@@ -51,17 +52,17 @@ class Masked(Scene):
     def __init__(
         self,
         scene: Scene,
-        flags: Sequence[tuple[Path, Flag]],  # with their files
+        flags: Sequence[tuple[Path | Address, Flag]],  # with their files
         keep: Collection[str] = (),  # of `KINDS`: what has data all the same
         buffer: float = 0.0,  # metres by which clouds and shadows are widened
-        own: Path | None = None,  # the user's mask: a raster, not 0 where it masks, or polygons
+        own: Path | Address | None = None,  # the user's mask: a raster, not 0 where it masks, or polygons
     ):
         self.scene, self.keep = scene, check_keep(keep)
         self.path, self.sensor, self.date, self.notes = scene.path, scene.sensor, scene.date, scene.notes
         self.bands, self.declared, self.dtype = scene.bands, scene.declared, scene.dtype
         self.height, self.width, self.crs, self.transform = scene.height, scene.width, scene.crs, scene.transform
         self.rasters, self.also_close = [*scene.rasters], scene.also_close
-        self.unpacked_from, self.other_files = scene.unpacked_from, [] if own is None else [str(own)]
+        self.unpacked_from, self.other_files = scene.unpacked_from, [str(own)] if isinstance(own, Path) else []
         self._layers: list[tuple[Any, int, Kinds]] = []
         self._last: tuple[tuple[int, ...], dict[str, np.ndarray]] = ((0, 0, 0, 0), {})
         self._burnt: np.ndarray | None = None
@@ -90,7 +91,7 @@ class Masked(Scene):
         """The scene within."""
         return self.scene
 
-    def _add(self, path: Path, band: int, kinds: Kinds) -> None:
+    def _add(self, path: Path | Address, band: int, kinds: Kinds) -> None:
         raster = open_raster(path)
         self.rasters.append(raster)
         if not 1 <= band <= raster.count or not np.issubdtype(raster.dtypes[band - 1], np.number):
@@ -110,11 +111,11 @@ class Masked(Scene):
         self.also_close = [*self.also_close, warped.close]
         self._layers.append((warped, band, kinds))
 
-    def _add_own(self, path: Path) -> None:
+    def _add_own(self, path: Path | Address) -> None:
         from ..sources.outlines import burn_outlines, open_outlines
         from ..sources.vectors import SUFFIXES
 
-        if path.suffix.lower() in SUFFIXES:
+        if isinstance(path, Path) and path.suffix.lower() in SUFFIXES:
             fits(
                 2 * self.height * self.width, f"{path}: burnt on {self.path}", "cut the scene (gdal_translate -srcwin)"
             )

@@ -24,10 +24,12 @@ from ...errors import DataError, did_you_mean
 from .geotiff import SceneRaster
 from .masks import Masked, check_keep
 from .names import canonical_sensor, name_bands
-from .product import Folder, Part, Product
+from .product import Folder, Links, Part, Product
 from .raster import local_file
 from .scene import Scene, on_one_grid
+from .stac import read_stac
 from .units import Given, by_band
+from .web import Address, is_json, named
 
 __all__ = ["HowRead", "Reader", "open_scene", "scene_name"]
 
@@ -61,7 +63,7 @@ class HowRead(TypedDict, total=False):
 
 
 def open_scene(
-    what: str | os.PathLike,  # a raster file; a folder, an archive or the metadata of a product
+    what: str | os.PathLike,  # a raster file; a folder, an archive or the metadata of a product; or an address of them
     wanted: Collection[str] | None = None,  # bands that will be read, or computed of others; default all
     pixel_size: float | None = None,  # metres, to which bands of different sizes are brought; default the finest
     **how: Unpack[HowRead],
@@ -79,14 +81,14 @@ def open_scene(
     Raises:
         DataError: There is no such scene, it is of no kind that is known, or damaged, or lacks what is said of it.
     """
-    path, bands, own = Path(what), how.get("bands"), how.get("mask")
+    path, bands, own = named(what), how.get("bands"), how.get("mask")
     keep, buffer, resolution = check_keep(how.get("keep", ())), how.get("mask_buffer", 0.0), how.get("resolution")
     if resolution is not None and not 0 < resolution < 1e6:
         raise DataError(f"resolution {resolution}: give the side of a pixel in metres")
     with ExitStack() as undo:
         flags = []
-        if isinstance(bands, Mapping) or not path.is_file() or path.name.lower().endswith(NO_RASTER):
-            folder = _listed(path)
+        if isinstance(bands, Mapping) or not _is_raster(path):
+            folder = Links(path, not isinstance(bands, Mapping)) if isinstance(path, Address) else _listed(path)
             undo.callback(folder.close)
             if isinstance(bands, Mapping):
                 product = _by_hand(folder, bands, how.get("sensor"))
@@ -103,11 +105,13 @@ def open_scene(
             scene.also_close, scene.unpacked_from = [*scene.also_close, folder.close], folder.archive
             flags = [(folder.local(f.file), f) for f in product.flags if not f.of or f.of in scene.bands]
         else:
-            parts = [SceneRaster(path, bands, how.get("sensor"), scale=how.get("scale"), offset=how.get("offset"))]
-            undo.callback(parts[0].close)
-            scene = on_one_grid(path, parts, resolution)
+            part = SceneRaster(path, bands, how.get("sensor"), scale=how.get("scale"), offset=how.get("offset"))
+            undo.callback(part.close)
+            if isinstance(path, Address) and wanted is not None:
+                part.leave_out_others(Bands(wanted).made_of(part.bands))
+            scene = on_one_grid(path, [part], resolution)
         if flags or own is not None:
-            scene = Masked(scene, flags, keep, buffer, None if own is None else Path(own))
+            scene = Masked(scene, flags, keep, buffer, None if own is None else named(own))
         elif keep or buffer:
             scene.notes.append(f"{path}: has no flags of clouds, so nothing is masked, and nothing to keep or to widen")
         undo.pop_all()
@@ -122,14 +126,20 @@ def scene_name(
     >>> scene_name("a/LC08_L1TP_01_MTL.txt"), scene_name("S2A_1.SAFE/MTD_MSIL1C.xml"), scene_name("HLS.L30.v2.0.tar.gz")
     ('LC08_L1TP_01', 'S2A_1', 'HLS.L30.v2.0')
     """
-    path = Path(what)
-    name = path.name or path.resolve().name
-    if name.upper().startswith("MTD_"):
+    path = named(what)
+    name = path.name if isinstance(path, Address) else path.name or path.resolve().name
+    if isinstance(path, Path) and name.upper().startswith("MTD_"):
         name = path.resolve().parent.name
     for end in (*NO_RASTER, ".safe"):
         if name.lower().endswith(end):
             return re.sub("_MTL$", "", name[: -len(end)])
     return name if path.is_dir() else path.stem
+
+
+def _is_raster(path: Path | Address) -> bool:
+    if isinstance(path, Address):
+        return not is_json(path)
+    return path.is_file() and not path.name.lower().endswith(NO_RASTER)
 
 
 def _listed(path: Path) -> Folder:
@@ -140,6 +150,10 @@ def _listed(path: Path) -> Folder:
 
 def _product(folder: Folder) -> Product:
     """Return the product that is in a folder, found by the readers built in, then by those of plug-ins."""
+    if isinstance(folder, Links):
+        if product := read_stac(folder):
+            return product
+        raise DataError(f"{folder.path}: no STAC item, and no raster; products are read from this disk")
     plug_ins, broken = _plug_ins()
     for read in (*READERS.values(), *plug_ins.values()):
         if product := read(folder):
@@ -171,7 +185,7 @@ def _by_hand(folder: Folder, bands: Mapping[str, str], sensor: str | None) -> Pr
     parts: dict[str, Part] = {}
     for given, file in bands.items():
         band = name_bands([given], sensor, strict=True)[0][0]
-        if file not in folder.names:
+        if not isinstance(folder, Links) and file not in folder.names:
             raise DataError(f"{folder.path}: no file {file!r} for band {given}{did_you_mean(file, folder.names)}")
         if band is None or band in parts:
             raise DataError(f"{folder.path}: band {given!r} is {'named twice' if band else 'not used here'}")
@@ -217,5 +231,5 @@ def _differ(parts: Sequence[Scene]) -> bool:
     return max(sides) > 1.0001 * min(sides)
 
 
-READERS: dict[str, Reader] = {}
+READERS: dict[str, Reader] = {"STAC item": read_stac}
 """Kind of product -> its reader."""

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from ...errors import DataError
 from ...reading import read_text, refusing
+from . import web
+from .web import Address
 
-__all__ = ["Flag", "Folder", "Part", "Product"]
+__all__ = ["Flag", "Folder", "Links", "Part", "Product"]
 
 DEEPEST, MOST = 8, 20_000  # folders within folders, and files, that are looked at
 
@@ -64,7 +66,7 @@ class Product:
 class Folder:
     """The files of a folder."""
 
-    path: Path
+    path: Path | Address
     """What the user named: a folder, or a file in it, such as its metadata."""
     names: tuple[str, ...] = field(init=False)
     """Of its files and those of folders in it, sorted, with "/" between."""
@@ -72,6 +74,7 @@ class Folder:
     """That of the file which the user named, "" for all of the folder."""
 
     def __post_init__(self):
+        assert isinstance(self.path, Path)
         self.chosen = "" if self.path.is_dir() else self.path.name
         self.root = self.path.parent if self.chosen else self.path
         self.names = tuple(sorted(_names(self.root, 0 if self.chosen else DEEPEST)))
@@ -79,9 +82,9 @@ class Folder:
     archive = ""
     """The file that it is packed in."""
 
-    def local(self, name: str) -> Path:
-        """Return the path of a file."""
-        return self.root / name
+    def local(self, name: str) -> Path | Address:
+        """Return the path of a file, or its address where the user named the item that says it."""
+        return name if isinstance(name, Address) else self.root / name
 
     def read_text(self, name: str) -> str:
         """Return the text of a small file, such as metadata."""
@@ -89,6 +92,24 @@ class Folder:
 
     def close(self) -> None:
         """Remove what was unpacked."""
+
+
+class Links(Folder):
+    """What lies at an address: a folder whose files cannot be listed, or a STAC item, whose links lead to them."""
+
+    def __init__(self, address: Address, item: bool):
+        self.path, self.address, self.names, self.item = address, address, (), item
+        self.chosen = address.name if item else ""
+
+    def local(self, name: str) -> Address:
+        """Return the address of a file."""
+        if isinstance(name, Address):
+            return name
+        return self.address.joined(name) if self.item else self.address.below(name)
+
+    def read_text(self, name: str) -> str:
+        """Return the text of the item."""
+        return web.read_text(self.address)
 
 
 def _names(root: Path, deepest: int) -> list[str]:

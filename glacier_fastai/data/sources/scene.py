@@ -19,6 +19,7 @@ from ..scenes.opening import HowRead, open_scene, scene_name
 from ..scenes.raster import block_cache
 from ..scenes.scene import Scene
 from ..scenes.units import Scaling
+from ..scenes.web import named
 from ..tiles import TileStore, TileWriter, store_dtype
 from .labels import label_masks
 from .outlines import Outlines, burn_outlines, open_outlines
@@ -57,6 +58,7 @@ def prepare_scenes(
         DataError: Anything about the input that cannot be used, in one line.
         OutputError: `out` exists already or cannot be written.
     """
+    scenes = [named(scene) for scene in scenes]
     if bool(labels) == bool(outlines):
         raise DataError("give either label rasters (`labels`) or polygons (`outlines`)")
     if align and not labels:
@@ -66,7 +68,7 @@ def prepare_scenes(
     shapes = ["=".join(map(str, o)) if isinstance(o, tuple) else str(o) for o in outlines]
     made_by = {
         "scenes": [str(p) for p in scenes],
-        "labels": [str(p) for p in labels],
+        "labels": [str(named(p)) for p in labels],
         "align": align,
         "outlines": shapes,
         "class_field": class_field,
