@@ -71,6 +71,9 @@ class Address(str):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Address) and self.url == other.url
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     def __hash__(self) -> int:
         return hash(self.url)
 
@@ -126,6 +129,9 @@ def named(
         return Address(f"{match[1].lower()}://{match[2]}")
     if match := re.match(r"(?:s3://|/vsis3/)(.*)", text, re.IGNORECASE | re.DOTALL):
         return Address(f"s3://{match[1]}")
+    if re.match(r"[a-z][a-z0-9+.-]+://|/vsi", text, re.IGNORECASE):
+        shown = re.sub(r"//[^/]*@", "//", text.partition("?")[0])
+        raise DataError(f"{shown}: only files on this disk and addresses by https, http and s3 are read; copy it here")
     return Path(text)
 
 
