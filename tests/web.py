@@ -19,7 +19,7 @@ class Web(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files, self.plan = {f"/{k}": v for k, v in files.items()}, plan or (lambda number, path, start: None)
         self.asked, self.sent, self.lock = [], 0, threading.Lock()  # (path, first byte), and bytes of bodies
-        self.version = dict.fromkeys(self.files, '"1"')
+        self.version = '"1"'
         self.context = context
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
@@ -71,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif match and answer.ranges:
             stop = min(int(match[2]) + 1 if match[2] else len(whole), len(whole))
             status, body = (206, whole[start:stop]) if start < len(whole) else (416, b"")
-            headers = {"Content-Range": f"bytes {start}-{stop - 1}/{len(whole)}", "ETag": web.version[path]}
+            headers = {"Content-Range": f"bytes {start}-{stop - 1}/{len(whole)}", "ETag": web.version}
         else:
             body = whole
         body = body if answer.body is None else answer.body

@@ -17,6 +17,7 @@ from ...reading import read_text, refusing
 __all__ = ["s3_request"]
 
 NO = ("NO", "FALSE", "OFF", "0")  # how GDAL is told no
+NOTHING = hashlib.sha256(b"").hexdigest()  # of what is sent with a request
 
 
 def s3_request(
@@ -47,7 +48,7 @@ def s3_request(
 
     def sign(request: Any) -> Any:
         now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        headers = {"host": host, "x-amz-content-sha256": "UNSIGNED-PAYLOAD", "x-amz-date": now}
+        headers = {"host": host, "x-amz-content-sha256": NOTHING, "x-amz-date": now}
         if token := mine.get("aws_session_token"):
             headers["x-amz-security-token"] = token
         if payer := env.get("AWS_REQUEST_PAYER"):
@@ -55,7 +56,7 @@ def s3_request(
         if not unsigned:
             names = ";".join(sorted(headers))
             listed = "".join(f"{name}:{headers[name]}\n" for name in sorted(headers))
-            asked = f"{request.method}\n{path}\n\n{listed}\n{names}\nUNSIGNED-PAYLOAD"
+            asked = f"{request.method}\n{path}\n\n{listed}\n{names}\n{NOTHING}"
             scope = f"{now[:8]}/{region}/s3/aws4_request"
             text = f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{hashlib.sha256(asked.encode()).hexdigest()}"
             key = f"AWS4{secret}".encode()

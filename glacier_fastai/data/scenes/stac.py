@@ -18,7 +18,7 @@ from .names import canonical_sensor, name_bands
 from .product import Flag, Folder, Links, Part, Product
 from .raster import check_within
 from .units import TAGS, ZERO_CELSIUS
-from .web import Address, named
+from .web import Address, named, read_text
 
 if TYPE_CHECKING:
     from pystac import Item
@@ -207,13 +207,16 @@ def stac_items(
             raise DataError(f"{address}: leads to another host, {urlsplit(request.url).hostname}; name the API there")
         return request
 
-    found = []
-    with refusing(address, DataError, "no answer of a STAC API", "check address, collection and dates"):
-        reader = StacApiIO(timeout=60, request_modifier=only_there)
-        client = Client.open(address.url, stac_io=reader)
-        when = f"{start or '..'}/{end or '..'}" if start or end else None
+    read_text(address)  # which says what is wrong with a host better than the search does
+    found, when = [], f"{start or '..'}/{end or '..'}" if start or end else None
+    try:
+        client = Client.open(address.url, stac_io=StacApiIO(timeout=60, request_modifier=only_there))
         search = client.search(
-            bbox=[west, south, east, north], datetime=when, collections=[*collections] or None, max_items=MOST
+            method="GET",
+            bbox=[west, south, east, north],
+            datetime=when,
+            collections=[*collections] or None,
+            max_items=MOST,
         )
         for item in search.items():
             cloud = item.properties.get("eo:cloud_cover")
@@ -221,6 +224,13 @@ def stac_items(
                 not months or item.datetime and item.datetime.month in months
             ):
                 found.append(item)
+    except GlacierError:
+        raise
+    except Exception as err:  # whatever the library makes of nonsense
+        said = re.sub(r"[?&]\S*", "", " ".join(str(err).split()))[:160]  # without what may be secret
+        raise DataError(
+            f"{address}: no answer of a STAC API ({type(err).__name__}: {said}); check address, collections and dates"
+        ) from None
     if not found:
         raise DataError(f"{address}: finds no item there and then with at most {max_cloud:g} % of clouds")
     if lost := next((item for item in found if not item.get_self_href()), None):

@@ -94,15 +94,13 @@ class Address(str):
 
     def joined(self, href: str) -> Address:
         """Return the address that a file at this one means by a link."""
-        if "://" in href or not self.startswith("s3://"):
-            other = named(urljoin(self.url, href))
-        else:
+        if self.startswith("s3://") and "://" not in href:
             bucket, _, key = self.url[len("s3://") :].partition("/")
-            path = posixpath.normpath(posixpath.join("/", posixpath.dirname(key), href))
-            other = named(f"s3://{bucket}{path}")
-        if not isinstance(other, Address):
-            raise DataError(f"{self}: leads to {href[:80]!r}; only http, https and s3 are read")
-        return other
+            return Address(f"s3://{bucket}{posixpath.normpath(posixpath.join('/', posixpath.dirname(key), href))}")
+        url = urljoin(self.url, href)
+        if not re.match("(https?|s3)://", url):
+            raise DataError(f"{self}: leads to {href[:80]!r}; only https, http and s3 are read")
+        return Address(url)
 
     def below(self, name: str) -> Address:
         """Return the address of a file in this folder; what signs the folder's signs it, too."""
