@@ -188,7 +188,7 @@ def predict_scene(
                 for path in every:  # none of another prediction may go by the new record's name
                     path.unlink(missing_ok=True)
                     path.with_name(path.name + SIDECAR).unlink(missing_ok=True)
-                public = {**about, "notes": [names_only(text) for text in about["notes"]]}
+                public = {**about, "notes": [_public(text, [scene, *parts]) for text in about["notes"]]}
                 write_text(record, json.dumps(public, indent=1))
                 for name in (*sidecars, *(p.name for p in files.values())):
                     (partial / name).replace(out / name)
@@ -260,6 +260,13 @@ def _identity(name: str) -> tuple[Any, ...]:
     if isinstance(name, Address):
         return web.identity(name)
     return identity(name) if os.path.exists(name) else ()
+
+
+def _public(text: str, names: Sequence[Any]) -> str:
+    """Return a note with the last names alone of paths and addresses."""
+    for name in names:
+        text = text.replace(name, name.name) if isinstance(name, Address) else text
+    return names_only(text)
 
 
 def _check_same(scene: Path | Address, parts: dict[str, tuple[Any, ...]]) -> None:

@@ -184,13 +184,12 @@ def stac_items(
 ) -> list[Item]:
     """Return the items that a STAC API finds, oldest first; `item.get_self_href()` is what `open_scene` takes.
 
-    No host is asked but that of the API.
+    Pages are asked for of no other host, whatever the API's links say.
 
     Raises:
         DataError: The API does not answer, answers with nonsense, or finds nothing.
     """
     from pystac_client import Client
-    from pystac_client.stac_api_io import StacApiIO
     from requests import Request
 
     address = named(api)
@@ -204,13 +203,14 @@ def stac_items(
 
     def only_there(request: Request) -> Request:
         if urlsplit(request.url).netloc != urlsplit(address.url).netloc:
-            raise DataError(f"{address}: leads to another host, {urlsplit(request.url).hostname}; name the API there")
+            strays.append(urlsplit(request.url).hostname)
+            raise ValueError(request.url)
         return request
 
     read_text(address)  # which says what is wrong with a host better than the search does
-    found, when = [], f"{start or '..'}/{end or '..'}" if start or end else None
+    found, strays, when = [], list[str | None](), f"{start or '..'}/{end or '..'}" if start or end else None
     try:
-        client = Client.open(address.url, stac_io=StacApiIO(timeout=60, request_modifier=only_there))
+        client = Client.open(address.url, timeout=60, request_modifier=only_there)
         search = client.search(
             method="GET",
             bbox=[west, south, east, north],
@@ -224,9 +224,9 @@ def stac_items(
                 not months or item.datetime and item.datetime.month in months
             ):
                 found.append(item)
-    except GlacierError:
-        raise
     except Exception as err:  # whatever the library makes of nonsense
+        if strays:
+            raise DataError(f"{address}: leads to another host, {strays[0]}; name the API there") from None
         said = re.sub(r"[?&]\S*", "", " ".join(str(err).split()))[:160]  # without what may be secret
         raise DataError(
             f"{address}: no answer of a STAC API ({type(err).__name__}: {said}); check address, collections and dates"
