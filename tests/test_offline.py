@@ -71,18 +71,19 @@ def test_no_command_asks_the_network(folder, name):
     "line",
     [
         "predict b.safetensors {url}/s.tif --out {out}",
-        "predict b.safetensors /vsicurl/{url}/s.tif --mask {url}/s.tif --out {out}",
+        "predict b.safetensors /vsicurl/{url}/s.tif --mask {url}/m.tif --out {out}",
         "predict b.safetensors list.txt --out {out}",
         "prepare scene {url}/s.tif --label scene_label.tif --tile-size 32 --out {out}",
     ],
 )
 def test_an_address_is_asked_and_no_other_host(folder, line, tmp_path):
-    with Web({"s.tif": (folder / "scene.tif").read_bytes()}) as server:
+    files = {"s.tif": "scene.tif", "m.tif": "scene_label.tif"}
+    with Web({name: (folder / file).read_bytes() for name, file in files.items()}) as server:
         (folder / "list.txt").write_text(f"{server.url}/s.tif\n")
         words = line.format(url=server.url, out=tmp_path / "out").split()
         outcome = run(words, folder, (server.server_port,))
         assert outcome.kind == "accepted", outcome
-        assert {path for path, _ in server.asked} == {"/s.tif"}
+        assert {path for path, _ in server.asked} == {"/s.tif", *(["/m.tif"] if "m.tif" in line else [])}
 
 
 def test_nothing_that_a_remote_file_says_is_asked(folder, tmp_path):
