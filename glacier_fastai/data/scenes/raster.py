@@ -32,7 +32,7 @@ from rasterio.session import DummySession
 from ...errors import DataError
 from ...memory import available, fits
 from ...reading import opened, refusing
-from .web import Address, Link, not_arrived, open_link
+from .web import LOST, Address, Link, open_link, shown
 
 __all__ = [
     "DRIVERS",
@@ -112,14 +112,15 @@ def reading(
     path: str | os.PathLike,  # file that is read, for the message
 ) -> Iterator[None]:
     """Turn what GDAL cannot read into a `DataError`; whatever the file says, GDAL asks no network meanwhile."""
+    lost = len(LOST)
     try:
         with rasterio.Env(DummySession(), **OFFLINE):
             yield
-        if lost := not_arrived():
-            raise DataError(lost)
+        if LOST[lost:]:
+            raise DataError(LOST[lost])
     except (RasterioError, CPLE_BaseError, UnicodeError) as err:
-        if lost := not_arrived():
-            raise DataError(lost) from None
+        if LOST[lost:]:
+            raise DataError(LOST[lost]) from None
         why = " ".join(str(err).split())
         raise DataError(f"{path}: not a raster, cut short or damaged ({why}); copy it again") from err
     except MemoryError as err:
@@ -142,16 +143,16 @@ def local_file(
         elsewhere = re.match(r"[a-z][a-z0-9+.-]+://|/vsi", text, re.IGNORECASE)
         missing = isinstance(err, FileNotFoundError | NotADirectoryError)
         why = "only files on this disk are read; copy it here" if elsewhere else "no such file"
-        shown = text.encode(errors="backslashreplace").decode()
-        raise DataError(f"{shown}: {why if missing or elsewhere else f'cannot be read ({_why(err)})'}") from err
+        text = (shown(text) if elsewhere else text).encode(errors="backslashreplace").decode()
+        raise DataError(f"{text}: {why if missing or elsewhere else f'cannot be read ({_why(err)})'}") from err
     if not stat.S_ISREG(mode):
         folder = stat.S_ISDIR(mode)
         kind = "is a folder; name the file in it" if folder else "no regular file (a pipe or a device); give a file"
         raise DataError(f"{path}: {kind}")
     full = "/" + os.path.join(os.getcwd(), text).lstrip("/") if os.sep == "/" else os.path.abspath(text)
-    shown = full.encode(errors="backslashreplace").decode()
-    if shown != full or full.startswith("/vsi") or "<VRTDataset" in full:
-        raise DataError(f"{shown}: GDAL does not take that for the name of a file; rename it")
+    printed = full.encode(errors="backslashreplace").decode()
+    if printed != full or full.startswith("/vsi") or "<VRTDataset" in full:
+        raise DataError(f"{printed}: GDAL does not take that for the name of a file; rename it")
     return Path(full)
 
 

@@ -30,7 +30,7 @@ from rasterio.io import DatasetReader
 from ...errors import DataError
 from .s3 import s3_request
 
-__all__ = ["Address", "Link", "WebRaster", "identity", "named", "not_arrived", "open_link", "read_text"]
+__all__ = ["Address", "Link", "WebRaster", "identity", "named", "open_link", "read_text"]
 
 CHUNK = 2**14  # bytes that are kept together
 KEPT = 2**27  # bytes, of all files, that are kept
@@ -110,6 +110,13 @@ class Address(str):
         return Address(urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}")))
 
 
+def shown(
+    text: str,  # an address, of any kind
+) -> str:
+    """Return it without what may be secret, as `Address` does."""
+    return re.sub(r"//[^/]*@", "//", text.partition("?")[0])
+
+
 def named(
     what: str | os.PathLike,  # as a user writes it
 ) -> Path | Address:
@@ -122,15 +129,20 @@ def named(
         return what
     text = os.fspath(what)
     if isinstance(what, os.PathLike) and re.match(r"(https?|s3):/", text, re.IGNORECASE):
-        raise DataError(f"{text.partition('?')[0]}: give an address as text; Path changes it")
+        raise DataError(f"{shown(text)}: give an address as text; Path changes it")
     if match := re.match(r"(?:/vsicurl/)?(https?)://(.*)", text, re.IGNORECASE | re.DOTALL):
         return Address(f"{match[1].lower()}://{match[2]}")
     if match := re.match(r"(?:s3://|/vsis3/)(.*)", text, re.IGNORECASE | re.DOTALL):
         return Address(f"s3://{match[1]}")
     if re.match(r"[a-z][a-z0-9+.-]+://|/vsi", text, re.IGNORECASE):
-        shown = re.sub(r"//[^/]*@", "//", text.partition("?")[0])
-        raise DataError(f"{shown}: only files on this disk and addresses by https, http and s3 are read; copy it here")
+        raise DataError(
+            f"{shown(text)}: only files on this disk and addresses by https, http and s3 are read; copy it here"
+        )
     return Path(text)
+
+
+LOST: list[str] = []
+"""Why bytes that GDAL asked for could not be had, each time; what it was given in their place is not the file's."""
 
 
 class _Passing(Exception):
@@ -160,7 +172,6 @@ class Link:
         self._where, self._region = address.url, ""
         self._connect, self._silence, retries, self._delay = (_setting(name) for name in SETTINGS)
         self._retries = int(retries)
-        _links.add(self)
         try:
             self.begins = self._fetch(0, first)
         except BaseException:
@@ -172,7 +183,6 @@ class Link:
     def close(self) -> None:
         """Hang up."""
         self.session.close()
-        _links.discard(self)
 
     @property
     def size(self) -> int:
@@ -187,7 +197,7 @@ class Link:
         """Return some of its bytes; zeros where they could not be had, which `trouble` then tells."""
         stop = min(stop, self.size)
         if start >= stop or self.trouble:
-            return bytes(max(stop - start, 0))
+            return self._lost(start, stop, self.trouble)
         key, first, last = (self.address.url, self.identity), start // CHUNK, (stop - 1) // CHUNK
         found = {n: _cache.get(key, n) for n in range(first, last + 1)}
         lacking = [n for n, data in found.items() if not data]
@@ -198,19 +208,23 @@ class Link:
                     found[n] = data[k * CHUNK : (k + 1) * CHUNK]
                     _cache.put(key, n, found[n])
         except DataError as err:
-            self.trouble = str(err)
-            return bytes(stop - start)
+            return self._lost(start, stop, str(err))
         return b"".join(found.values())[start - first * CHUNK : stop - first * CHUNK]
+
+    def _lost(self, start: int, stop: int, why: str) -> bytes:
+        self.trouble = why
+        LOST.extend([why] if why else [])
+        return bytes(max(stop - start, 0))
 
     def _fetch(self, start: int, stop: int) -> bytes:
         """Return bytes of the file, fewer at its end, and of one that is not sent in parts as many as are sent."""
-        out, failures, new, began = bytearray(), 0, not self.identity, time.monotonic()
+        out, failures, new = bytearray(), 0, not self.identity
         while start + len(out) < stop:
-            before = len(out)
+            before, began = len(out), time.monotonic()
             try:
                 for piece in self._ask(start + len(out), stop):
                     out += piece
-                    if time.monotonic() - began > self._silence + len(out) / SLOW:
+                    if time.monotonic() - began > self._silence + (len(out) - before) / SLOW:
                         raise DataError(f"{self.address}: sends less than {SLOW:,} bytes a second; try again later")
                 stop = min(stop, self.size) if self.identity else 0
             except _Passing as err:
@@ -428,8 +442,7 @@ class _File:
         try:
             return self.link.read(start, stop)
         except BaseException as err:
-            self.link.trouble = f"{self.link.address}: {type(err).__name__}"
-            return bytes(max(stop - start, 0))
+            return self.link._lost(start, stop, f"{self.link.address}: cannot be read ({type(err).__name__})")
 
 
 class WebRaster(DatasetReader):
@@ -449,6 +462,13 @@ class WebRaster(DatasetReader):
         """Its address; it has nothing beside."""
         return [self.link.address]
 
+    def read(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        """Return values, as of any raster; raises `DataError` if some could not be had."""
+        values = super().read(*args, **kwargs)
+        if self.link.trouble:
+            raise DataError(self.link.trouble)
+        return values
+
     def close(self) -> None:
         """Close it, and hang up."""
         self.context.run(super().close)
@@ -459,7 +479,6 @@ class WebRaster(DatasetReader):
             self.close()
 
 
-_links: WeakSet[Link] = WeakSet()
 _opened: WeakSet[WebRaster] = WeakSet()
 
 
@@ -480,11 +499,6 @@ def open_link(
     raster.link, raster.context = link, context
     _opened.add(raster)
     return raster
-
-
-def not_arrived() -> str:
-    """Return why bytes of a file that is open could not be had; what was read in their place is not its content."""
-    return next((link.trouble for link in [*_links] if link.trouble), "")
 
 
 def unversioned(
