@@ -28,7 +28,7 @@ from glacier_fastai.reading import (
 
 PARSERS = (
     r"json\.loads?\(|yaml\.\w*load|np\.load\(|torch\.load\(|safe_open|load_file\(|tarfile\.open|zipfile\.ZipFile|read_csv|"
-    r"fromfile|\.read_text\(|pickle\.load|lib\.format\.(read|open)_"
+    r"fromfile|(?<!folder)\.read_text\(|pickle\.load|lib\.format\.(read|open)_"
 )
 DOORS = {
     "reading.py",

@@ -109,7 +109,7 @@ class Links(Folder):
 
     def read_text(self, name: str) -> str:
         """Return the text of the item."""
-        return web.read_text(self.address)
+        return web.text_at(self.address)
 
 
 def _names(root: Path, deepest: int) -> list[str]:

@@ -18,7 +18,7 @@ from .names import canonical_sensor, name_bands
 from .product import Flag, Folder, Links, Part, Product
 from .raster import check_within
 from .units import TAGS, ZERO_CELSIUS
-from .web import Address, named, read_text
+from .web import Address, named, text_at
 
 if TYPE_CHECKING:
     from pystac import Item
@@ -207,7 +207,7 @@ def stac_items(
             raise ValueError(request.url)
         return request
 
-    read_text(address)  # which says what is wrong with a host better than the search does
+    text_at(address)  # which says what is wrong with a host better than the search does
     found, strays, when = [], list[str | None](), f"{start or '..'}/{end or '..'}" if start or end else None
     try:
         client = Client.open(address.url, timeout=60, request_modifier=only_there)

@@ -30,7 +30,7 @@ from rasterio.io import DatasetReader
 from ...errors import DataError
 from .s3 import s3_request
 
-__all__ = ["Address", "Link", "WebRaster", "identity", "named", "open_link", "read_text"]
+__all__ = ["Address", "Link", "WebRaster", "identity", "named", "open_link", "text_at"]
 
 CHUNK = 2**14  # bytes that are kept together
 KEPT = 2**27  # bytes, of all files, that are kept
@@ -528,7 +528,7 @@ def is_json(
     return link.begins.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
 
 
-def read_text(
+def text_at(
     address: Address,  # of a small file
 ) -> str:
     """Return a text on the network; raises `DataError`."""

@@ -242,11 +242,10 @@ def test_a_file_per_band_and_a_mask(tmp_path):
 def test_a_mask_that_breaks_off_is_no_mask(big, tmp_path):
     hidden = np.random.default_rng(0).integers(0, 2, (1, 1024, 1024)).astype("uint8")
     mask = write_raster(tmp_path / "m.tif", hidden, transform=from_origin(500_000, 3_100_000, 15, 15))
-    with Web({"m.tif": mask.read_bytes()}) as server:
-        with open_scene(big, mask=f"{server.url}/m.tif") as scene:
-            server.plan = always(drop=0)
-            with pytest.raises(DataError, match=r"/m\.tif: the connection breaks off"):
-                read_all(scene)
+    with Web({"m.tif": mask.read_bytes()}) as server, open_scene(big, mask=f"{server.url}/m.tif") as scene:
+        server.plan = always(drop=0)
+        with pytest.raises(DataError, match=r"/m\.tif: the connection breaks off"):
+            read_all(scene)
 
 
 def test_names_of_maps_and_lists(tmp_path):
