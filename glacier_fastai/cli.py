@@ -611,7 +611,7 @@ def predict(
     stac: Annotated[str, typer.Option(help="Address of a STAC API: map the items that it finds by what follows.")] = "",
     bbox: Annotated[str, typer.Option(help="WEST,SOUTH,EAST,NORTH in degrees; items are mapped whole.")] = "",
     start: Annotated[str, typer.Option("--from", help="First day, 2020-07-01; default the first that there is.")] = "",
-    end: Annotated[str, typer.Option("--to", help="Last day.")] = "",
+    end: Annotated[str, typer.Option("--to", help="Last day, 2020-09-30; default the last that there is.")] = "",
     max_cloud: Annotated[float, typer.Option(min=0, max=100, help="Largest share of clouds, percent.")] = 100.0,
     collection: Annotated[list[str], typer.Option(help="Of the API. May be repeated. Default: all.")] = [],  # noqa: B006
     window: Annotated[

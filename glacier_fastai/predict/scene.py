@@ -20,10 +20,10 @@ from rasterio.errors import RasterioError
 from .. import __version__
 from ..bands import CLASSES, ICE, IGNORE
 from ..data.scenes import web
+from ..data.scenes.address import Address, named
 from ..data.scenes.opening import HowRead, open_scene, scene_name
 from ..data.scenes.raster import block_cache
 from ..data.scenes.scene import Scene
-from ..data.scenes.web import Address, named
 from ..errors import DataError, OutputError, PredictionError, note
 from ..files import check_room, digest, file_hash, identity, locked, names_only, remove, write_text
 from ..memory import fits

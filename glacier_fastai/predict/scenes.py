@@ -13,8 +13,8 @@ from typing import Any, Literal
 import pandas as pd
 
 from ..bands import CLASSES, ICE
+from ..data.scenes.address import Address, named
 from ..data.scenes.opening import scene_name
-from ..data.scenes.web import Address, named
 from ..errors import DataError, GlacierError, PredictionError, note
 from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble

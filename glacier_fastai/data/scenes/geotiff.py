@@ -15,11 +15,12 @@ from rasterio.windows import Window
 from ...bands import Bands
 from ...core.fill import NO_VALUE
 from ...errors import DataError, note
+from .address import Address
 from .names import described_otherwise, name_bands
 from .raster import open_raster, parse_crs, reading
 from .scene import Declared, Scene
 from .units import Given, by_band
-from .web import Address, unversioned
+from .web import unversioned
 
 __all__ = ["SceneRaster"]
 

@@ -14,10 +14,10 @@ from scipy.ndimage import distance_transform_edt
 
 from ...errors import DataError, did_you_mean
 from ...memory import fits
+from .address import Address
 from .product import Flag
 from .raster import open_raster, reading, same_crs, same_grid
 from .scene import Scene
-from .web import Address
 
 __all__ = ["KINDS", "Masked", "check_keep"]
 

@@ -21,6 +21,7 @@ from typing import TypedDict, Unpack
 
 from ...bands import Bands
 from ...errors import DataError, did_you_mean
+from .address import Address, named
 from .geotiff import SceneRaster
 from .masks import Masked, check_keep
 from .names import canonical_sensor, name_bands
@@ -29,7 +30,7 @@ from .raster import local_file
 from .scene import Scene, on_one_grid
 from .stac import read_stac
 from .units import Given, by_band
-from .web import Address, is_json, named
+from .web import is_json
 
 __all__ = ["HowRead", "Reader", "open_scene", "scene_name"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ...errors import DataError
 from ...reading import read_text, refusing
 from . import web
-from .web import Address
+from .address import Address
 
 __all__ = ["Flag", "Folder", "Links", "Part", "Product"]
 

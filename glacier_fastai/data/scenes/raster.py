@@ -32,7 +32,8 @@ from rasterio.session import DummySession
 from ...errors import DataError
 from ...memory import available, fits
 from ...reading import opened, refusing
-from .web import LOST, Address, Link, open_link, shown
+from .address import Address, shown
+from .web import LOST, Link, open_link
 
 __all__ = [
     "DRIVERS",

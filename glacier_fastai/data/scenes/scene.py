@@ -17,9 +17,9 @@ from ...bands import Bands, natural_unit
 from ...core.fill import likely_fill
 from ...errors import DataError
 from ..profile import QUANTILES, Profile
+from .address import Address
 from .raster import block_rows, pixel_size, reading, same_crs, same_grid
 from .units import ZERO_CELSIUS, Scaling, unit_of
-from .web import Address
 
 __all__ = ["Declared", "Resampled", "Sample", "Scene", "Stack", "on_one_grid"]
 

@@ -14,11 +14,12 @@ from urllib.parse import unquote, urlsplit
 
 from ...errors import DataError, GlacierError
 from ...reading import parse_json, refusing
+from .address import Address, named
 from .names import canonical_sensor, name_bands
 from .product import Flag, Folder, Links, Part, Product
 from .raster import check_within
 from .units import TAGS, ZERO_CELSIUS
-from .web import Address, named, text_at
+from .web import text_at
 
 if TYPE_CHECKING:
     from pystac import Item

@@ -22,9 +22,9 @@ from rasterio.windows import Window
 from ...bands import CLASSES, ICE_OF_ANY_KIND, IGNORE
 from ...errors import DataError
 from ...memory import fits
+from ..scenes.address import Address, named
 from ..scenes.raster import horizontal, open_raster, reading, same_crs, same_grid
 from ..scenes.scene import Scene
-from ..scenes.web import Address, named
 
 __all__ = ["label_masks"]
 

@@ -15,11 +15,11 @@ from ...core.ranges import unlike
 from ...core.tiling import starts
 from ...errors import DataError
 from ...memory import fits
+from ..scenes.address import named
 from ..scenes.opening import HowRead, open_scene, scene_name
 from ..scenes.raster import block_cache
 from ..scenes.scene import Scene
 from ..scenes.units import Scaling
-from ..scenes.web import named
 from ..tiles import TileStore, TileWriter, store_dtype
 from .labels import label_masks
 from .outlines import Outlines, burn_outlines, open_outlines

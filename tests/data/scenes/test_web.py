@@ -12,9 +12,9 @@ from scenes import BANDS, made_up, write_raster
 from web import Answer, Web
 
 from glacier_fastai.data.scenes import web
+from glacier_fastai.data.scenes.address import Address, named
 from glacier_fastai.data.scenes.opening import open_scene, scene_name
 from glacier_fastai.data.scenes.raster import open_raster
-from glacier_fastai.data.scenes.web import Address, named
 from glacier_fastai.errors import DataError
 from glacier_fastai.predict.scenes import find_scenes
 
