@@ -111,8 +111,8 @@ MaskBuffer = Annotated[
     float, typer.Option("--mask-buffer", min=0, max=1e6, help="Metres by which clouds and shadows are widened.")
 ]
 Mask = Annotated[
-    Path | None,
-    typer.Option("--mask", help="What is left out beside: polygons, or a raster that is not 0 there."),
+    str,
+    typer.Option("--mask", help="What is left out beside: polygons, or a raster (or its address) that is not 0 there."),
 ]
 Dem = Annotated[
     Path | None,
@@ -231,10 +231,12 @@ def schema() -> None:
 
 @prepare.command("scene")
 def prepare_scene(
-    scenes: Annotated[list[Path], typer.Argument(help="GeoTIFFs or products; all with the same bands.")],
+    scenes: Annotated[
+        list[str], typer.Argument(help="GeoTIFFs, their addresses, or products; all with the same bands.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Tile store to make; must not exist.")],
     label: Annotated[
-        list[Path],
+        list[str],
         typer.Option(
             help="Label raster on the scene's grid: 0 background, 1 glacier, 2 debris, 3 lake, 254 ice of unknown "
             "kind, 255 no label; or a binary mask of 0 and 255. One per scene, in the same order."
@@ -276,7 +278,7 @@ def prepare_scene(
     resolution: Resolution = 0.0,
     keep: Keep = "",
     mask_buffer: MaskBuffer = 0.0,
-    mask: Mask = None,
+    mask: Mask = "",
     dem: Dem = None,
     tile_size: Annotated[int, typer.Option(min=32, max=65536, help="Side of a tile, pixels.")] = 128,
     overlap: Annotated[int, typer.Option(min=0, max=65536, help="Least overlap of neighbouring tiles, pixels.")] = 0,
@@ -319,7 +321,7 @@ def _how(
     resolution: float,
     keep: str,
     mask_buffer: float,
-    mask: Path | None,
+    mask: str,
     dem: Path | None,
 ) -> Any:
     """Return how scenes are to be read, from the options."""
@@ -337,7 +339,7 @@ def _how(
         resolution=resolution or None,
         keep=_split(keep) or (),
         mask_buffer=mask_buffer,
-        mask=mask,
+        mask=mask or None,
         dem=dem,
     )
 
@@ -602,9 +604,9 @@ def predict(
         typer.Argument(
             metavar="MODEL... SCENE...",
             help="First the model: a bundle (.safetensors), several, or an ensemble.yaml. Then scenes: GeoTIFFs with "
-            "the model's bands, products of Landsat, Sentinel-2 or HLS (folder, archive or metadata), "
-            "patterns in quotes, or a manifest (.txt with a path per line, .csv with a column "
-            "scene).",
+            "the model's bands, products of Landsat, Sentinel-2 or HLS (folder, archive or metadata), STAC items, "
+            "addresses of GeoTIFFs or items (https, s3), patterns in quotes, or a manifest (.txt with one per line, "
+            ".csv with a column scene).",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the maps.")],
@@ -615,7 +617,7 @@ def predict(
     resolution: Resolution = 0.0,
     keep: Keep = "",
     mask_buffer: MaskBuffer = 0.0,
-    mask: Mask = None,
+    mask: Mask = "",
     dem: Dem = None,
     confidence: Annotated[
         bool, typer.Option("--confidence", help="Write the probability that the class shown is right.")
@@ -639,6 +641,12 @@ def predict(
     buffer: Buffer = None,
     min_area_km2: MinArea = 0.01,
     stats: Stats = "bundle",
+    stac: Annotated[str, typer.Option(help="Address of a STAC API: map the items that it finds by what follows.")] = "",
+    bbox: Annotated[str, typer.Option(help="WEST,SOUTH,EAST,NORTH in degrees; items are mapped whole.")] = "",
+    start: Annotated[str, typer.Option("--from", help="First day, 2020-07-01; default the first that there is.")] = "",
+    end: Annotated[str, typer.Option("--to", help="Last day, 2020-09-30; default the last that there is.")] = "",
+    max_cloud: Annotated[float, typer.Option(min=0, max=100, help="Largest share of clouds, percent.")] = 100.0,
+    collection: Annotated[list[str], typer.Option(help="Of the API. May be repeated. Default: all.")] = [],  # noqa: B006
     window: Annotated[
         int, typer.Option(min=32, max=65536, help="Side of the windows that the model sees, pixels.")
     ] = 512,
@@ -678,6 +686,13 @@ def predict(
     from .predict.scenes import find_scenes, predict_scenes, raise_failed, split_models, summary
     from .predict.whole import Wanted
 
+    if stac:
+        from .data.scenes.stac import stac_items
+
+        items = stac_items(stac, _split(bbox) or (), start, end, max_cloud=max_cloud, collections=collection)
+        paths = [*paths, *(item.get_self_href() or "" for item in items)]
+    elif bbox or start or end or collection or max_cloud < 100:
+        raise DataError("--bbox, --from, --to, --max-cloud and --collection choose items of an API; name it by --stac")
     models, scenes = split_models(paths)
     ensemble = Ensemble.load(models, overrides)
     by = ByGlacier(glaciers, buffer, min_area_km2) if glaciers else None

@@ -1,11 +1,13 @@
 """No command asks the network but those that are told to."""
 
 import pytest
+import rasterio
 from folders import competition_folder
 from fuzz.harness import run
 from hkh_folders import hkh_folder
 from scenes import BANDS, make_store, tiny_recipe, write_scene
 from typer.main import get_command
+from web import Web
 
 from glacier_fastai.cli import app
 from glacier_fastai.model.bundle import ModelBundle
@@ -63,3 +65,37 @@ def test_every_command_is_tried():
 def test_no_command_asks_the_network(folder, name):
     outcome = run([*name.split(), *LINES[name].split()], folder)
     assert outcome.kind == "accepted", outcome
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "predict b.safetensors {url}/s.tif --out {out}",
+        "predict b.safetensors /vsicurl/{url}/s.tif --mask {url}/m.tif --out {out}",
+        "predict b.safetensors list.txt --out {out}",
+        "prepare scene {url}/s.tif --label scene_label.tif --tile-size 32 --out {out}",
+    ],
+)
+def test_an_address_is_asked_and_no_other_host(folder, line, tmp_path):
+    files = {"s.tif": "scene.tif", "m.tif": "scene_label.tif"}
+    with Web({name: (folder / file).read_bytes() for name, file in files.items()}) as server:
+        (folder / "list.txt").write_text(f"{server.url}/s.tif\n")
+        words = line.format(url=server.url, out=tmp_path / "out").split()
+        outcome = run(words, folder, (server.server_port,))
+        assert outcome.kind == "accepted", outcome
+        assert {path for path, _ in server.asked} == {"/s.tif", *(["/m.tif"] if "m.tif" in line else [])}
+
+
+def test_nothing_that_a_remote_file_says_is_asked(folder, tmp_path):
+    """Of a raster on the network that names another host, as VRTs and overviews do, GDAL sees its bytes alone."""
+    with Web({}) as server:
+        vrt = f"<VRTDataset rasterXSize='1' rasterYSize='1'><SRS>{server.url}/x</SRS></VRTDataset>"
+        path = tmp_path / "o.tif"
+        path.write_bytes((folder / "scene.tif").read_bytes())
+        with rasterio.open(path, "r+") as file:
+            file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=f"/vsicurl/{server.url}/o.ovr")
+        server.files |= {"/v.tif": vrt.encode(), "/o.tif": path.read_bytes()}
+        for name in ("v.tif", "o.tif"):
+            words = ["predict", "b.safetensors", f"{server.url}/{name}", "--out", str(tmp_path / "out")]
+            assert run(words, folder, (server.server_port,)).kind == "refused"
+        assert {path for path, _ in server.asked} == {"/v.tif", "/o.tif"}

@@ -139,7 +139,7 @@ def _written(a: _Table, b: _Table, out: Path, work: Path, notes: list[str], over
         "first": {"scene": a.told("scene"), "date": str(a.day), "sensor": a.told("sensor"), "model": a.told("model")},
         "second": {"scene": b.told("scene"), "date": str(b.day), "sensor": b.told("sensor"), "model": b.told("model")},
         "years": round(years, 4),
-        "total": json.loads(sizes.iloc[[-1]].to_json(orient="records"))[0],
+        "total": {k: None if pd.isna(v) else v for k, v in sizes.to_dict("records")[-1].items()},
         "glaciers": len(table),
         "compared": int(table["change_km2"].notna().sum()),
         "beyond_noise": int(table["beyond_noise"].sum()),

@@ -21,6 +21,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from ..bands import CLASSES, ICE
+from ..data.scenes.address import Address
 from ..data.scenes.opening import HowRead
 from ..data.scenes.raster import block_cache, horizontal
 from ..data.scenes.scene import Scene
@@ -51,7 +52,7 @@ EDGE = 65  # places along each side of a scene that show how far it reaches
 class Grid:
     """Where a composite lies, a `Source` without pixels."""
 
-    path: Path
+    path: Path | Address
     crs: Any
     transform: Any
     height: int
@@ -145,7 +146,7 @@ def predict_composite(
             file.unlink()
         return found
 
-    return make_whole(out, name, about, wanted, make, overwrite)
+    return make_whole(out, name, about, wanted, make, overwrite, [p for x in looked for p in (x.path, *x.parts)])
 
 
 class DateMap(RasterMap):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from .. import __version__
 from ..bands import CLASSES, ICE, IGNORE
+from ..data.scenes import web
+from ..data.scenes.address import Address, named
 from ..data.scenes.opening import HowRead, open_scene, scene_name
 from ..data.scenes.raster import block_cache
 from ..data.scenes.scene import Scene
@@ -134,17 +137,17 @@ def predict_scene(
                 found |= by_glacier(wanted, looked.inventory, partial, name, about, how.get("dem"))
             return found | masked_share(source, models, wanted.window, about["notes"])
 
-    return make_whole(out, name, about, wanted, make, overwrite)
+    return make_whole(out, name, about, wanted, make, overwrite, private=[looked.path, *looked.parts])
 
 
 @dataclass(frozen=True)
 class Looked:
     """A scene that was looked at and fits the models; what it is, and what it is made of."""
 
-    path: Path
+    path: Path | Address
     open: Callable[[], Scene]
     about: dict[str, Any]  # for the record, with a hash of it
-    parts: dict[str, tuple[int, ...]]  # its files, and what tells whether they are the same
+    parts: dict[str, tuple[Any, ...]]  # its files, and what tells whether they are the same
     inventory: Inventory | None = None  # its glaciers, where they are wanted
 
     @contextmanager
@@ -165,7 +168,7 @@ def look_at(
     how: HowRead,
 ) -> Looked:
     """Look at a scene before it is mapped, and say what is odd about it; raises as `predict_scene`."""
-    path, notes = Path(scene), list[str]()
+    path, notes = named(scene), list[str]()
     needed = [band for band, _ in ensemble.channels]
 
     def opened() -> Scene:
@@ -177,10 +180,11 @@ def look_at(
             note(text, notes)
         check_fit(ensemble, path, raster.profile, notes, wanted.statistics, force)
         masks = {"keep": sorted(how.get("keep", ())), "buffer": how.get("mask_buffer", 0.0)}
+        parts = _parts(raster)
         inventory = inventory_on(wanted.glaciers, raster, path, notes) if wanted.glaciers else None
-        about = _about(ensemble, wanted.about(inventory, how.get("dem")), raster, masks)
+        about = _about(ensemble, wanted.about(inventory, how.get("dem")), raster, masks, parts)
         about |= {"tells_debris": ensemble.tells_debris, "notes": notes}
-        return Looked(path, opened, about, _parts(raster), inventory)
+        return Looked(path, opened, about, parts, inventory)
 
 
 def _check_memory(source: SceneSource, wanted: Wanted) -> None:
@@ -261,17 +265,23 @@ def by_glacier(
     return {"glaciers": {k: made[k] for k in ("inventory", "totals")}}
 
 
-def _parts(scene: Scene) -> dict[str, tuple[int, ...]]:
+def _parts(scene: Scene) -> dict[str, tuple[Any, ...]]:
     """Return the files that a scene is made of, as those of a VRT, and what tells whether they are the same."""
     # not statistics and overviews, which viewers add
     names = [n for n in sorted(scene.files) if not n.endswith((SIDECAR, ".ovr"))]
-    return {name: identity(name) if os.path.exists(name) else () for name in names}
+    return {name: _identity(name) for name in names}
 
 
-def _check_same(scene: Path, parts: dict[str, tuple[int, ...]]) -> None:
+def _identity(name: str) -> tuple[Any, ...]:
+    if isinstance(name, Address):
+        return web.identity(name)
+    return identity(name) if os.path.exists(name) else ()
+
+
+def _check_same(scene: Path | Address, parts: dict[str, tuple[Any, ...]]) -> None:
     """Raise `DataError` if a scene is not what it was before it was read."""
     for name, before in parts.items():
-        if before != (identity(name) if os.path.exists(name) else ()):
+        if before != _identity(name):
             raise DataError(f"{scene}: {name} was changed while it was mapped; map it again when nobody writes it")
 
 
@@ -303,12 +313,14 @@ def masked_share(source: SceneSource, predictor: Predictor, window: int, notes: 
     return {"masked": found}
 
 
-def _about(ensemble: Ensemble, wanted: dict[str, Any], raster: Scene, masks: dict[str, Any]) -> dict[str, Any]:
+def _about(
+    ensemble: Ensemble, wanted: dict[str, Any], raster: Scene, masks: dict[str, Any], parts: dict[str, tuple[Any, ...]]
+) -> dict[str, Any]:
     """Return what a prediction is made of, and a hash of it."""
     content = hashlib.sha256()
-    for name in _parts(raster):
+    for name, version in parts.items():
         try:
-            content.update(file_hash(name).encode())
+            content.update((json.dumps([name, version]) if isinstance(name, Address) else file_hash(name)).encode())
         except OSError as err:
             raise DataError(f"{raster.path}: {name}, which it is made of, cannot be read ({err.strerror})") from err
     content.update(digest(raster.seen()).encode())

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from ..bands import CLASSES, ICE
+from ..data.scenes.address import Address, named
 from ..data.scenes.opening import scene_name
 from ..errors import DataError, GlacierError, PredictionError, note
 from ..model.bundle import ModelBundle
@@ -36,7 +37,7 @@ def split_models(
     paths: Sequence[str],  # models and scenes, as a command names them
 ) -> tuple[list[str], list[str]]:
     """Return the models, known by their suffix, and the scenes, all else; raises `DataError` if either is missing."""
-    models = [p for p in paths if Path(p).suffix in (".safetensors", ".yaml", ".yml")]
+    models = [p for p in paths if isinstance(named(p), Path) and Path(p).suffix in (".safetensors", ".yaml", ".yml")]
     scenes = [p for p in paths if p not in models]
     if not models or not scenes:
         missing = "no model: name a bundle (.safetensors) or an ensemble.yaml" if not models else "no scene to map"
@@ -46,19 +47,23 @@ def split_models(
 
 def find_scenes(
     names: Sequence[str | os.PathLike],  # files, folders, patterns such as "scenes/*.tif", manifests (.txt, .csv)
-) -> list[Path]:
+) -> list[Path | Address]:
     """Return the scenes that are meant, each once, in the order given.
 
-    A manifest has a path per line, or is a table with a column `scene`; paths are as seen from the manifest. Of
+    A manifest has a path or an address per line, or is a table with a column `scene`; paths are as seen from it. Of
     what a pattern matches, folders beside files, maps that `predict_scene` made, .aux.xml and .ovr are no scenes; maps
     named beside scenes are left out, too, which is noted.
 
     Raises:
         DataError: A pattern matches no scene, a manifest cannot be read, or two scenes would have maps of one name.
     """
-    found: list[Path] = []
-    for name in map(str, names):
-        path = Path(name)
+    found: list[Path | Address] = []
+    for given in names:
+        path = named(given)
+        if isinstance(path, Address):
+            found.append(path)
+            continue
+        name = str(path)
         if path.suffix.lower() in (".txt", ".csv") and not path.stem.endswith("_MTL"):
             found += _listed(path)
         elif path.exists() or not glob.has_magic(name):
@@ -81,15 +86,17 @@ def find_scenes(
             f"{maps[0]}{f' and {len(maps) - 1} more' if len(maps) > 1 else ''}: a map made before, no scene; left out",
             [],
         )
-    stems: dict[str, Path] = {}
+    stems: dict[str, Path | Address] = {}
     for path in found:
         if (other := stems.setdefault(scene_name(path), path)) != path:
             raise DataError(f"{path}: its map would have the name of that of {other}; use an output folder for each")
     return found
 
 
-def _is_map(path: Path) -> bool:
+def _is_map(path: Path | Address) -> bool:
     """Return whether a file belongs to a map, as the record beside it says."""
+    if isinstance(path, Address):
+        return False
     for end in ENDS:
         stem = path.name[: -len(end)]
         if path.name.lower().endswith(end) and "scene_sha256" in read_record(path.with_name(f"{stem}_prediction.json")):
@@ -97,20 +104,20 @@ def _is_map(path: Path) -> bool:
     return False
 
 
-def _listed(path: Path) -> list[Path]:
+def _listed(path: Path) -> list[Path | Address]:
     if path.suffix.lower() == ".csv":
         lines = read_table(path, DataError, {"scene": str}, link=True)["scene"].tolist()
     else:
         lines = read_text(path, DataError, link=True).splitlines()
-    if not (scenes := [path.parent / line for line in map(str.strip, lines) if line and line[0] != "#"]):
+    if not (lines := [line for line in map(str.strip, lines) if line and line[0] != "#"]):
         raise DataError(f"{path}: names no scene")
-    return scenes
+    return [scene if isinstance(scene := named(line), Address) else path.parent / scene for line in lines]
 
 
 def part_of(
-    scenes: Sequence[Path],
+    scenes: Sequence[Path | Address],
     part: str = "",  # "2/8": the second of eight; default what a launcher says (RANK and WORLD_SIZE), else all
-) -> list[Path]:
+) -> list[Path | Address]:
     """Return the share of one of several processes; all shares together are all scenes, each once.
 
     Raises:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from rasterio.errors import RasterioError
 
+from ..data.scenes.address import Address
 from ..data.sources.inventory import Inventory
 from ..errors import DataError, OutputError, PredictionError, note
 from ..files import file_hash, locked, names_only, remove, write_text
@@ -77,6 +78,7 @@ def make_whole(
     wanted: Wanted,
     make: Callable[[Path], dict[str, Any]],  # writes the files wanted into a folder, and returns more for the record
     overwrite: bool = False,  # replace what is there of another prediction
+    private: Sequence[Any] = (),  # addresses of which the record keeps the last name alone
 ) -> dict[str, Any]:
     """Make the files of a scene under a lock; they take their names when all of them are whole.
 
@@ -118,7 +120,7 @@ def make_whole(
                 for path in every:  # none of another prediction may go by the new record's name
                     path.unlink(missing_ok=True)
                     path.with_name(path.name + SIDECAR).unlink(missing_ok=True)
-                public = {**about, "notes": [names_only(text) for text in about["notes"]]}
+                public = {**about, "notes": [_public(text, private) for text in about["notes"]]}
                 write_text(record, json.dumps(public, indent=1))
                 for file in (*sidecars, *(p.name for p in files.values())):
                     (partial / file).replace(out / file)
@@ -133,6 +135,13 @@ def make_whole(
             raise OutputError(str(err).replace(str(partial), str(out))) from err
         raise OutputError(f"{err.filename or out}: cannot be written ({err.strerror}); choose another folder") from err
     return {**about, "files": {k: str(p) for k, p in files.items()}, "done_before": False}
+
+
+def _public(text: str, names: Sequence[Any]) -> str:
+    """Return a note with the last names alone of paths and addresses."""
+    for name in names:
+        text = text.replace(name, name.name) if isinstance(name, Address) else text
+    return names_only(text)
 
 
 def _whole(made: Sequence[Path], record: dict[str, Any], overwrite: bool) -> bool:

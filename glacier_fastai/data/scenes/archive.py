@@ -14,6 +14,7 @@ from ...errors import DataError, OutputError
 from ...files import check_room
 from ...reading import opened, refusing
 from ..download import members
+from .address import Address
 from .product import MOST, Folder
 from .raster import local_file
 
@@ -125,7 +126,7 @@ class Archive(Folder):
                     yield name, content
 
 
-def _check_many(path: Path, found: list) -> None:
+def _check_many(path: Path | Address, found: list) -> None:
     if len(found) > MOST:
         raise DataError(f"{path}: holds more than {MOST:,} files; give the archive of one scene")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,12 @@ from rasterio.windows import Window
 from ...bands import Bands, natural_unit
 from ...core.fill import NO_VALUE
 from ...errors import DataError, note
+from .address import Address
 from .names import described_otherwise, name_bands
 from .raster import open_raster, parse_crs, reading
 from .scene import Declared, Scene
 from .units import Given, by_band
+from .web import unversioned
 
 __all__ = ["SceneRaster"]
 
@@ -34,7 +36,7 @@ class SceneRaster(Scene):
 
     def __init__(
         self,
-        path: str | os.PathLike,  # a GeoTIFF, or another of `raster.DRIVERS`
+        path: str | os.PathLike,  # a GeoTIFF, or another of `raster.DRIVERS`; or the `web.Address` of one
         # names of its bands, all or by number from 1, default its band descriptions
         bands: Sequence[str] | Mapping[int, str] | None = None,
         sensor: str | None = None,  # as `names.canonical_sensor` takes it, to read names such as "B4"
@@ -45,9 +47,9 @@ class SceneRaster(Scene):
         fill: float | None = None,  # number of pixels without data, beside what the file declares
         called: str = "",  # how messages call it, default its path
     ):
-        self.path = Path(called or path)
-        self.notes, self.fill = [], fill
+        self.path = path if isinstance(path, Address) else Path(called or path)
         self.raster = open_raster(path, called)
+        self.notes, self.fill = unversioned(self.raster), fill
         self.rasters = [self.raster]
         try:
             with reading(self.path):
@@ -64,6 +66,17 @@ class SceneRaster(Scene):
             self.raster.close()
             raise
 
+    def leave_out_others(
+        self,
+        wanted: Collection[str],  # bands that will be read
+    ) -> None:
+        """Leave out other bands, where those wanted are there: nobody looks at them, so they are not sent."""
+        if {*wanted} <= {*self.bands}:
+            kept = [i for i, band in enumerate(self.bands) if band in wanted]
+            self.bands, self._numbers = Bands(self.bands[i] for i in kept), [self._numbers[i] for i in kept]
+            self.declared = [self.declared[i] for i in kept]
+            self.dtype = np.result_type(*(self.raster.dtypes[n - 1] for n in self._numbers))
+
     def _check_kind(self) -> None:
         if not self.raster.count:
             inside = [name.rpartition(":")[2] for name in self.raster.subdatasets]
@@ -73,6 +86,8 @@ class SceneRaster(Scene):
                 f"{self.path}: holds {what}; make one file of those wanted (gdal_translate '{first}' band.tif, then "
                 "gdalbuildvrt -separate)"
             )
+        if isinstance(self.path, Address):
+            return
         mask = Path(f"{self.raster.name}.msk")
         if mask.is_file():  # GDAL leaves one of another size out without a word
             with open_raster(mask) as raster:

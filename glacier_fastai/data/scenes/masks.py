@@ -17,6 +17,7 @@ from scipy.ndimage import distance_transform_edt
 
 from ...errors import DataError, did_you_mean
 from ...memory import fits
+from .address import Address
 from .product import Flag
 from .raster import open_raster, reading, same_crs, same_grid
 from .scene import HALF, Scene
@@ -54,10 +55,10 @@ class Masked(Scene):
     def __init__(
         self,
         scene: Scene,
-        flags: Sequence[tuple[Path, str, Flag]],  # with their files, and how messages call these
+        flags: Sequence[tuple[Path | Address, str, Flag]],  # with their files, and how messages call these
         keep: Collection[str] = (),  # of `KINDS`: what has data all the same
         buffer: float = 0.0,  # metres by which clouds and shadows are widened
-        own: Path | None = None,  # the user's mask: a raster, not 0 where it masks, or polygons
+        own: Path | Address | None = None,  # the user's mask: a raster, not 0 where it masks, or polygons
         polygons: Mapping[str, Sequence[Any]] | None = None,  # see `Product`
     ):
         self.scene, self.keep, self._own = scene, check_keep(keep), own
@@ -66,8 +67,8 @@ class Masked(Scene):
         self.height, self.width, self.crs, self.transform = scene.height, scene.width, scene.crs, scene.transform
         self.rasters, self.also_close = [*scene.rasters], scene.also_close
         self.unpacked_from = scene.unpacked_from
-        self.other_files = [*scene.other_files, *([] if own is None else [str(own)])]
-        self._layers: dict[tuple[Path, int], tuple[Any, str, Kinds]] = {}
+        self.other_files = [*scene.other_files, *([str(own)] if isinstance(own, Path) else [])]
+        self._layers: dict[tuple[Path | Address, int], tuple[Any, str, Kinds]] = {}
         self._last: tuple[tuple[int, ...], dict[str, np.ndarray]] = ((0, 0, 0, 0), {})
         self._burnt: dict[str, np.ndarray] = {}
         if not 0 <= buffer < np.inf:
@@ -99,7 +100,7 @@ class Masked(Scene):
         """The scene within."""
         return self.scene
 
-    def _add(self, path: Path, called: str, band: int, kinds: Kinds) -> None:
+    def _add(self, path: Path | Address, called: str, band: int, kinds: Kinds) -> None:
         if (path, band) in self._layers:
             self._layers[path, band][2].extend(kinds)
             return
@@ -129,11 +130,11 @@ class Masked(Scene):
         with reading(self.path):
             return rasterize(shapes, (self.height, self.width), transform=self.transform, dtype="uint8") != 0
 
-    def _add_own(self, path: Path) -> None:
+    def _add_own(self, path: Path | Address) -> None:
         from ..sources.outlines import burn_outlines, open_outlines
         from ..sources.vectors import SUFFIXES
 
-        if path.suffix.lower() in SUFFIXES:
+        if isinstance(path, Path) and path.suffix.lower() in SUFFIXES:
             fits(
                 2 * self.height * self.width, f"{path}: burnt on {self.path}", "cut the scene (gdal_translate -srcwin)"
             )

@@ -23,6 +23,7 @@ import numpy as np
 
 from ...bands import BANDS, TERRAIN, Bands
 from ...errors import DataError, did_you_mean
+from .address import Address, named
 from .archive import ARCHIVES, Archive
 from .dem import Terrain
 from .geotiff import SceneRaster
@@ -30,12 +31,14 @@ from .hls import read_hls
 from .landsat import read_landsat
 from .masks import Masked, check_keep
 from .names import canonical_sensor, name_bands
-from .product import Folder, Part, Product
+from .product import Folder, Links, Part, Product
 from .raster import local_file, parse_crs
 from .scene import Declared, Scene, Stack, on_one_grid
 from .sentinel2 import read_sentinel2
+from .stac import read_stac
 from .thermal import BrightnessTemperature
 from .units import Given, by_band
+from .web import is_json
 
 __all__ = ["HowRead", "Reader", "open_scene", "scene_name"]
 
@@ -71,7 +74,7 @@ class HowRead(TypedDict, total=False):
 
 
 def open_scene(
-    what: str | os.PathLike,  # a raster file; a folder, an archive or the metadata of a product
+    what: str | os.PathLike,  # a raster file; a folder, an archive or the metadata of a product; or an address of them
     wanted: Collection[str] | None = None,  # bands that will be read, or computed of others; default all
     pixel_size: float | None = None,  # metres, to which bands of different sizes are brought; default the finest
     **how: Unpack[HowRead],
@@ -89,14 +92,14 @@ def open_scene(
     Raises:
         DataError: There is no such scene, it is of no kind that is known, or damaged, or lacks what is said of it.
     """
-    path, bands, own = Path(what), how.get("bands"), how.get("mask")
+    path, bands, own = named(what), how.get("bands"), how.get("mask")
     keep, buffer, resolution = check_keep(how.get("keep", ())), how.get("mask_buffer", 0.0), how.get("resolution")
     if resolution is not None and not 0 < resolution < 1e6:
         raise DataError(f"resolution {resolution}: give the side of a pixel in metres")
     with ExitStack() as undo:
         flags, polygons = [], dict[str, Any]()
-        if isinstance(bands, Mapping) or not path.is_file() or path.name.lower().endswith(NO_RASTER):
-            folder = _listed(path)
+        if isinstance(bands, Mapping) or not _is_raster(path):
+            folder = Links(path, not isinstance(bands, Mapping)) if isinstance(path, Address) else _listed(path)
             undo.callback(folder.close)
             if isinstance(bands, Mapping):
                 product = _by_hand(folder, bands, how.get("sensor"))
@@ -121,15 +124,18 @@ def open_scene(
             ]
             polygons = {**product.polygons}
         else:
-            parts = [SceneRaster(path, bands, how.get("sensor"), scale=how.get("scale"), offset=how.get("offset"))]
-            undo.callback(parts[0].close)
-            scene = on_one_grid(path, parts, resolution)
+            part = SceneRaster(path, bands, how.get("sensor"), scale=how.get("scale"), offset=how.get("offset"))
+            undo.callback(part.close)
+            if isinstance(path, Address) and wanted is not None:
+                light = [band for band in wanted if band not in TERRAIN or not how.get("dem")]
+                part.leave_out_others(Bands(light or wanted).made_of(part.bands))
+            scene = on_one_grid(path, [part], resolution)
         if (dem := how.get("dem")) is not None:
             terrain = _TerrainBands(Terrain(dem), scene, wanted)
             undo.callback(terrain.close)
             scene = _with_terrain(path, scene, terrain) if terrain.bands else scene
         if flags or polygons or own is not None:
-            scene = Masked(scene, flags, keep, buffer, None if own is None else Path(own), polygons)
+            scene = Masked(scene, flags, keep, buffer, None if own is None else named(own), polygons)
         elif keep or buffer:
             scene.notes.append(f"{path}: has no flags of clouds, so nothing is masked, and nothing to keep or to widen")
         undo.pop_all()
@@ -144,9 +150,9 @@ def scene_name(
     >>> scene_name("a/LC08_L1TP_01_MTL.txt"), scene_name("S2A_1.SAFE/MTD_MSIL1C.xml"), scene_name("HLS.L30.v2.0.tar.gz")
     ('LC08_L1TP_01', 'S2A_1', 'HLS.L30.v2.0')
     """
-    path = Path(what)
-    name = path.name or path.resolve().name
-    if name.upper().startswith("MTD_"):
+    path = named(what)
+    name = path.name if isinstance(path, Address) else path.name or path.resolve().name
+    if isinstance(path, Path) and name.upper().startswith("MTD_"):
         name = path.resolve().parent.name
     elif not path.is_dir() and not name.lower().endswith((*NO_RASTER, ".safe")):
         return path.stem
@@ -154,6 +160,12 @@ def scene_name(
         if end := next((end for end in ends if name.lower().endswith(end.lower())), ""):
             name = name[: -len(end)]
     return name
+
+
+def _is_raster(path: Path | Address) -> bool:
+    if isinstance(path, Address):
+        return not is_json(path)
+    return path.is_file() and not path.name.lower().endswith(NO_RASTER)
 
 
 def _listed(path: Path) -> Folder:
@@ -166,6 +178,10 @@ def _listed(path: Path) -> Folder:
 
 def _product(folder: Folder) -> Product:
     """Return the product that is in a folder, found by the readers built in, then by those of plug-ins."""
+    if isinstance(folder, Links):
+        if product := read_stac(folder):
+            return product
+        raise DataError(f"{folder.path}: no STAC item, and no raster; products are read from this disk")
     plug_ins, broken = _plug_ins()
     found = {kind: product for kind, read in {**READERS, **plug_ins}.items() if (product := read(folder))}
     if len(found) > 1:
@@ -199,7 +215,7 @@ def _by_hand(folder: Folder, bands: Mapping[str, str], sensor: str | None) -> Pr
     parts: dict[str, Part] = {}
     for given, file in bands.items():
         band = name_bands([given], sensor, strict=True)[0][0]
-        if file not in folder.names:
+        if not isinstance(folder, Links) and file not in folder.names:
             raise DataError(f"{folder.path}: no file {file!r} for band {given}{did_you_mean(file, folder.names)}")
         if band is None or band in parts:
             raise DataError(f"{folder.path}: band {given!r} is {'named twice' if band else 'not used here'}")
@@ -221,13 +237,13 @@ def _open_parts(folder: Folder, product: Product, wanted: Collection[str] | None
     groups: dict[tuple[Any, ...], dict[int, str]] = {}
     for band in bands:
         part = product.bands[band]
-        if part.file not in folder.names:
+        if not _is_there(folder, part.file):
             by = f"which {product.metadata[0]} names" if product.metadata else "which it should have"
             raise DataError(f"{folder.path}: no file {part.file} for band {band}, {by}; download it again")
         twice = sum(1 for b in bands[: bands.index(band)] if product.bands[b] == part)
         groups.setdefault((part.file, part.fill, part.planck, twice), {})[part.band] = band
     flags = [flag.file for flag in product.flags if not flag.of or flag.of in bands]
-    if missing := next((name for name in flags if name not in folder.names), None):
+    if missing := next((name for name in flags if not _is_there(folder, name)), None):
         raise DataError(f"{folder.path}: no file {missing}, which holds its masks; download it again")
     folder.fetch(dict.fromkeys((*(file for file, *_ in groups), *flags)))
     opened: list[Scene] = []
@@ -245,6 +261,12 @@ def _open_parts(folder: Folder, product: Product, wanted: Collection[str] | None
             opened.append(BrightnessTemperature(scene, *planck) if planck else scene)
         undo.pop_all()
     return opened
+
+
+def _is_there(folder: Folder, name: str) -> bool:
+    """Return whether a file is there, as far as that is known without asking the network."""
+    path = name if folder.archive else folder.local(name)
+    return name in folder.names or isinstance(path, Address) or (isinstance(path, Path) and path.is_file())
 
 
 def _check(product: Product, scene: SceneRaster, shape: tuple[int, int] | None) -> None:
@@ -296,7 +318,7 @@ class _TerrainBands(Scene):
         return values, np.isfinite(values).all(0)
 
 
-def _with_terrain(path: Path, scene: Scene, terrain: Scene) -> Scene:
+def _with_terrain(path: Path | Address, scene: Scene, terrain: Scene) -> Scene:
     both = Stack(path, [scene, terrain])
     both.also_close, both.unpacked_from, both.other_files = (
         scene.also_close,
@@ -307,5 +329,10 @@ def _with_terrain(path: Path, scene: Scene, terrain: Scene) -> Scene:
     return both
 
 
-READERS: dict[str, Reader] = {"Landsat": read_landsat, "Sentinel-2": read_sentinel2, "HLS": read_hls}
+READERS: dict[str, Reader] = {
+    "Landsat": read_landsat,
+    "Sentinel-2": read_sentinel2,
+    "HLS": read_hls,
+    "STAC item": read_stac,
+}
 """Kind of product -> its reader."""

@@ -10,8 +10,10 @@ from typing import Any
 
 from ...errors import DataError
 from ...reading import read_text, refusing
+from . import web
+from .address import Address
 
-__all__ = ["Flag", "Folder", "Part", "Product"]
+__all__ = ["Flag", "Folder", "Links", "Part", "Product"]
 
 DEEPEST, MOST = 8, 20_000  # folders within folders, and files, that are looked at
 
@@ -80,7 +82,7 @@ class Product:
 class Folder:
     """The files of a folder."""
 
-    path: Path
+    path: Path | Address
     """What the user named: a folder, or a file in it, such as its metadata."""
     names: tuple[str, ...] = field(init=False)
     """Of its files and those of folders in it, sorted, with "/" between."""
@@ -88,6 +90,7 @@ class Folder:
     """That of the file which the user named, "" for all of the folder."""
 
     def __post_init__(self):
+        assert isinstance(self.path, Path)
         self.chosen = "" if self.path.is_dir() else self.path.name
         deep = not self.chosen or self.chosen.upper().startswith("MTD_")  # of a product with folders of its own
         self.names = tuple(sorted(_names(self.root, DEEPEST if deep else 0)))
@@ -98,17 +101,20 @@ class Folder:
     @property
     def root(self) -> Path:
         """The folder itself."""
+        assert isinstance(self.path, Path)
         return self.path.parent if self.chosen else self.path
 
     def fetch(self, names: Iterable[str]) -> None:
         """Unpack files that are needed."""
 
-    def local(self, name: str) -> Path:
-        """Return the path of a file."""
-        return self.root / name
+    def local(self, name: str) -> Path | Address:
+        """Return the path of a file, or its address where the user named the item that says it."""
+        return name if isinstance(name, Address) else self.root / name
 
     def named(self, name: str) -> str:
         """Return how messages call a file: folders between, of long names, are left out."""
+        if isinstance(name, Address):
+            return name
         folders, _, file = name.rpartition("/")
         return f"{self.archive or self.root}/{'.../' if folders else ''}{file}"
 
@@ -133,6 +139,28 @@ class Folder:
         if len(meant) > 1:
             raise DataError(f"{self.path}: holds {len(meant)} products, {meant[0]} and {meant[1]}; {advice}")
         return meant[0] if meant else None
+
+
+class Links(Folder):
+    """What lies at an address: a folder whose files cannot be listed, or a STAC item, whose links lead to them."""
+
+    def __init__(self, address: Address, item: bool):
+        self.path, self.address, self.names, self.item = address, address, (), item
+        self.chosen = address.name if item else ""
+
+    def local(self, name: str) -> Address:
+        """Return the address of a file."""
+        if isinstance(name, Address):
+            return name
+        return self.address.joined(name) if self.item else self.address.below(name)
+
+    def named(self, name: str) -> str:
+        """Return its address."""
+        return self.local(name)
+
+    def read_text(self, name: str) -> str:
+        """Return the text of the item."""
+        return web.text_at(self.address)
 
 
 def _names(root: Path, deepest: int) -> list[str]:

@@ -1,7 +1,8 @@
-"""The one door for GDAL: rasters opened by a named driver from local files alone, and coordinate reference systems.
+"""The one door for GDAL: rasters opened by a named driver, and coordinate reference systems.
 
 GDAL opens a file by its content, whatever its name says, and some formats are but a text that names a server, or other
-files. So a file's kind is found here, by how it begins, and what it leads to is looked at before GDAL sees it.
+files. So a file's kind is found here, by how it begins, and what it leads to is looked at before GDAL sees it. GDAL
+reads local files; of one on the network, whose address the user named, it is given the bytes (`web`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from rasterio.session import DummySession
 from ...errors import DataError
 from ...memory import available, fits
 from ...reading import opened, refusing
+from .address import Address, shown
+from .web import LOST, Link, open_link
 
 __all__ = [
     "DRIVERS",
@@ -59,6 +62,7 @@ DRIVERS = {  # GDAL's names of what is read, and how such files begin
     "VRT": (b"<VRTDataset",),
     "ENVI": (b"",),  # raw numbers, a header beside
 }
+FROM_WEB = ("GTiff", "JP2OpenJPEG", "PNG", "JPEG")  # what needs no other file
 READ = "GeoTIFF, JPEG 2000, PNG, JPEG, ERDAS Imagine, netCDF-3, ENVI and VRT are read; make a GeoTIFF (gdal_translate)"
 
 OFFLINE = {  # GDAL's options while it opens and reads, should anything get past what is looked at here
@@ -111,10 +115,15 @@ def reading(
     path: str | os.PathLike,  # file that is read, for the message
 ) -> Iterator[None]:
     """Turn what GDAL cannot read into a `DataError`; whatever the file says, GDAL asks no network meanwhile."""
+    lost = len(LOST)
     try:
         with rasterio.Env(DummySession(), **OFFLINE):
             yield
+        if LOST[lost:]:
+            raise DataError(LOST[lost])
     except (RasterioError, CPLE_BaseError, UnicodeError) as err:
+        if LOST[lost:]:
+            raise DataError(LOST[lost]) from None
         why = " ".join(str(err).split())
         raise DataError(f"{path}: not a raster, cut short or damaged ({why}); copy it again") from err
     except MemoryError as err:
@@ -137,16 +146,16 @@ def local_file(
         elsewhere = re.match(r"[a-z][a-z0-9+.-]+://|/vsi", text, re.IGNORECASE)
         missing = isinstance(err, FileNotFoundError | NotADirectoryError)
         why = "only files on this disk are read; copy it here" if elsewhere else "no such file"
-        shown = text.encode(errors="backslashreplace").decode()
-        raise DataError(f"{shown}: {why if missing or elsewhere else f'cannot be read ({_why(err)})'}") from err
+        text = (shown(text) if elsewhere else text).encode(errors="backslashreplace").decode()
+        raise DataError(f"{text}: {why if missing or elsewhere else f'cannot be read ({_why(err)})'}") from err
     if not stat.S_ISREG(mode):
         folder = stat.S_ISDIR(mode)
         kind = "is a folder; name the file in it" if folder else "no regular file (a pipe or a device); give a file"
         raise DataError(f"{path}: {kind}")
     full = "/" + os.path.join(os.getcwd(), text).lstrip("/") if os.sep == "/" else os.path.abspath(text)
-    shown = full.encode(errors="backslashreplace").decode()
-    if shown != full or full.startswith("/vsi") or "<VRTDataset" in full:
-        raise DataError(f"{shown}: GDAL does not take that for the name of a file; rename it")
+    printed = full.encode(errors="backslashreplace").decode()
+    if printed != full or full.startswith("/vsi") or "<VRTDataset" in full:
+        raise DataError(f"{printed}: GDAL does not take that for the name of a file; rename it")
     return Path(full)
 
 
@@ -155,13 +164,15 @@ def _why(err: Exception) -> str:
 
 
 def open_raster(
-    path: str | os.PathLike,  # of one of `DRIVERS`; it may have no georeference
+    path: str | os.PathLike,  # of one of `DRIVERS`, or an `Address` of `FROM_WEB`; it may have no georeference
     called: str = "",  # how messages call it, default its path
 ) -> rasterio.DatasetReader:
     """Open a raster for reading; raises `DataError`. What is read from it later belongs into `reading`.
 
     A VRT may name files beside it or below it, by relative names, as GDAL writes them, and nothing else.
     """
+    if isinstance(path, Address):
+        return _open_address(path)
     full = local_file(path)
     return _open(full, called or str(path), os.path.realpath(full.parent), ())
 
@@ -182,25 +193,51 @@ def _open(path: Path, name: str, home: str, above: tuple[str, ...]) -> rasterio.
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             raster = rasterio.open(path, driver=driver)
         try:
-            if raster.tags(ns="OVERVIEWS"):
-                raise DataError(f"{name}: says that its overviews lie in another file; write it anew (gdal_translate)")
             if driver == "netCDF" and begins.startswith(b"\x89HDF") and raster.count:
                 raise DataError(f"{name}: netCDF-4, which may take its values from other files; {READ}")
             for other in raster.files if driver == "HFA" else ():
                 check_within(Path(other), home, name)
-            _check_blocks(raster, name)
+            _check_inside(raster, name, os.stat(path).st_size)
         except BaseException:
             raster.close()
             raise
         return raster
 
 
-def _check_blocks(raster: rasterio.DatasetReader, name: str) -> None:
-    """Refuse a raster of which not even one block can be held, or that is far longer than its pixels."""
+def _open_address(address: Address) -> rasterio.DatasetReader:
+    link = Link(address)
+    try:
+        driver = next((k for k in FROM_WEB if link.begins.startswith(DRIVERS[k])), "")
+        if not driver:
+            page = re.match(rb"(?i)\s*<(!doctype )?html", link.begins)
+            what = "answers with a web page" if page else "none of the rasters that are read from there"
+            raise DataError(f"{address}: {what}; they are GeoTIFF, JPEG 2000, PNG and JPEG, others only from this disk")
+        if not link.identity:
+            raise DataError(f"{address}: its server sends no parts of files; download it, and name the file")
+        beside = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}  # it has nothing beside
+        with reading(address), warnings.catch_warnings(), rasterio.Env(DummySession(), **OFFLINE, **beside):
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            raster = open_link(link, driver)
+    except BaseException:
+        link.close()
+        raise
+    try:
+        with reading(address):
+            _check_inside(raster, str(address), link.size)
+    except BaseException:
+        raster.close()
+        raise
+    return raster
+
+
+def _check_inside(raster: rasterio.DatasetReader, name: str, size: int) -> None:
+    """Refuse a raster that leads to another, of which not even one block can be held, or far longer than its pixels."""
+    if raster.tags(ns="OVERVIEWS"):
+        raise DataError(f"{name}: says that its overviews lie in another file; write it anew (gdal_translate)")
     pixel = sum(16 if "complex" in t else np.dtype(t).itemsize for t in raster.dtypes)
     high, wide = max(raster.block_shapes, key=np.prod, default=(0, 0))
     fits(2 * high * wide * pixel, f"{name}: its blocks of {high} x {wide} px", "write it with others (-co TILED=YES)")
-    size, needed = os.stat(raster.name).st_size, raster.height * raster.width * pixel
+    needed = raster.height * raster.width * pixel
     if size > 4 * needed + 2**30:  # it would be hashed to its end
         raise DataError(f"{name}: has {size:,} bytes for {needed:,} of pixels; write it anew (gdal_translate)")
 

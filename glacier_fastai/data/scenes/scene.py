@@ -17,6 +17,7 @@ from ...bands import Bands, natural_unit
 from ...core.fill import likely_fill
 from ...errors import DataError
 from ..profile import QUANTILES, Profile
+from .address import Address
 from .raster import block_rows, pixel_size, reading, same_crs, same_grid
 from .units import ZERO_CELSIUS, Scaling, unit_of
 
@@ -49,7 +50,7 @@ class Place(Protocol):
     """Where a scene lies, whatever else is known of it."""
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Path | Address:
         """What the user named."""
 
     @property
@@ -75,7 +76,7 @@ class Scene:
     Those that read it set the attributes and give `_read`. Use as a context manager.
     """
 
-    path: Path
+    path: Path | Address
     """What the user named."""
     bands: Bands
     declared: list[Declared]
@@ -273,7 +274,7 @@ class Stack(Scene):
 
     def __init__(
         self,
-        path: Path,  # what the user named
+        path: Path | Address,  # what the user named
         scenes: Sequence[Scene],  # at least one, on the same grid
     ):
         first = scenes[0]
@@ -352,7 +353,7 @@ class Resampled(Scene):
 
 
 def on_one_grid(
-    path: Path,  # what the user named
+    path: Path | Address,  # what the user named
     scenes: Iterable[Scene],  # of one place
     size: float | None = None,  # side of a pixel wanted, metres; default that of the finest
 ) -> Scene:
@@ -385,7 +386,7 @@ def on_one_grid(
     return whole[0] if len(whole) == 1 and whole[0].path == path else Stack(path, whole)
 
 
-def _brought(path: Path, scene: Scene, transform: Any, height: int, width: int) -> Scene:
+def _brought(path: Path | Address, scene: Scene, transform: Any, height: int, width: int) -> Scene:
     if same_grid(transform, scene.transform, (height, width)) and (height, width) == (scene.height, scene.width):
         return scene
     (left, top), (right, bottom) = (~transform * (scene.transform * at) for at in ((0, 0), (scene.width, scene.height)))

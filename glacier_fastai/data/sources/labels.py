@@ -22,6 +22,7 @@ from rasterio.windows import Window
 from ...bands import CLASSES, ICE_OF_ANY_KIND, IGNORE
 from ...errors import DataError
 from ...memory import fits
+from ..scenes.address import Address, named
 from ..scenes.raster import horizontal, open_raster, reading, same_crs, same_grid
 from ..scenes.scene import Place
 
@@ -36,7 +37,7 @@ SIDE = 256  # of the squares in which a label is brought to another grid, pixels
 
 
 class _Label(NamedTuple):
-    path: Path
+    path: Path | Address
     scene: Place
     moved: bool  # whether it has to be brought to the scene's grid
     nodata: float | None  # as declared
@@ -68,7 +69,7 @@ def label_masks(
     Raises:
         DataError: A label that cannot be read, is no raster of codes, lies elsewhere, or holds unknown codes.
     """
-    found = [_look(Path(path), scene, align, note) for path, scene in zip(paths, scenes, strict=True)]
+    found = [_look(named(path), scene, align, note) for path, scene in zip(paths, scenes, strict=True)]
     zeros = [x for x in found if x.zeros]
     background = [x for x in zeros if len((x.codes - {0, IGNORE}) or x.codes) == 1]
     background += [x for x in zeros if background and not x.codes]  # such a scene without ice
@@ -115,7 +116,7 @@ def _unknown(unknown: Collection[Any], codes: set[Any]) -> str:
     return f"unknown codes {texts}; allowed are {_CODES}: {what}"
 
 
-def _look(path: Path, scene: Place, align: bool, note: Callable[[str], None]) -> _Label:
+def _look(path: Path | Address, scene: Place, align: bool, note: Callable[[str], None]) -> _Label:
     """Check what a label is and where it lies, and find its codes."""
     codes: set[Any] = set()
     zeros, covered = False, 0
@@ -157,7 +158,7 @@ def _is(values: np.ndarray, nodata: float | None) -> np.ndarray:
     return np.zeros(values.shape, bool) if nodata is None else values == nodata
 
 
-def _check_kind(raster: Any, path: Path) -> None:
+def _check_kind(raster: Any, path: Path | Address) -> None:
     kinds = raster.colorinterp
     if {ColorInterp.red, ColorInterp.green, ColorInterp.blue} <= set(kinds):
         raise DataError(
@@ -169,7 +170,7 @@ def _check_kind(raster: Any, path: Path) -> None:
         raise DataError(f"{path}: holds complex numbers; a label raster holds codes, {_CODES}")
 
 
-def _off(raster: Any, path: Path, scene: Place, note: Callable[[str], None]) -> str:
+def _off(raster: Any, path: Path | Address, scene: Place, note: Callable[[str], None]) -> str:
     """Return how a label differs from the grid of the scene, empty if it lies on it."""
     if raster.crs is not None and not same_crs(raster.crs, scene.crs):
         return f"is in {horizontal(raster.crs).name}, but {scene.path} in {horizontal(scene.crs).name}"
@@ -221,7 +222,7 @@ def _read(raster: Any, window: Window) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _blocks(
-    raster: Any, path: Path, scene: Place, moved: bool
+    raster: Any, path: Path | Address, scene: Place, moved: bool
 ) -> Iterator[tuple[tuple[slice, slice], np.ndarray, np.ndarray]]:
     """Yield part by part of the scene's grid, values of the label, and True where there is one."""
     height, width = scene.height, scene.width

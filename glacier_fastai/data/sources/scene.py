@@ -16,6 +16,7 @@ from ...errors import DataError
 from ...files import check_room
 from ...memory import fits
 from ..profile import Profile
+from ..scenes.address import Address, named
 from ..scenes.opening import HowRead, open_scene, scene_name
 from ..scenes.raster import block_cache
 from ..scenes.scene import Scene
@@ -58,6 +59,7 @@ def prepare_scenes(
         DataError: Anything about the input that cannot be used, in one line.
         OutputError: `out` exists already or cannot be written.
     """
+    scenes = [named(scene) for scene in scenes]
     if bool(labels) == bool(outlines):
         raise DataError("give either label rasters (`labels`) or polygons (`outlines`)")
     if align and not labels:
@@ -67,7 +69,7 @@ def prepare_scenes(
     shapes = ["=".join(map(str, o)) if isinstance(o, tuple) else str(o) for o in outlines]
     made_by = {
         "scenes": [str(p) for p in scenes],
-        "labels": [str(p) for p in labels],
+        "labels": [str(named(p)) for p in labels],
         "align": align,
         "outlines": shapes,
         "class_field": class_field,
@@ -127,7 +129,7 @@ def prepare_scenes(
 class _Looked(NamedTuple):
     """What is known of a scene that is not open now."""
 
-    path: Path
+    path: Path | Address
     bands: tuple[str, ...]
     height: int
     width: int

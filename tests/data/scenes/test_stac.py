@@ -1,0 +1,289 @@
+import json
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from scenes import BANDS, made_up, write_raster
+from web import Answer, Web
+
+from glacier_fastai.data.scenes.opening import open_scene
+from glacier_fastai.data.scenes.stac import stac_items
+from glacier_fastai.errors import DataError
+
+COMMON = {"blue": "blue", "green": "green", "red": "red", "swir1": "swir16", "thermal": "lwir11"}
+VALUES = made_up(96, 80, nodata=False)[0]
+
+
+def read_all(scene):
+    return scene.read_window(range(len(scene.bands)), 0, 0, scene.height, scene.width)
+
+
+def item(assets, **properties):
+    said = {"datetime": "2020-08-01T05:00:00Z", "platform": "landsat-8"} | properties
+    return {
+        "type": "Feature",
+        "stac_version": "1.0.0",
+        "id": "scene_1",
+        "geometry": None,
+        "bbox": [86, 27, 87, 28],
+        "properties": said,
+        "assets": assets,
+        "links": [],
+    }
+
+
+def band_asset(band, href, version="1.0", **raster):
+    common, roles = COMMON.get(band, band), {"type": "image/tiff; application=geotiff", "roles": ["data"]}
+    if version == "1.0":
+        said = {"eo:bands": [{"name": band, "common_name": common}], "raster:bands": [raster]}
+    else:
+        said = {"bands": [{"name": band, "eo:common_name": common, **{f"raster:{k}": v for k, v in raster.items()}}]}
+    return {"href": href, **roles, **said}
+
+
+def write_item(folder, version="1.0", base="", **properties):
+    """Write a file per band and an item that tells of them; return its path."""
+    (folder / "bands").mkdir(parents=True, exist_ok=True)
+    assets = {}
+    for band, values in zip(BANDS, VALUES, strict=True):
+        write_raster(folder / "bands" / f"{band}.tif", values[None])
+        scale = {"scale": 0.01, "offset": 100} if band == "thermal" else {"scale": 2e-5, "offset": -0.1}
+        assets[band] = band_asset(band, f"{base}./bands/{band}.tif", version, **scale)
+    path = folder / "scene_1.json"
+    path.write_text(json.dumps(item(assets, **properties)))
+    return path
+
+
+def served(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_an_item_is_its_bands_in_units(tmp_path, version):
+    with open_scene(write_item(tmp_path, version)) as scene:
+        assert scene.bands == BANDS and scene.sensor == "landsat8" and scene.date == "2020-08-01T05:00:00Z"
+        assert [s.unit for s in scene.scaling] == ["reflectance"] * 4 + ["kelvin"]
+        numbers, _ = read_all(scene)
+        np.testing.assert_array_equal(numbers, VALUES)
+        np.testing.assert_allclose(scene.in_units(numbers, range(5))[0], VALUES[0] * 2e-5 - 0.1, rtol=1e-5)
+
+
+def test_an_item_at_an_address(tmp_path):
+    write_item(tmp_path / "here")
+    with Web({f"api/{k}": v for k, v in served(tmp_path / "here").items()}) as server:
+        url = f"{server.url}/api/scene_1.json"
+        with open_scene(f"{url}?key=SECRET", ["green", "swir1"]) as scene:
+            np.testing.assert_array_equal(read_all(scene)[0], VALUES[[1, 3]])
+        assert {path for path, _ in server.asked} == {f"/api/{n}" for n in ("scene_1.json", *files("green", "swir1"))}
+        server.plan = lambda number, path, start: (
+            Answer(ranges=False, headers={"Content-Length": None}) if path.endswith("json") else None
+        )
+        with open_scene(url, ["green"]) as scene:  # of an API, which sends no parts and no length
+            assert scene.bands == ("green",)
+        there = write_item(tmp_path / "there", base=f"{server.url}/api/")
+        with open_scene(there, ["green"]) as scene:  # an item on this disk whose files are there
+            np.testing.assert_array_equal(read_all(scene)[0], VALUES[[1]])
+
+
+def files(*bands):
+    return [f"bands/{band}.tif" for band in bands]
+
+
+def test_flags_of_an_item_mask(tmp_path):
+    path = write_item(tmp_path)
+    said = json.loads(path.read_text())
+    flags = np.full((96, 80), 64, np.uint16)
+    flags[:10], flags[10:20], flags[20:30], flags[30:40] = 1, 8, 16, 32
+    write_raster(tmp_path / "qa.tif", flags[None])
+    said["assets"]["qa_pixel"] = {"href": "qa.tif", "roles": ["cloud", "cloud-shadow"]}
+    path.write_text(json.dumps(said))
+    with open_scene(path) as scene, open_scene(path, keep=["clouds"]) as kept:
+        np.testing.assert_array_equal(read_all(scene)[1], flags >= 32)
+        np.testing.assert_array_equal(read_all(kept)[1], (flags >= 32) | (flags == 8))
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "clear"),
+    [("SCL", [0, 1, 3, 4, 8, 9, 10, 11], [4, 11]), ("Fmask", [0, 1, 2, 4, 8, 16, 255], [0, 16])],
+)
+def test_schemes_of_flags(tmp_path, key, values, clear):
+    path = write_item(tmp_path)
+    said = json.loads(path.read_text())
+    flags = np.resize(np.repeat(values, 5), (96, 80)).astype(np.uint8)
+    write_raster(tmp_path / "f.tif", flags[None])
+    said["assets"][key] = {"href": "f.tif"}
+    path.write_text(json.dumps(said))
+    with open_scene(path) as scene:
+        np.testing.assert_array_equal(read_all(scene)[1], np.isin(flags, clear))
+
+
+def test_the_best_asset_is_a_band(tmp_path):
+    path = write_item(tmp_path)
+    said = json.loads(path.read_text())
+    given = said["assets"]
+    given = {
+        "visual": {"href": "no.tif", "roles": ["visual"], "eo:bands": [{"common_name": "red"}]},
+        "red-jp2": {**band_asset("red", "no.jp2"), "type": "image/jp2"},
+        "nir08": {**given.pop("blue"), "eo:bands": [{"common_name": "nir08"}]},
+        **given,
+    }
+    path.write_text(json.dumps({**said, "assets": given}))
+    with open_scene(path, ["red"]) as scene:
+        np.testing.assert_array_equal(read_all(scene)[0][0], VALUES[2])
+        assert scene.notes == []
+    said["properties"]["platform"] = "sentinel-2b"
+    path.write_text(json.dumps({**said, "assets": given}))
+    with open_scene(path) as scene:
+        assert scene.sensor == "sentinel2" and "nir" in scene.bands
+        assert any("nir08, asset 'nir08', stands for it" in line for line in scene.notes)
+
+
+def test_names_of_assets_where_nothing_is_said(tmp_path):  # as HLS in its catalogue
+    write_item(tmp_path)
+    assets = {f"B0{n}": {"href": f"bands/{b}.tif"} for n, b in ((2, "blue"), (3, "green"), (4, "red"))}
+    path = tmp_path / "hls.json"
+    path.write_text(json.dumps(item(assets | {"browse": {"href": "x.jpg", "type": "image/jpeg"}})))
+    with open_scene(path) as scene:
+        assert scene.bands == ("blue", "green", "red")
+
+
+@pytest.mark.parametrize(
+    ("said", "scale", "offset"),
+    [
+        ({"earthsearch:boa_offset_applied": True}, 2e-5, 0.0),
+        ({"earthsearch:boa_offset_applied": False}, 2e-5, -0.1),
+        ({"s2:processing_baseline": "05.00"}, 2e-5, -0.1),
+    ],
+)
+def test_offsets_of_sentinel2(tmp_path, said, scale, offset):
+    with open_scene(write_item(tmp_path, platform="sentinel-2a", **said), ["green"]) as scene:
+        assert (scene.scaling[0].scale, scene.scaling[0].offset) == (scale, offset)
+
+
+@pytest.mark.parametrize(("baseline", "offset"), [("05.00", -0.1), ("02.14", 0.0)])
+def test_a_scale_that_nobody_says_is_that_of_sentinel2(tmp_path, baseline, offset):
+    path = write_item(tmp_path, platform="sentinel-2a", **{"s2:processing_baseline": baseline})
+    said = json.loads(path.read_text())
+    for asset in said["assets"].values():
+        del asset["raster:bands"]
+    path.write_text(json.dumps(said))
+    with open_scene(path, ["green"]) as scene:
+        assert scene.scaling[0].scale == 1e-4 and scene.scaling[0].offset == offset
+        assert any("says no scale" in line for line in scene.notes)
+
+
+def one(href):
+    return item({"red": band_asset("red", href)})
+
+
+BAD = {
+    "no assets": (item({}), "none of its 0 assets"),
+    "no bands": (item({"thumbnail": {"href": "a.png", "roles": ["thumbnail"]}}), "none of its 1 assets"),
+    "unknown bands": (item({"x": band_asset("rededge", "a.tif")}), "none of its 1 assets|no band used here"),
+    "collection": ({"type": "Collection", "stac_version": "1.0.0"}, "of many scenes; name one of its items"),
+    "many": ({"type": "FeatureCollection", "stac_version": "1.0.0", "features": []}, "of many scenes"),
+    "above": (one("../other.tif"), "does not lie beside or below it"),
+    "elsewhere": (one("/etc/passwd"), "'/etc/passwd' is no file beside or below"),
+    "file": (one("file:///etc/passwd"), "is no file beside or below"),
+    "gdal": (one("/vsicurl/http://x.org/a.tif"), "is no file beside or below"),
+    "bucket": (one("gs://b/a.tif"), "is no file beside or below"),
+    "not there": (one("a.tif"), "a.tif: no such file"),
+    "no href": (item({"red": {"eo:bands": [{"common_name": "red"}]}}), "no STAC item that can be read"),
+    "nonsense": (item({"red": []}), "no STAC item that can be read"),
+    "GeoJSON": ({"type": "Feature"}, "no product that is known"),
+    "scale": (item({"red": band_asset("red", "bands/red.tif", scale="much")}), "no STAC item that can be read"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_items_that_are_refused(tmp_path, case):
+    said, message = BAD[case]
+    (tmp_path / "other.tif").touch()
+    path = tmp_path / "in" / "item.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(said))
+    with pytest.raises(DataError, match=message):
+        open_scene(path)
+
+
+@pytest.mark.parametrize("href", ["file:///etc/passwd", "gs://b/a.tif", "ftp://x.org/a.tif"])
+def test_an_address_leads_to_no_file(href):
+    with Web({"i.json": json.dumps(one(href)).encode()}) as server, pytest.raises(DataError, match="leads to"):
+        open_scene(f"{server.url}/i.json")
+
+
+def test_json_of_other_things_at_an_address():
+    with Web({"a.json": b"{}", "b.json": b'{"a": '}) as server:
+        with pytest.raises(DataError, match="no STAC item"):
+            open_scene(f"{server.url}/a.json")
+        with pytest.raises(DataError, match="not JSON"):
+            open_scene(f"{server.url}/b.json")
+
+
+class Api(Web):
+    """A STAC API of items of twelve months, in pages of five."""
+
+    def __init__(self, next_host=""):
+        super().__init__({})
+        self.next_host = next_host or self.url
+        landing = {
+            "type": "Catalog",
+            "stac_version": "1.0.0",
+            "id": "api",
+            "description": "",
+            "conformsTo": ["https://api.stacspec.org/v1.0.0/core", "https://api.stacspec.org/v1.0.0/item-search"],
+            "links": [{"rel": "self", "href": self.url}, {"rel": "root", "href": self.url}]
+            + [{"rel": "search", "href": f"{self.url}/search", "type": "application/geo+json", "method": "GET"}],
+        }
+        self.files["/"] = json.dumps(landing).encode()
+        self.found = [
+            item({}, datetime=f"2020-{m:02}-10T00:00:00Z", **{"eo:cloud_cover": 5 * m}) for m in range(12, 0, -1)
+        ]
+        for n, each in enumerate(self.found):
+            each["id"] = f"s{n}"
+            each["links"] = [{"rel": "self", "href": f"{self.url}/items/s{n}"}]
+        for page in range(3):
+            links = [{"rel": "next", "href": f"{self.next_host}/page{page + 1}", "method": "GET"}] if page < 2 else []
+            body = {"type": "FeatureCollection", "features": self.found[5 * page : 5 * page + 5], "links": links}
+            self.files[f"/page{page}" if page else "/search"] = json.dumps(body).encode()
+        self.plan = lambda number, path, start: Answer(headers={"Content-Type": "application/json"})
+
+
+BBOX = (86, 27, 87, 28)
+
+
+def test_items_of_an_api():
+    with Api() as api:
+        found = stac_items(
+            api.url, BBOX, "2020-01-01", "2020-12-31", max_cloud=40, months=[6, 7, 8, 9], collections=["c"]
+        )
+        assert [f.datetime for f in found] == [datetime(2020, m, 10, tzinfo=UTC) for m in (6, 7, 8)]
+        assert found[0].get_self_href().startswith(f"{api.url}/items/")
+        assert [path for path, _ in api.asked] == ["/", "/", "/search", "/page1", "/page2"]
+        with pytest.raises(DataError, match="finds no item"):
+            stac_items(api.url, BBOX, max_cloud=1)
+
+
+def test_what_an_api_is_refused_for():
+    with Api() as api:
+        for bbox in [(), (1, 2, 3), (86, 28, 87, 27), (86, 27, 400, 28), ("a", 1, 2, 3), (float("nan"), 1, 2, 3)]:
+            with pytest.raises(DataError, match="bbox.*west, south, east, north"):
+                stac_items(api.url, bbox)
+        with pytest.raises(DataError, match="month 13"):
+            stac_items(api.url, BBOX, months=[13])
+        with pytest.raises(DataError, match="no answer of a STAC API.*dates"):
+            stac_items(api.url, BBOX, "yesterday")
+        assert api.asked == [] or {path for path, _ in api.asked} == {"/"}
+        api.plan = lambda number, path, start: Answer(status=403, body=b"SECRET")
+        with pytest.raises(DataError, match=f"^{api.url}/: HTTP 403"):
+            stac_items(f"{api.url}?key=SECRET", BBOX)
+        api.plan = lambda number, path, start: Answer(ranges=False, body=b"{}")
+        with pytest.raises(DataError, match="no answer of a STAC API") as caught:
+            stac_items(f"{api.url}?key=SECRET", BBOX)
+        assert "SECRET" not in str(caught.value)
+    with pytest.raises(DataError, match="no STAC API"):
+        stac_items("s3://b/api", BBOX)
+    with Web({}) as other, Api(other.url) as api:
+        with pytest.raises(DataError, match="leads to another host"):
+            stac_items(api.url, BBOX)
+        assert not other.asked
