@@ -5,6 +5,7 @@ import rasterio
 from folders import competition_folder
 from fuzz.harness import run
 from hkh_folders import hkh_folder
+from polygons import outlines, rectangle
 from scenes import BANDS, make_store, tiny_recipe, write_scene
 from typer.main import get_command
 from web import Web
@@ -13,7 +14,7 @@ from glacier_fastai.cli import app
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.model.registry import build_model
 
-SMALL = "--tile-size 32"
+SMALL, MAP = "--tile-size 32", "maps/scene_classes.tif"
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,7 @@ def folder(tmp_path_factory):
     options = {"encoder": "resnet18", "attention": "scse"}
     weights = build_model("unet", BANDS, **options).state_dict()
     ModelBundle(weights, "unet", options, BANDS, (5000.0,) * 5, (2000.0,) * 5).save(base / "b.safetensors")
+    outlines(base / "rgi.gpkg", [rectangle(5, 5, 50, 50)], rgi_id=["RGI2000-v7.0-G-15-00001"])
     tiny_recipe("train.epochs=1", "data.folds=2").save(base / "r.yaml")
     return base
 
@@ -45,6 +47,9 @@ LINES = {
     "calibrate": "cv --out c.yaml",
     "evaluate": "fine/best.safetensors --data store",
     "predict": "cv/ensemble.yaml scene.tif --out maps --outlines --confidence",
+    "glaciers": f"{MAP} --inventory rgi.gpkg --date 2020-08-01 --out by",
+    "change": f"{MAP} {MAP} --inventory rgi.gpkg --dates 2020-08-01,2023-08-01 --out ch",
+    "export": "b.safetensors --to torch --out b.pt2",
     "report": "fine --out r.html",
     "submit": "b.safetensors --out sub",
 }

@@ -52,7 +52,7 @@ class Numbers(nn.Module):
         for member in reversed(ensemble.members):
             known |= member.bundle.profile.scaling
         self.scaling = [known.get(band, (1.0, 0.0)) for band in self.bands]
-        self.models = nn.ModuleList(member.bundle.model() for member in ensemble.members)
+        self.models = nn.ModuleList(member.loaded().model() for member in ensemble.members)
         self.weights = [member.weight for member in ensemble.members]
         for name, k in (("scale", 0), ("offset", 1)):
             self.register_buffer(name, torch.tensor([s[k] for s in self.scaling])[:, None, None])

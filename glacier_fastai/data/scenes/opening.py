@@ -43,6 +43,7 @@ from .web import is_json
 __all__ = ["HowRead", "Reader", "open_scene", "scene_name"]
 
 GROUP = "glacier_fastai.scenes"
+DAY = re.compile(r"(?<!\d)(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01])(?!\d)")  # the first in a name is taken
 NO_RASTER = (".json", ".xml", ".txt", *ARCHIVES)  # how metadata and archives end
 log = logging.getLogger(__name__)
 
@@ -220,6 +221,13 @@ def _by_hand(folder: Folder, bands: Mapping[str, str], sensor: str | None) -> Pr
         if band is None or band in parts:
             raise DataError(f"{folder.path}: band {given!r} is {'named twice' if band else 'not used here'}")
         parts[band] = Part(file)
+    days = {band: day[0] for band, part in parts.items() if (day := DAY.search(part.file.rpartition("/")[2]))}
+    if len({*days.values()}) > 1:
+        first, other = next((a, b) for a in days for b in days if days[a] != days[b])
+        raise DataError(
+            f"{folder.path}: bands of two dates, {first} of {days[first]} and {other} of {days[other]} by their names; "
+            "give those of one"
+        )
     return Product(parts, sensor=canonical_sensor(sensor) if sensor else None)
 
 

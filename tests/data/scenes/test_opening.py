@@ -114,10 +114,16 @@ def test_scale_and_offset_of_parts(tmp_path, values):
         ({"bands": {"blue": "blue.tif"}, "keep": ["snow"]}, "masks are clouds"),
         ({"bands": {"blue": "blue.tif", "red": "other.tif"}}, "red in another coordinate reference system"),
         ({"bands": {"blue": "blue.tif", "red": "far.tif"}}, "red show other ground"),
+        (
+            {"bands": {"blue": "T45_20200801T0443_B02.tif", "red": "T45_20200816T0443_B04.tif"}},
+            "bands of two dates, blue of 20200801 and red of 20200816",
+        ),
     ],
 )
 def test_what_is_refused(tmp_path, values, how, message):
     write_parts(tmp_path, values)
+    for name in ("T45_20200801T0443_B02.tif", "T45_20200816T0443_B04.tif"):
+        write_raster(tmp_path / name, values[:1])
     write_raster(tmp_path / "other.tif", values[:1], crs="EPSG:32646")
     write_raster(tmp_path / "far.tif", values[:1], transform=from_origin(700_000, 3_100_000, 30, 30))
     with pytest.raises(DataError, match=message):
