@@ -10,21 +10,27 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 from fastai.callback.core import Callback
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from folders import competition_folder
 from hkh_folders import hkh_archive, hkh_folder
-from scenes import make_store, tiny_recipe, write_scene
+from polygons import outlines, rectangle
+from products import hls, landsat, sentinel2
+from scenes import BANDS, made_up, make_store, tiny_recipe, write_raster, write_scene
 
 from glacier_fastai.errors import DataError
+from glacier_fastai.model.bundle import ModelBundle
+from glacier_fastai.predict.scene import Wanted, predict_scene
 from glacier_fastai.train.checkpoint import CheckpointCallback
 from glacier_fastai.train.run import crossval, finetune
 
 NEST: Any = []
 for _ in range(200):
     NEST = [NEST]
+COMMON = {"swir1": "swir16", "thermal": "lwir11"}
 STRANGE = [
     *(None, True, -1, 0, 2**31, 2**64, 10**30, 1e308, -0.0, float("nan"), float("inf")),
     *("", "x" * 5000, "\x1b[2Jx", "a\nb", "\ud800", "\u202e", "a\0b", "{{7*7}}", "$x^$", "=1+1", "2026-02-30"),
@@ -76,9 +82,34 @@ def make(base: Path) -> None:
     competition_folder(base / "comp")
     hkh_archive(hkh_folder(base / "hkh", scenes=1, splits=False), base / "hkh.tar.gz")
     (base / "list.csv").write_text("scene\nscene.tif\n")
+    _make_products(base)
+
+
+def _make_products(base: Path) -> None:
+    """Make products, and what else comes with a scene: an item, an elevation model, a mask, a map, an inventory."""
+    landsat(base / "landsat")
+    hls(base / "hls")
+    sentinel2(base).path.rename(base / "s2.SAFE")
+    shutil.make_archive(str(base / "landsat"), "gztar", base / "landsat")
+    shutil.make_archive(str(base / "s2.SAFE"), "zip", base, "s2.SAFE")
+    values = made_up(64, 64)[0]
+    (base / "stac").mkdir()
+    assets = {}
+    for band, array in zip(BANDS, values, strict=True):
+        write_raster(base / "stac" / f"{band}.tif", array[None])
+        assets[band] = {"href": f"{band}.tif", "eo:bands": [{"common_name": COMMON.get(band, band)}], "roles": ["data"]}
+    said = {"datetime": "2020-08-01T05:00:00Z", "platform": "landsat-8"}
+    item = {"type": "Feature", "stac_version": "1.0.0", "id": "a", "properties": said, "assets": assets, "links": []}
+    (base / "stac" / "item.json").write_text(json.dumps(item))
+    write_raster(base / "dem.tif", np.full((1, 90, 90), 4000.0, np.float32), nodata=-9999)
+    write_raster(base / "mask.tif", np.eye(64, dtype=np.uint8)[None])
+    outlines(base / "rgi.gpkg", [rectangle(5, 5, 50, 50)], rgi_id=["RGI2000-v7.0-G-15-00001"])
+    predict_scene(ModelBundle.load(base / "b.safetensors"), base / "scene.tif", base / "maps0", Wanted(confidence=True))
 
 
 SCENE = ["prepare", "scene", "scene.tif", "--out", "t", "--tile-size", "32"]
+SCENE_OF, OUTLINED = ["prepare", "scene"], ["--outlines", "o.geojson", "--out", "t", "--tile-size", "32"]
+GLACIERS = ["glaciers", "maps0/scene_classes.tif", "--date", "2020-08-01", "--inventory"]
 KINDS = {
     "recipe": Kind(["recipes", "show", "r.yaml"], ["r.yaml"], text=True),
     "option": Kind(["recipes", "show", "r.yaml", "--set"], []),
@@ -100,6 +131,16 @@ KINDS = {
         ["stopped/last.ckpt"],
     ),
     "out of fold": Kind(["calibrate", "cv", "--out", "c.yaml"], ["cv/oof/*"]),
+    "Landsat": Kind([*SCENE_OF, "landsat", *OUTLINED], ["landsat/*"], text=True),
+    "Landsat, archive": Kind([*SCENE_OF, "landsat.tar.gz", *OUTLINED], ["landsat.tar.gz"]),
+    "Sentinel-2": Kind([*SCENE_OF, "s2.SAFE", *OUTLINED], ["s2.SAFE/**/*"]),
+    "Sentinel-2, archive": Kind([*SCENE_OF, "s2.SAFE.zip", *OUTLINED], ["s2.SAFE.zip"]),
+    "HLS": Kind([*SCENE_OF, "hls", *OUTLINED], ["hls/*"]),
+    "STAC item": Kind([*SCENE_OF, "stac/item.json", *OUTLINED], ["stac/item.json"], text=True),
+    "elevation model": Kind([*SCENE, "--label", "scene_label.tif", "--dem", "dem.tif"], ["dem.tif"]),
+    "mask": Kind([*SCENE, "--label", "scene_label.tif", "--mask", "mask.tif"], ["mask.tif"]),
+    "inventory": Kind([*GLACIERS, "rgi.gpkg", "--out", "by"], ["rgi.gpkg"]),
+    "map": Kind([*GLACIERS, "rgi.gpkg", "--out", "by"], ["maps0/*"], text=True),
     "report": Kind(["report", "run", "--out", "r.html"], ["run/*.json", "run/*.yaml"], text=True),
     "report, tables": Kind(["report", "run", "--out", "r.html"], ["run/*.csv", "run/*.jsonl", "run/*.safetensors"]),
 }

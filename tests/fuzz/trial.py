@@ -43,7 +43,8 @@ class Trials:
         """Copy what a command reads, spoil it, and run it."""
         folder = self.work / "case"
         folder.mkdir()
-        for part in {*kind.words, *(path.split("/")[0] for path in kind.spoilt), "b.safetensors", "scene.tif"}:
+        parts = {path.split("/")[0] for path in (*kind.words, *kind.spoilt)} | {"b.safetensors", "scene.tif"}
+        for part in parts:
             if (good := self.good / part).is_dir():
                 shutil.copytree(good, folder / part)
             elif good.is_file():
