@@ -18,7 +18,7 @@ from ..reading import read_json
 from .outlines import LAYERS, check_layer
 from .sink import SIDECAR, checksums
 
-__all__ = ["Wanted", "make_whole", "read_record"]
+__all__ = ["Wanted", "make_whole", "page_name", "read_record"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,12 @@ class Wanted:
     @staticmethod
     def every(stem: str) -> list[str]:
         """Return the names of all files that there may be of a scene."""
-        return [*Wanted("uint8", True, True, True, dates=True).files(stem).values()]
+        return [*Wanted("uint8", True, True, True, dates=True).files(stem).values(), page_name(stem)]
+
+
+def page_name(stem: str) -> str:
+    """Return the name of a scene's map page, which is made of the files of its map when these are there."""
+    return f"{stem}_map.html"
 
 
 def make_whole(
