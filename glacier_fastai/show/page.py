@@ -33,7 +33,7 @@ from .pictures import CONFIDENCE, IMAGES, PageGrid, ScenePicture, class_picture,
 __all__ = ["page_of", "write_page"]
 
 GLACIERS = 2000  # rows of the table, at most
-CORNERS = 300_000  # of all outlines together, at most
+CORNERS = 200_000  # of all outlines together, at most
 PART = 4  # coordinates are in fractions of a pixel
 COLUMNS = {  # of a layer `glaciers`: what is shown of it, in these words and units
     "area_km2": ("Area", "km²"),
@@ -138,21 +138,21 @@ def _map(
     raster: rasterio.DatasetReader,
     grid: PageGrid,
     scenes: Sequence[Path],
-    most: int,  # bytes of its image
+    most: int,  # characters of its pictures, if quality allows
     how: HowRead,
     notes: list[str],
 ) -> dict[str, Any]:
     """Return what is said of a map, and its pictures."""
     record = read_record(path.with_name(f"{_stem(path)}_prediction.json"))
     made_of = [str(r["scene"]) for r in (record, *_list(record, "scenes")) if isinstance(r, dict) and r.get("scene")]
-    layers, date, said = {}, str(record.get("date") or ""), ""
+    layers, date, said = dict[str, str](), str(record.get("date") or ""), ""
+    picture = ScenePicture(grid)
     if scenes:
-        picture = ScenePicture(grid)
         for scene in scenes:
             if made_of and scene.name not in made_of:
                 note(f"{scene}: {path.name} was made of {', '.join(made_of)}; shown all the same", notes)
             picture.add(scene, **how)
-        layers["image"], said = picture.uri(most), ", ".join(dict.fromkeys(picture.composites))
+        said = ", ".join(dict.fromkeys(picture.composites))
         date = date or " and ".join(dict.fromkeys(day[:10] for day in picture.dates))
     else:
         note(f"{path}: no scene is given, so its image is not on the page", notes)
@@ -161,6 +161,8 @@ def _map(
     if confidence.is_file():
         with _opened(confidence) as beside:
             layers["confidence"] = confidence_picture(beside, confidence, grid)
+    if scenes:
+        layers["image"] = picture.uri(most - sum(map(len, layers.values())))
     for text in _list(record, "notes"):
         notes.append(names_only(str(text)))
     models = [str(m.get("bundle")) for m in _list(record, "models") if isinstance(m, dict) and m.get("bundle")]
@@ -202,6 +204,8 @@ def _glaciers(
         numbers["area_km2"] = table.geometry.to_crs(near).area / 1e6
         note(f"{file}: has no column area_km2, so areas are those of its polygons", notes)
     texts = table.reindex(columns=["id", "name", "date"]).astype(object).where(lambda t: t.notna(), "").astype(str)
+    if file == beside[1]:
+        texts["id"] = "Patch " + texts["id"]  # of connected ice, which may be many glaciers, or one's half
     order = np.argsort(-numbers["area_km2"].fillna(0).to_numpy(), kind="stable")
     if len(order) > most:
         left, km2 = len(order) - most, numbers["area_km2"].iloc[order[most:]].sum()
@@ -222,28 +226,30 @@ def _glaciers(
 
 def _outlines(geometry: Any, grid: PageGrid, corners: int) -> list[list[list[list[int]]]]:
     """Return polygons as rings of a row of numbers, x, y, and then steps, in fractions of a pixel; simplified."""
+    parts, row = shapely.get_parts(geometry.to_crs(grid.crs).to_numpy(), return_index=True)
+    polygons = (shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & np.isfinite(shapely.bounds(parts)).all(1)
+    rings, part = shapely.get_rings(parts := parts[polygons], return_index=True)
+    row, outer = row[polygons], np.diff(part, prepend=-1) > 0
     a, b, c, d, e, f = (~grid.transform)[:6]
-    on_page = geometry.to_crs(grid.crs).to_numpy()
-    on_page = shapely.transform(on_page, lambda xy: xy @ np.array([[a, d], [b, e]]) + np.array([c, f]))
-    on_page[~(shapely.get_type_id(on_page) >= 0) | ~np.isfinite(shapely.bounds(on_page)).all(-1)] = shapely.Polygon()
-    tolerance, simple = 0.5, on_page
-    for _ in range(8):
-        simple = shapely.simplify(on_page, tolerance)
-        if shapely.get_num_coordinates(simple).sum() <= corners:
+    rings = shapely.transform(rings, lambda xy: xy @ np.array([[a, d], [b, e]]) + np.array([c, f]))
+    boxes, tolerance = shapely.get_exterior_ring(shapely.box(*shapely.bounds(rings).T)), 0.5
+    while True:  # as lines: polygons, GEOS would mend, which takes minutes of a large one
+        simple = shapely.simplify(rings, tolerance, preserve_topology=False)
+        flat = shapely.get_num_coordinates(simple) < 4
+        simple, kept = np.where(flat, boxes, simple), outer | ~flat
+        if shapely.get_num_coordinates(simple[kept]).sum() <= corners or tolerance > 100:
             break
         tolerance *= 2
-    drawn, left = [], corners
-    for shape in simple:
-        left -= shapely.get_num_coordinates(shape)
-        parts = shapely.get_parts(shape) if left >= 0 else []
-        drawn.append([_rings(part) for part in parts if part.geom_type == "Polygon" and not part.is_empty])
+    drawn: list[list[list[list[int]]]] = [[] for _ in range(len(geometry))]
+    left = corners
+    for ring, of, first in zip(simple[kept], row[part[kept]], outer[kept], strict=True):
+        left -= shapely.get_num_coordinates(ring)
+        if left < 0:
+            break
+        at = np.rint(shapely.get_coordinates(ring)[:-1] * PART).astype(int)
+        steps = np.diff(at, axis=0, prepend=[[0, 0]]).ravel().tolist()
+        drawn[of].append([steps]) if first else drawn[of][-1].append(steps)
     return drawn
-
-
-def _rings(polygon: Any) -> list[list[int]]:
-    rings = [polygon.exterior, *polygon.interiors]
-    found = [np.rint(np.asarray(ring.coords)[:-1, :2] * PART).astype(int) for ring in rings]
-    return [np.diff(ring, axis=0, prepend=[[0, 0]]).ravel().tolist() for ring in found]
 
 
 def _html(data: dict[str, Any], classes: Sequence[tuple[str, str]], notes: Sequence[str]) -> str:
@@ -262,7 +268,7 @@ def _html(data: dict[str, Any], classes: Sequence[tuple[str, str]], notes: Seque
     hidden = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}  # so that no text ends the script that holds it
     packed = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return env.get_template("page.html.jinja").render(
-        title=" and ".join(each["date"] + " " * bool(each["date"]) + each["name"] for each in data["maps"]),
+        title=" and ".join(", ".join(filter(None, (each["name"], each["date"]))) for each in data["maps"]),
         maps=data["maps"],
         classes=classes,
         confidence=CONFIDENCE,

@@ -32,7 +32,7 @@ __all__ = ["CODES", "CONFIDENCE", "PageGrid", "ScenePicture", "class_picture", "
 
 PIXELS = 4096**2  # of all pictures of a kind together: what phones can show
 READ = 2**22  # pixels of a scene that are read at once
-IMAGES = 5 * 2**20  # bytes of all images together, before quality falls
+IMAGES = 12_000_000  # characters of all pictures of a page, before the quality of images falls
 QUALITIES = (82, 70, 55, 40, 25)  # of WebP
 EDGE = 33  # places along each side of a raster that show how far it reaches
 CODES = {**dict(enumerate(CLASS_COLOURS)), ICE_OF_ANY_KIND: ICE_COLOUR}
@@ -245,16 +245,15 @@ class ScenePicture:
 
     def uri(
         self,
-        most: int = IMAGES,  # bytes, which it has at most unless quality is least
+        most: int = IMAGES,  # characters, which it has at most unless quality is least
     ) -> str:
         """Return the picture as data URI."""
-        image, file = Image.fromarray(self.rgba), BytesIO()
+        image, uri = Image.fromarray(self.rgba), ""
         for quality in QUALITIES:
-            file = BytesIO()
-            image.save(file, "WEBP", quality=quality)
-            if file.tell() <= most:
+            image.save(file := BytesIO(), "WEBP", quality=quality)
+            if len(uri := data_uri("webp", file)) <= most:
                 break
-        return data_uri("webp", file)
+        return uri
 
 
 def _stretch(scene: Scene, rgb: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -98,7 +98,7 @@
     const digits = value < 1 ? 3 : value < 100 ? 2 : 1
     return value.toLocaleString("en", {minimumFractionDigits: digits, maximumFractionDigits: digits})
   }
-  const called = row => row.name || (row.id ? (/^\d+$/.test(row.id) ? "Glacier " + row.id : row.id) : "new, without id")
+  const called = row => row.name || row.id || "new, without id"
   const says = row => [called(row), ...(two ? [nameOf(row.map)] : []),
     ...data.columns.filter(c => row[c[0]] !== null).map(([key, title, unit]) => `${title.toLowerCase()} ${number(row[key], unit)} ${unit}`),
     ...(row.outline.length ? [] : ["no outline on this page"])].join(", ")
