@@ -156,7 +156,7 @@ def _map(
         date = date or " and ".join(dict.fromkeys(day[:10] for day in picture.dates))
     else:
         note(f"{path}: no scene is given, so its image is not on the page", notes)
-    layers["classes"], codes = class_picture(raster, path, grid, background=not scenes)
+    layers["classes"], codes = class_picture(raster, path, grid, picture.rgba[..., 3] > 0 if scenes else None)
     confidence = path.with_name(f"{_stem(path)}_confidence.tif")
     if confidence.is_file():
         with _opened(confidence) as beside:

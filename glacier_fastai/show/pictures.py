@@ -37,7 +37,7 @@ QUALITIES = (82, 70, 55, 40, 25)  # of WebP
 EDGE = 33  # places along each side of a raster that show how far it reaches
 CODES = {**dict(enumerate(CLASS_COLOURS)), ICE_OF_ANY_KIND: ICE_COLOUR}
 """Codes in a map of classes, and their colours."""
-NO_DATA = (128, 128, 128, 150)
+NO_DATA, CLEAR = (128, 128, 128, 150), (0, 0, 0, 0)
 CONFIDENCE = ("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725")
 """Colours of confidence, evenly from 20 to 100 % (viridis)."""
 LEAST = 0.2  # confidence of the first of them
@@ -143,7 +143,7 @@ def class_picture(
     raster: rasterio.DatasetReader,  # map of classes
     path: str | os.PathLike,  # for messages
     grid: PageGrid,
-    background: bool,  # show it; clear otherwise
+    image: np.ndarray | None = None,  # bool (H, W), where there is one: background is clear, and no data beyond it
 ) -> tuple[str, set[int]]:
     """Return a PNG of a map as data URI, of most of the pixels where they become larger, and the codes in it.
 
@@ -155,10 +155,13 @@ def class_picture(
     if odd := sorted(there - {*CODES, IGNORE}):
         known = ", ".join(map(str, CODES))
         raise DataError(f"{path}: holds {odd[0]}; a map of classes has {known}, and {IGNORE} without data")
-    palette = [(*_bytes(CODES[code]), 255) if background or code else (0, 0, 0, 0) for code in CODES]
+    palette = [(*_bytes(CODES[code]), 255) if image is None or code else CLEAR for code in CODES]
     table = np.full(256, len(CODES), np.uint8)
     table[list(CODES)] = range(len(CODES))
-    return _png(table[codes], [*palette, NO_DATA]), there
+    numbers = table[codes]
+    if image is not None:
+        numbers[(codes == IGNORE) & ~image] = 0
+    return _png(numbers, [*palette, NO_DATA]), there
 
 
 def confidence_picture(
@@ -171,7 +174,7 @@ def confidence_picture(
     steps = len(CONFIDENCE)
     step = np.rint((np.arange(256) / BYTE - LEAST) / (1 - LEAST) * (steps - 1)).clip(0, steps - 1).astype(np.uint8)
     step[IGNORE] = steps
-    return _png(step[values], [*((*_bytes(colour), 255) for colour in CONFIDENCE), (0, 0, 0, 0)])
+    return _png(step[values], [*((*_bytes(colour), 255) for colour in CONFIDENCE), CLEAR])
 
 
 def _bytes(colour: str) -> tuple[int, ...]:

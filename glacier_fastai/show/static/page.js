@@ -102,7 +102,8 @@
   const says = row => [called(row), ...(two ? [nameOf(row.map)] : []),
     ...data.columns.filter(c => row[c[0]] !== null).map(([key, title, unit]) => `${title.toLowerCase()} ${number(row[key], unit)} ${unit}`),
     ...(row.outline.length ? [] : ["no outline on this page"])].join(", ")
-  const style = row => ({color: COLOURS[row.map], weight: 1.5, opacity: 1, fill: true, fillOpacity: 0, renderer: lines, pane: "lines"})
+  const far = () => 2 ** map.getZoom() * wide < 0.25
+  const style = row => ({color: COLOURS[row.map], weight: far() ? 0.7 : 1.5, opacity: 1, fill: true, fillOpacity: 0, renderer: lines, pane: "lines"})
   const group = L.layerGroup().addTo(map)
   const casing = L.polyline([], {color: "#000", weight: 7, opacity: 0.65, renderer: lines, pane: "lines", interactive: false})
   const under = L.polyline([], {color: "#000", weight: 3.5, opacity: 0.5, renderer: lines, pane: "lines", interactive: false}).addTo(group)
@@ -144,7 +145,7 @@
   }
 
   const head = made("tr", undefined, document.querySelector("thead")), body = document.querySelector("tbody")
-  const columns = [["called", "Glacier", ""], ...(two ? [["map", "Map", ""]] : []), ...data.columns]
+  const columns = [["called", "Glacier", ""], ...data.columns]
   let sorted = ["area_km2", -1]
   const sort = () => {
     const [key, way] = sorted
@@ -168,7 +169,7 @@
     made("span", title, button)
     if (unit) made("small", unit, button)
     button.addEventListener("click", () => {
-      sorted = [key, sorted[0] === key ? -sorted[1] : key === "called" || key === "map" ? 1 : -1]
+      sorted = [key, sorted[0] === key ? -sorted[1] : key === "called" ? 1 : -1]
       sort()
     })
   }
@@ -177,8 +178,8 @@
     const first = made("th", undefined, row.line), button = made("button", called(row), first)
     first.scope = "row"
     button.type = "button"
-    if (row.name && row.id) made("small", row.id, button)
-    if (two) made("td", nameOf(row.map), row.line)
+    const more = [...(row.name && row.id ? [row.id] : []), ...(two ? [nameOf(row.map)] : [])]
+    if (more.length) made("small", more.join(", "), button)
     for (const [key, , unit] of data.columns) {
       const cell = made("td", number(row[key], unit), row.line)
       if (key === "area_km2" && row.area_low_km2 !== null && row.area_high_km2 !== null) {
@@ -190,6 +191,14 @@
     row.shape = L.polygon(outline(row), style(row)).on("click", () => select(row, "map")).addTo(group)
     row.shape.bindTooltip(() => made("span", says(row)), {sticky: true, opacity: 1})
   }
+  let thin = far()
+  map.on("zoomend", () => {
+    if (thin === far()) return
+    thin = far()
+    under.setStyle({opacity: thin ? 0 : 0.5})
+    for (const row of data.rows) if (row.shape && row !== chosen) row.shape.setStyle(style(row))
+  })
+  under.setStyle({opacity: thin ? 0 : 0.5})
   under.setLatLngs(data.rows.filter(row => row.shape).flatMap(row => closed(row.shape)))
   at("outlines").addEventListener("change", () => {
     const on = at("outlines").checked
@@ -200,7 +209,7 @@
     const wanted = at("find").value.trim().toLowerCase()
     let many = 0
     for (const row of data.rows) {
-      row.line.hidden = !`${called(row)} ${row.id}`.toLowerCase().includes(wanted)
+      row.line.hidden = !`${called(row)} ${row.id} ${two ? nameOf(row.map) : ""}`.toLowerCase().includes(wanted)
       many += !row.line.hidden
     }
     at("count").textContent = `${many.toLocaleString("en")} of ${data.rows.length.toLocaleString("en")}`
