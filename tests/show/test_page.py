@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 from base64 import b64decode
+from functools import partial
 from io import BytesIO
 
 import geopandas
@@ -18,6 +19,7 @@ from glacier_fastai.cli import app
 from glacier_fastai.errors import DataError, DataNote, OutputError
 from glacier_fastai.show import page as module
 from glacier_fastai.show.page import write_page
+from glacier_fastai.show.pictures import page_grid
 
 EVIL = "</script><img src=x onerror=alert(1)>&amp;\u2028'\""
 
@@ -118,7 +120,7 @@ def test_nothing_of_a_strangers_file_is_markup_and_nothing_is_asked_of_the_netwo
 
 
 def test_a_large_scene_is_shown_smaller_and_outlines_simpler(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "page_grid", lambda maps, names: original(maps, names, 40 * 48))
+    monkeypatch.setattr(module, "page_grid", partial(page_grid, pixels=40 * 48))
     monkeypatch.setattr(module, "CORNERS", 9)
     monkeypatch.setattr(module, "GLACIERS", 1)
     scene, _ = write_scene(tmp_path / "july.tif")
@@ -131,14 +133,11 @@ def test_a_large_scene_is_shown_smaller_and_outlines_simpler(tmp_path, monkeypat
     assert pixels(data["maps"][0]["layers"]["image"]).shape[:2] == tuple(data["size"][::-1])
 
 
-original = module.page_grid
-
-
 def test_two_dates_of_other_grids_lie_on_one(dates):
     data, html = data_of(dates)
     assert data["size"] == [90, 96]  # 10 pixels further east
     first, second = (pixels(each["layers"]["classes"])[..., 3] for each in data["maps"])
-    assert not first[:, 80:].any() and second[:, 80:].all() and not second[:, :10].any()
+    assert not first[:, 80:].any() and (second[:, 80:] == 255).all() and (second[:, :10] < 255).all()
     assert [row["map"] for row in data["rows"]] == [0, 0, 1, 1] and "outlines later" in html
 
 
@@ -289,8 +288,8 @@ def chosen(page):
 def click_on(page, row):
     """Click on the map where a glacier is, at the corner of its outline."""
     at = page.evaluate(
-        "k => { const {map, rows} = glacierMap, p = map.latLngToContainerPoint(rows[k].shape.getBounds().getNorthWest()),"
-        " box = map.getContainer().getBoundingClientRect(); return [box.x + p.x, box.y + p.y] }",
+        "k => { const {map, rows} = glacierMap, corner = rows[k].shape.getBounds().getNorthWest(),"
+        " p = map.latLngToContainerPoint(corner), box = map.getContainer().getBoundingClientRect(); return [box.x + p.x, box.y + p.y] }",
         row,
     )
     page.mouse.click(at[0] + 1, at[1] + 1)
@@ -301,10 +300,7 @@ def click_on(page, row):
 def test_table_and_map_find_each_other(made, opened, width, scheme):
     page = opened(made, width, color_scheme=scheme)
     rows = page.locator("tbody button")
-    assert (
-        rows.all_inner_texts() == [f"{EVIL}\nRGI-2".replace("\u2028", rows.first.inner_text()[-9:-8]), "Rongbuk\nRGI-1"]
-        or rows.count() == 2
-    )
+    assert rows.first.evaluate("b => b.firstChild.textContent") == EVIL
     before = page.evaluate("glacierMap.map.getCenter()")
     rows.nth(1).focus()
     page.keyboard.press("Enter")
@@ -332,14 +328,14 @@ def test_the_line_moves_by_keyboard_and_pointer(dates, opened, width):
     page.keyboard.press("ArrowRight")
     assert line.input_value() == "51" and page.evaluate(clip) != before
     assert line.get_attribute("aria-valuetext") == "51 % july, classes, the rest later, classes"
-    box = line.bounding_box()
+    box, place = line.bounding_box(), page.evaluate("glacierMap.map.getCenter()")
     centre = box["x"] + 22 + (box["width"] - 44) * 0.51, box["y"] + 22
     page.mouse.move(*centre)
     page.mouse.down()
     page.mouse.move(centre[0] - 100, centre[1])
     page.mouse.up()
     assert int(line.input_value()) < 51
-    assert page.evaluate("glacierMap.map.getCenter()") == page.evaluate("(glacierMap.map.getCenter())")
+    assert page.evaluate("glacierMap.map.getCenter()") == place
 
 
 def test_sides_opacity_order_and_search(dates, opened):

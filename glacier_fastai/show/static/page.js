@@ -178,8 +178,8 @@
     const first = made("th", undefined, row.line), button = made("button", called(row), first)
     first.scope = "row"
     button.type = "button"
-    const more = [...(row.name && row.id ? [row.id] : []), ...(two ? [nameOf(row.map)] : [])]
-    if (more.length) made("small", more.join(", "), button)
+    if (row.name && row.id) made("small", row.id, button)
+    if (two) made("small", nameOf(row.map), button)
     for (const [key, , unit] of data.columns) {
       const cell = made("td", number(row[key], unit), row.line)
       if (key === "area_km2" && row.area_low_km2 !== null && row.area_high_km2 !== null) {
