@@ -120,11 +120,11 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(".tif").removesuffix("_classes")
 
 
-def _opened(path: Path) -> rasterio.DatasetReader:
+def _opened(path: Path, kind: str = "classes") -> rasterio.DatasetReader:
     raster = open_raster(path)
     odd = ""
     if raster.count != 1 or raster.dtypes[0] != "uint8":
-        odd = f"{raster.count} bands of {raster.dtypes[0]}, so no map of classes; give SCENE_classes.tif"
+        odd = f"{raster.count} bands of {raster.dtypes[0]}, so no map of {kind}, which has one of uint8"
     elif raster.crs is None or raster.transform.is_identity or raster.transform.is_degenerate:
         odd = "does not say where it lies; assign a coordinate reference system and a geotransform"
     if odd:
@@ -159,7 +159,7 @@ def _map(
     layers["classes"], codes = class_picture(raster, path, grid, picture.rgba[..., 3] > 0 if scenes else None)
     confidence = path.with_name(f"{_stem(path)}_confidence.tif")
     if confidence.is_file():
-        with _opened(confidence) as beside:
+        with _opened(confidence, "confidence") as beside:
             layers["confidence"] = confidence_picture(beside, confidence, grid)
     if scenes:
         layers["image"] = picture.uri(most - sum(map(len, layers.values())))

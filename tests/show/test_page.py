@@ -216,11 +216,18 @@ def test_what_cannot_be_shown_is_refused_and_leaves_nothing(tmp_path):
 
 def test_the_command_says_a_scene_of_another_name(tmp_path):
     path, (scene, _) = write_map(tmp_path), write_scene(tmp_path / "august.tif")
-    (tmp_path / "july_prediction.json").write_text(json.dumps({"scene": "july.tif", "date": "2020-07-01T04:00:00Z"}))
+    (tmp_path / "july_prediction.json").write_text(
+        json.dumps({"scene": "july.tif", "date": "2020-07-01T04:00:00Z", "notes": [EVIL]})
+    )
     words = ["page", str(path), "--scene", str(scene), "--out", str(tmp_path / "p.html")]
     with pytest.warns(DataNote, match="august.tif: july_classes.tif was made of july.tif; shown all the same"):
         CliRunner().invoke(app, words, catch_exceptions=False)
-    assert "<title>Map of july, 2020-07-01</title>" in (tmp_path / "p.html").read_text(encoding="utf-8")
+    html = (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert (
+        "<title>Map of july, 2020-07-01</title>" in html
+        and "&lt;img src=x onerror" in html
+        and "<img src=x" not in html
+    )
 
 
 def test_predict_writes_a_page_beside_each_map(tmp_path, trained, scene):
@@ -289,7 +296,8 @@ def click_on(page, row):
     """Click on the map where a glacier is, at the corner of its outline."""
     at = page.evaluate(
         "k => { const {map, rows} = glacierMap, corner = rows[k].shape.getBounds().getNorthWest(),"
-        " p = map.latLngToContainerPoint(corner), box = map.getContainer().getBoundingClientRect(); return [box.x + p.x, box.y + p.y] }",
+        " p = map.latLngToContainerPoint(corner), box = map.getContainer().getBoundingClientRect();"
+        " return [box.x + p.x, box.y + p.y] }",
         row,
     )
     page.mouse.click(at[0] + 1, at[1] + 1)
