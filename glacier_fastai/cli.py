@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -630,6 +631,9 @@ def predict(
         bool, typer.Option("--outlines", help="Write polygons of glaciers and classes with areas (GeoPackage).")
     ] = False,
     geoparquet: Annotated[bool, typer.Option("--geoparquet", help="Write them as GeoParquet, too.")] = False,
+    page: Annotated[
+        bool, typer.Option("--page", help="Write a page to look at the map with its scene (HTML), and outlines for it.")
+    ] = False,
     simplify: Annotated[
         float,
         typer.Option(min=0, max=1000, help="Simplify the outlines: tolerance in pixels. Areas are measured before."),
@@ -696,16 +700,24 @@ def predict(
     models, scenes = split_models(paths)
     ensemble = Ensemble.load(models, overrides)
     by = ByGlacier(glaciers, buffer, min_area_km2) if glaciers else None
-    wanted = Wanted(probabilities, confidence, outlines, geoparquet, simplify, stats, window, glaciers=by)
+    wanted = Wanted(probabilities, confidence, outlines or page, geoparquet, simplify, stats, window, glaciers=by)
     how = _how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask, dem)
     use: Any = {"force": force, "batch_size": batch_size or None, "overwrite": overwrite, **how}
+    write_page: Any = None
+    if page:
+        from .show.page import page_of
+
+        write_page = partial(page_of, overwrite=overwrite, **how)
     if composite:
         if part or launched()[1] > 1:
             raise DataError("a composite is made by one process: leave out --part, and do not launch several")
-        made = predict_composite(ensemble, find_scenes(scenes), out, composite, wanted, by=composite_by, **use)
+        dates = find_scenes(scenes)
+        made = predict_composite(ensemble, dates, out, composite, wanted, by=composite_by, **use)
+        if page:
+            made["files"]["page"] = str(write_page(made["files"], dates, made["done_before"]))
         print(json.dumps(made, indent=1) if as_json else "\n".join(made["files"].values()))
         return
-    table = predict_scenes(ensemble, scenes, out, wanted, part=part, on_error=on_error, **use)
+    table = predict_scenes(ensemble, scenes, out, wanted, part=part, on_error=on_error, page=write_page, **use)
     if as_json:
         print(table.to_json(orient="records", indent=1))
     elif len(table):
@@ -894,6 +906,33 @@ def report(
     from .show.report import write_report
 
     write_report(runs, out, data, overwrite)
+    print(out)
+
+
+@app.command()
+def page(
+    maps: Annotated[
+        list[Path], typer.Argument(metavar="MAP [MAP]", help="A map, SCENE_classes.tif, or two of one place.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("map.html"),
+    scenes: Annotated[
+        list[Path],
+        typer.Option("--scene", help="The scene of each map, in the same order; of a composite, all of them."),
+    ] = [],  # noqa: B006
+    bands: Bands = "",
+    sensor: Sensor = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Write a page to look at a map with its scene, or at two dates: one HTML file without network. Prints its path.
+
+    What lies beside a map is on it, too: confidence, and glaciers with their outlines, as a table that finds them.
+
+    Example: `glacier-fastai page maps/2000_classes.tif maps/2020_classes.tif --scene 2000.tif --scene 2020.tif`
+    """
+    from .show.page import write_page
+
+    how = _how(bands, sensor, "", "", 0.0, "", 0.0, "", None)
+    write_page(maps, out, scenes, overwrite=overwrite, **how)
     print(out)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -143,6 +143,7 @@ def predict_scenes(
     *,
     part: str = "",  # which of the scenes are done here, see `part_of`
     on_error: Literal["continue", "stop"] = "continue",  # after a scene that fails
+    page: Callable[..., Path] | None = None,  # writes the page of a map, as `show.page.page_of`
     **kwargs: Any,  # of `predict_scene`
 ) -> pd.DataFrame:
     """Map scenes one after the other; return a row for each: scene, state, error, pixels by class, seconds, files.
@@ -163,6 +164,8 @@ def predict_scenes(
     for k, scene in enumerate(chosen, 1):
         try:
             result = predict_scene(ensemble, scene, out, wanted, predictor=models, **kwargs)
+            if page:
+                result["files"]["page"] = str(page(result["files"], [scene], result["done_before"]))
         except (GlacierError, OSError) as err:
             if alone or on_error == "stop":
                 raise

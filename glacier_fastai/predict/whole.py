@@ -22,7 +22,7 @@ from .glaciers import ByGlacier, glacier_files
 from .outlines import LAYERS, check_layer
 from .sink import SIDECAR, checksums
 
-__all__ = ["Wanted", "make_whole", "read_record"]
+__all__ = ["Wanted", "make_whole", "page_name", "read_record"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,13 @@ class Wanted:
     @staticmethod
     def every(stem: str) -> list[str]:
         """Return the names of all files that there may be of a scene."""
-        return [*Wanted("uint8", True, True, True, dates=True, glaciers=ByGlacier("")).files(stem).values()]
+        names = Wanted("uint8", True, True, True, dates=True, glaciers=ByGlacier("")).files(stem).values()
+        return [*names, page_name(stem)]
+
+
+def page_name(stem: str) -> str:
+    """Return the name of a scene's map page, which is made of the files of its map when these are there."""
+    return f"{stem}_map.html"
 
 
 def make_whole(

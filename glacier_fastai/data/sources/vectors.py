@@ -105,6 +105,7 @@ class VectorLayer:
 
 def open_vector(
     path: str | os.PathLike,  # of one of `DRIVERS`, GeoParquet, a zipped file, or zip://FILE!MEMBER
+    layer: str = "",  # that is taken where there are several
 ) -> VectorLayer:
     """Open the one layer of a file that can hold polygons.
 
@@ -124,15 +125,15 @@ def open_vector(
     folder = tempfile.mkdtemp(prefix="glacier-fastai-")
     try:
         file, kind = _linked(text, Path(folder))
-        layer = _open_parquet(text, file) if kind == "parquet" else _open(text, file, kind)
+        found = _open_parquet(text, file) if kind == "parquet" else _open(text, file, kind, layer)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    weakref.finalize(layer, shutil.rmtree, folder, ignore_errors=True)
-    return layer
+    weakref.finalize(found, shutil.rmtree, folder, ignore_errors=True)
+    return found
 
 
-def _open(text: str, file: Path, kind: str) -> VectorLayer:
+def _open(text: str, file: Path, kind: str, layer: str) -> VectorLayer:
     from pyogrio import list_layers, read_bounds, read_info
 
     source, size = f"GeoJSON:{file}" if kind == "geojson" else str(file), file.stat().st_size
@@ -142,6 +143,7 @@ def _open(text: str, file: Path, kind: str) -> VectorLayer:
         if lines and len(lines) == len(layers):
             raise DataError(f"{text}: holds {', '.join(sorted(set(lines.values())))}; outlines must be polygons")
         names = [name for name in layers if name not in lines]
+        names = [layer] if layer in names else names
         if not names:
             raise DataError(f"{text}: holds no geometry; give polygons")
         if len(names) > 1:
