@@ -120,6 +120,8 @@ def show_messages() -> None:
         _show_note.others = warnings.showwarning  # type: ignore[attr-defined]
         warnings.showwarning = _show_note
         warnings.simplefilter("always", DataNote)  # `errors.note` says each once
+        _unraisable.others = sys.unraisablehook  # type: ignore[attr-defined]
+        sys.unraisablehook = _unraisable
 
 
 def _show_note(message, category, filename, lineno, file=None, line=None) -> None:
@@ -127,6 +129,11 @@ def _show_note(message, category, filename, lineno, file=None, line=None) -> Non
         log.info("note: %s", message)
     else:
         _show_note.others(message, category, filename, lineno, file, line)  # type: ignore[attr-defined]
+
+
+def _unraisable(about) -> None:
+    if "rasterio._env.log_error" not in str(about.object):  # which cannot log names in a file that are not UTF-8
+        _unraisable.others(about)  # type: ignore[attr-defined]
 
 
 def in_terminal() -> bool:

@@ -105,3 +105,10 @@ def test_without_a_terminal_a_line_stands_in_for_the_bar(monkeypatch, caplog):
         show(1200, 5000)
         show(7, None)
     assert caplog.messages == ["tiles: 1,200 of 5,000", "tiles: 7"]
+
+
+def test_what_gdal_says_in_another_encoding_is_no_noise(tmp_path, capfd):
+    show_messages()
+    said = SimpleNamespace(object="rasterio._env.log_error", exc_type=UnicodeDecodeError, exc_value=None)
+    sys.unraisablehook(SimpleNamespace(**vars(said), exc_traceback=None, err_msg="x"))
+    assert capfd.readouterr().err == ""
