@@ -152,7 +152,8 @@ def about_run(
     if of_recipe(recipe.model)[0].name != "ratio":
         ratio = on_rank_zero(lambda: baseline(dls.store, dls.train_tiles))
     about: dict[str, Any] = recipe.model_dump(mode="json")
-    about["data"]["path"] = about["data"]["path"] and PurePath(about["data"]["path"]).name
+    for section, field in (("data", "path"), ("model", "weights")):
+        about[section][field] = about[section][field] and PurePath(about[section][field]).name
     return {"recipe": about, "trained_on": trained_on, "baseline": ratio}
 
 
