@@ -123,7 +123,8 @@ def make_learner(
     elif precision == "bf16":
         learn.add_cb(CpuMixedPrecision()) if dls.device.type == "cpu" else learn.to_bf16()
     if dls.device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # crops are all of one size
+        # crops are all of one size; what is fastest may be another algorithm the next time, with other last digits
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     return learn
 
 
