@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from itertools import accumulate
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 
 from ..errors import BundleError, RecipeError
-from ..reading import opened, parse_json, read_tensors
+from ..files import file_hash
+from ..reading import parse_json, read_tensors
 from .registry import architecture, built_as
 from .unet import adapt_first_conv, adapted_bands
 
@@ -46,8 +46,6 @@ def load_encoder(
     name, options = built_as(model)
     takes_encoder(name)
     metadata, tensors = read_tensors(path, BundleError, link=True, hint=SAFE)
-    with opened(path, BundleError, link=True) as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     fresh = model.encoder.state_dict()
     inner = "model." if options["encoder"].startswith("tu-") else ""
     first = architecture(name)[0].first(model).removeprefix(f"encoder.{inner}")  # type: ignore[misc]  # has one
@@ -79,7 +77,7 @@ def load_encoder(
         weights[key] = value.to(fresh[key].dtype)
     model.encoder.load_state_dict(weights)
     beside = {key[-len(k) :].split(".")[0] for k, key in left.items()}
-    return sha256, [*said, *([f"left out: {', '.join(sorted(beside))}"] if beside else [])]
+    return file_hash(path), [*said, *([f"left out: {', '.join(sorted(beside))}"] if beside else [])]
 
 
 def _dotted(key: str) -> str:
