@@ -334,11 +334,12 @@ def read_tensors(
     error: Kind,  # what is raised
     *,
     link: bool = False,  # see `opened`
+    hint: str = "",  # what to do if it is none
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Return metadata and tensors of a safetensors file, which holds no code."""
     from safetensors import safe_open
 
-    with opened(path, error, link=link) as file, refusing(path, error, "not a safetensors file, or cut short"):
+    with opened(path, error, link=link) as file, refusing(path, error, "not a safetensors file, or cut short", hint):
         if (header := int.from_bytes(file.read(8), "little")) > HEADER:
             raise ValueError(f"a header of {header:,} bytes; at most {HEADER:,} are read")
         with safe_open(path, "pt") as tensors:

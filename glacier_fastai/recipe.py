@@ -79,14 +79,20 @@ class ModelRecipe(Section):
     arch: str = Field(
         "unet", description="unet, unetplusplus, fpn, deeplabv3plus, segformer, ..., ratio, forest, or your own"
     )
-    encoder: str = Field("resnet34", description="encoder of segmentation-models-pytorch, or of timm as tu-NAME")
+    size: Literal["tiny", "small", "base", "large"] | None = Field(
+        None, description="tiny, small, base or large: encoder or width that are not given; null: base"
+    )
+    encoder: str | None = Field(
+        None, description="encoder of segmentation-models-pytorch, or of timm as tu-NAME; null: by size (resnet34)"
+    )
+    weights: str | None = Field(None, description="safetensors file that the encoder starts from, as timm has them")
     attention: Literal["scse", "cse"] | None = Field(
         "scse", description="attention in the decoder of unet: scse, cse or null"
     )
     scale: float = Field(
         1.0, ge=0.25, le=1, description="the network sees the image at this scale: at 0.5, four times the ground"
     )
-    width: int | None = Field(None, ge=4, le=1024, description="channels of glavitu (64)")
+    width: int | None = Field(None, ge=4, le=1024, description="channels of glavitu; null: by size (64)")
     groups: dict[str, list[str]] | None = Field(
         None, description="modalities of glavitu, name -> bands; null: by what they measure"
     )
@@ -324,8 +330,8 @@ def load_recipe(
     """Return the validated recipe.
 
     >>> recipe = load_recipe("demo", ["train.lr=1e-4", "model.arch=fpn"])
-    >>> recipe.train.lr, recipe.model.arch, recipe.model.encoder
-    (0.0001, 'fpn', 'resnet18')
+    >>> recipe.train.lr, recipe.model.arch, recipe.model.size
+    (0.0001, 'fpn', 'small')
 
     Raises:
         RecipeError: No such recipe, not YAML, or a field that is unknown, of a wrong type or impossible; the one-line

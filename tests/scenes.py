@@ -85,7 +85,7 @@ def changed(store, path, image=lambda values: values, mask=lambda codes: codes):
 
 def tiny_recipe(*overrides):
     """Return the demo recipe, made as small as it goes."""
-    small = [f"model.encoder={TINY}", "record.panels_every=0", "data.tile_size=32", "data.crop=32", "data.folds=3"]
+    small = ["model.size=tiny", "record.panels_every=0", "data.tile_size=32", "data.crop=32", "data.folds=3"]
     small += ["train.epochs=2", "train.batch_size=4", "data.crops_per_tile=1", "train.precision=fp32", "train.lr=1e-3"]
     return load_recipe("demo", [*small, *overrides])
 

@@ -15,7 +15,7 @@ import pytest
 import rasterio
 from folders import competition_folder
 from hkh_folders import hkh_folder
-from scenes import BANDS, TINY, changed, made_up, make_store, write_raster, write_scene
+from scenes import BANDS, changed, made_up, make_store, write_raster, write_scene
 from typer.testing import CliRunner
 
 import glacier_fastai
@@ -29,7 +29,7 @@ SMALL = [
     "data.crops_per_tile=1",
     "train.batch_size=4",
     "train.epochs=1",
-    f"model.encoder={TINY}",
+    "model.size=tiny",
 ]
 SET = [word for item in SMALL for word in ("--set", item)]
 

@@ -29,7 +29,7 @@ PAGES = {
 }
 README = PAGES["README.md"]
 TINY_RUN = ["data.tile_size=32", "data.crop=32", "data.crops_per_tile=1", "train.epochs=1", "train.batch_size=4"]
-TINY_RUN += [f"model.encoder={TINY}", "train.precision=fp32", "augment=[]", "balance=null", "train.accumulate=1"]
+TINY_RUN += ["model.size=tiny", "train.precision=fp32", "augment=[]", "balance=null", "train.accumulate=1"]
 TINY_RUN += ["record.panels_every=0"]
 FOUR = ("blue", "green", "red", "nir")
 

@@ -52,14 +52,15 @@ def confusion_matrix(
     ignore: int = IGNORE,  # label in `target` of pixels that count for nothing
     unknown_ice: bool = False,  # count label 254, too, in a row of its own below the others: ``(K + 1, K)``
 ) -> Tensor:
-    """Return the int64 matrix ``(K, K)`` of pixel counts, on the device of the input; uint8 input is fastest.
+    """Return the int64 matrix ``(K, K)`` of pixel counts, on the device of the input, without waiting for a GPU.
 
     >>> confusion_matrix(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 1, 255]), 2)
     tensor([[1, 1],
             [0, 1]])
 
     Raises:
-        DataError: Shapes or types do not fit, or a counted pixel has a code outside 0 to K - 1.
+        DataError: Shapes or types do not fit, or a counted pixel has a code outside 0 to K - 1; on a GPU that is an
+            assertion of the device.
     """
     pred, target = plain_tensor(pred), plain_tensor(target)
     if pred.shape != target.shape:
@@ -71,7 +72,11 @@ def confusion_matrix(
     narrow = torch.uint8 if rows * n_classes <= 256 else torch.int64
     pred = _codes("prediction", pred, valid, n_classes, narrow)
     target = _codes("truth", target, valid, rows, narrow)
-    counts = torch.bincount((target * n_classes + pred).flatten(), minlength=rows * n_classes)
+    both, n = target * n_classes + pred, rows * n_classes
+    if both.is_cuda and n <= 64:  # bincount waits for a GPU
+        counts = torch.stack([(both == k).sum() for k in range(n)])
+    else:
+        counts = torch.bincount(both.flatten(), minlength=n)
     counts[0] -= (~valid).sum()  # ignored pixels went there
     return counts.view(rows, n_classes)
 
@@ -93,9 +98,11 @@ def _codes(name: str, codes: Tensor, valid: Tensor, n_classes: int, dtype: torch
         raise DataError(f"{name} is {codes.dtype}: use class codes of an integer type")
     codes = codes * valid  # a fifth of the time of masked_fill
     if codes.numel():
-        low, high = (int(x) for x in codes.aminmax())
-        if low < 0 or high >= n_classes:
-            raise DataError(f"{name} has codes from {low} to {high}: use 0 to {n_classes - 1}")
+        low, high = codes.aminmax()
+        if codes.is_cuda:  # the host does not wait for what it holds
+            torch._assert_async((low >= 0) & (high < n_classes), f"{name} has codes other than 0 to {n_classes - 1}")
+        elif low < 0 or high >= n_classes:
+            raise DataError(f"{name} has codes from {int(low)} to {int(high)}: use 0 to {n_classes - 1}")
     return codes.to(dtype)
 
 

@@ -27,7 +27,7 @@ from ..reading import parse_json, read_tensors
 from ..recipe import PredictRecipe, Section, explain
 from .ratio import RatioThresholds
 from .registry import architecture, build_model, built_as, weight_shapes
-from .unet import adapt_first_conv, adapt_head
+from .unet import adapt_first_conv, adapt_head, adapted_bands
 
 __all__ = ["ModelBundle", "TrainedOn", "trained_ground", "unwrapped"]
 
@@ -378,16 +378,9 @@ class ModelBundle:
         if tuple(bands) != self.bands:
             if kind.first is None:
                 raise BundleError(f"model {name!r} takes weights of its own bands alone, {', '.join(self.bands)}")
-            kept = [b for b in bands if b in self.bands]
-            new = [b for b in bands if b not in self.bands]
-            dropped = [b for b in self.bands if b not in bands]
             first = kind.first(model)
             weights[first] = adapt_first_conv(weights[first], self.bands, bands)
-            said.append(
-                f"first convolution: {', '.join(kept) or 'no band'} kept"
-                + (f"; {', '.join(new)} start from the mean of {'these' if kept else 'all'}" if new else "")
-                + (f"; {', '.join(dropped)} dropped" if dropped else "")
-            )
+            said.append(adapted_bands(self.bands, bands))
         if tuple(classes) != self.classes:
             if kind.head is None:
                 raise BundleError(f"model {name!r} takes weights of its own classes alone, {', '.join(self.classes)}")

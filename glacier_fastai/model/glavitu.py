@@ -256,6 +256,15 @@ def _head(model: nn.Module) -> list[str]:
     return [name for name in model.state_dict() if name.startswith("head.")]
 
 
+SIZES = {"tiny": (16, 2), "small": (32, 6), "base": (64, 12), "large": (96, 12)}  # width, blocks
 ARCHITECTURES = [
-    Architecture("glavitu", _build, groups=_groups, head=_head, apart=("dropout", "auxiliary"), auxiliary="auxiliary")
+    Architecture(
+        "glavitu",
+        _build,
+        groups=_groups,
+        head=_head,
+        apart=("dropout", "auxiliary"),
+        auxiliary="auxiliary",
+        sizes={size: {"width": width, "blocks": blocks} for size, (width, blocks) in SIZES.items()},
+    )
 ]

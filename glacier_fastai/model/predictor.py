@@ -31,13 +31,14 @@ def default_device() -> torch.device:
 
 
 def out_of_memory(err: Exception) -> bool:
-    """Return whether an error says that there is no memory left.
+    """Return whether an error says that there is no memory left, or that sizes are beyond what a GPU's kernels count.
 
     >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("sizes do not match"))
     (True, False)
     """
     known = isinstance(err, (MemoryError, torch.OutOfMemoryError))
-    return known or "allocate memory" in str(err)  # what torch says on a CPU
+    # what torch says on a CPU, cuBLAS and cuDNN, and kernels that count in 32 bits
+    return known or any(words in str(err) for words in ("allocate memory", "ALLOC_FAILED", "INT_MAX", "32-bit index"))
 
 
 class Predictor:

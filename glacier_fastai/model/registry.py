@@ -25,7 +25,7 @@ from ..recipe import ENCODERS, ModelRecipe
 __all__ = ["Architecture", "build_model", "model_names", "register_model"]
 
 GROUP = "glacier_fastai.models"
-FROM_RECIPE = ("encoder", "attention", "scale")  # whose defaults are those of recipes
+FROM_RECIPE = ("attention", "scale")  # whose defaults are those of recipes
 Builder = Callable[..., nn.Module]
 
 
@@ -51,6 +51,8 @@ class Architecture:
     """Options that weights do not depend on."""
     auxiliary: str = ""
     """Name of a head of which only training knows, and of the option that is its loss's weight, 0 without it."""
+    sizes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Size (tiny, small, base, large) -> its options; "base" has the defaults."""
     options: Mapping[str, Any] = field(init=False)
     """Name and default of each option."""
 
@@ -142,12 +144,29 @@ def architecture(
 def of_recipe(model: ModelRecipe) -> tuple[Architecture, dict[str, Any]]:
     """Return the network that a recipe asks for, and all its options; raises `RecipeError` like `architecture`.
 
-    What stands in every recipe, such as `encoder`, is refused by networks without it only where it is no default.
+    What stands in every recipe, such as `encoder`, is refused by networks without it only where it is no default, and
+    wins over `size`.
+
+    >>> of_recipe(ModelRecipe(arch="glavitu", size="small", width=40))[1]["width"]
+    40
     """
     kind, default = architecture(model.arch)[0], ModelRecipe()
     fields = {name: getattr(model, name) for name in ("encoder", "attention", "scale", "width", "groups")}
     given = {k: v for k, v in fields.items() if v != getattr(default, k) or (k in kind.options and k in FROM_RECIPE)}
-    return architecture(model.arch, {**given, **model.options})
+    return architecture(model.arch, {**of_size(kind, model.size), **given, **model.options})
+
+
+def of_size(
+    kind: Architecture,
+    size: str | None,  # tiny, small, base or large; None: as its builder has it
+) -> Mapping[str, Any]:
+    """Return the options of a network's size; raises `RecipeError` if it has none of that name."""
+    if size is not None and size not in kind.sizes:
+        has = ", ".join(kind.sizes) or "none: leave size out"
+        raise RecipeError(
+            f"model {kind.name!r} has no size {size!r}; its sizes are {has}{did_you_mean(size, kind.sizes)}"
+        )
+    return {} if size is None else kind.sizes[size]
 
 
 def _loaded(point: EntryPoint) -> Architecture:

@@ -173,7 +173,9 @@ def _head(model: nn.Module) -> list[str]:
     return [name for name in model.state_dict() if name.startswith("segmentation_head.0.")]
 
 
-_smp = partial(Architecture, groups=_groups, first=_first, head=_head, apart=("scale",))
+ENCODER_OF = {"tiny": "tu-test_resnet.r160_in1k", "small": "resnet18", "base": "resnet34", "large": "resnet50"}
+_sizes = {size: {"encoder": encoder} for size, encoder in ENCODER_OF.items()}
+_smp = partial(Architecture, groups=_groups, first=_first, head=_head, apart=("scale",), sizes=_sizes)
 ARCHITECTURES = [
     _smp("unet", _unet),
     *(
@@ -219,6 +221,24 @@ def adapt_first_conv(
     kept = [have.index(b) for b in want if b in have]
     mean = weight[:, kept or slice(None)].mean(1)
     return torch.stack([weight[:, have.index(b)] if b in have else mean for b in want], 1)
+
+
+def adapted_bands(
+    have: Sequence[str],  # bands of the trained first convolution
+    want: Sequence[str],  # bands of the new model
+) -> str:
+    """Return in words what `adapt_first_conv` does.
+
+    >>> adapted_bands(["red", "nir"], ["nir", "swir1"])
+    'first convolution: nir kept; swir1 start from the mean of these; red dropped'
+    """
+    kept, new = [b for b in want if b in have], [b for b in want if b not in have]
+    dropped = [b for b in have if b not in want]
+    return (
+        f"first convolution: {', '.join(kept) or 'no band'} kept"
+        + (f"; {', '.join(new)} start from the mean of {'these' if kept else 'all'}" if new else "")
+        + (f"; {', '.join(dropped)} dropped" if dropped else "")
+    )
 
 
 def adapt_head(

@@ -123,7 +123,8 @@ def make_learner(
     elif precision == "bf16":
         learn.add_cb(CpuMixedPrecision()) if dls.device.type == "cpu" else learn.to_bf16()
     if dls.device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # crops are all of one size
+        # crops are all of one size; what is fastest may be another algorithm the next time, with other last digits
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     return learn
 
 
@@ -152,7 +153,8 @@ def about_run(
     if of_recipe(recipe.model)[0].name != "ratio":
         ratio = on_rank_zero(lambda: baseline(dls.store, dls.train_tiles))
     about: dict[str, Any] = recipe.model_dump(mode="json")
-    about["data"]["path"] = about["data"]["path"] and PurePath(about["data"]["path"]).name
+    for section, field in (("data", "path"), ("model", "weights")):
+        about[section][field] = about[section][field] and PurePath(about[section][field]).name
     return {"recipe": about, "trained_on": trained_on, "baseline": ratio}
 
 

@@ -31,6 +31,7 @@ def run_identity(
     dls: GlacierDataLoaders,
     fold: int | None,
     weights: Path | None,  # bundle that it starts from
+    encoder: str | None = None,  # SHA-256 of the file that its encoder starts from
 ) -> dict[str, Any]:
     """Return what decides the result of a run: it can only go on where all of this is the same."""
     return {
@@ -39,6 +40,7 @@ def run_identity(
         "tiles": digest(_without_new(dls.store.table).to_csv(index=False)),
         "folds": folds_hash(dls.store, dls.fold_of),
         "weights": None if weights is None else digest(Path(weights).read_bytes()),
+        "encoder": encoder,
         "processes": world_size(),
     }
 
@@ -50,7 +52,8 @@ def _without_new(table: pd.DataFrame) -> pd.DataFrame:
 
 def comparable(recipe: Recipe) -> dict[str, Any]:
     """Return what of a recipe decides the result of a run."""
-    without: Any = {"about": True, "record": True, "data": {"path"}, "train": {"max_minutes", "workers"}}
+    without: Any = {"about": True, "record": True, "data": {"path"}, "model": {"weights"}}
+    without["train"] = {"max_minutes", "workers"}
     return recipe.model_dump(mode="json", exclude=without)
 
 
@@ -113,10 +116,17 @@ class RunFolder:
         """Append to events.jsonl."""
         EventLog(self.path / "events.jsonl")(event, **fields)
 
-    def record(self, recipe: Recipe, dls: GlacierDataLoaders, checkpoint: dict[str, Any] | None) -> None:
+    def record(
+        self,
+        recipe: Recipe,
+        dls: GlacierDataLoaders,
+        checkpoint: dict[str, Any] | None,
+        encoder: str | None = None,  # as in `run_identity`
+    ) -> None:
         """Write what is known before the first batch."""
         about = {**environment(), "folds_hash": folds_hash(dls.store, dls.fold_of)}
         about["tiles"] = str(dls.store.base().path.resolve())
+        about |= {"encoder_sha256": encoder} if encoder else {}
         if checkpoint is not None:
             self.log("resume", epoch=checkpoint["at"][0] + 1, batch=checkpoint["at"][1], environment=about)
             return

@@ -25,7 +25,7 @@ from ..core.dihedral import VIEWS, one_pass
 from ..core.losses import CombinedLoss, knows_ice
 from ..data.block import GlacierDataLoaders
 from ..errors import RecipeError, TrainingError, note
-from ..model.registry import architecture, build_model, groups
+from ..model.registry import architecture, build_model, groups, of_size
 from .callbacks import CombinedLossCallback, CompositionCallback, ConfusionMatrixCallback, PlateauCallback
 from .distributed import GlacierTrainer
 from .losses import IceAsGlacier, LabelledPixels, adapted
@@ -191,6 +191,7 @@ def glacier_learner(
     dls: GlacierDataLoaders,  # tiles to train and validate on
     model: str | nn.Module = "unet",  # a name of `model.registry`, or any module `(B, C, H, W)` -> `(B, K, H, W)`
     *,
+    size: str | None = None,  # of the named model: "tiny", "small", "base", "large"; further options win over it
     loss_func: Callable | None = None,  # of fastai, PyTorch or yours, see `losses.adapted`; default phase B
     splitter: Callable | None = None,  # model -> parameter groups, default those of the model
     opt_func: Callable = adamw,  # optimiser, default PyTorch's fused AdamW
@@ -212,7 +213,7 @@ def glacier_learner(
     >>> from glacier_fastai.data.sources.synthetic import synthetic_store
     >>> store = synthetic_store(f"{mkdtemp()}/tiles", "landsat7", n_scenes=2, tile_size=32, scene_size=64)
     >>> dls = GlacierDataLoaders.from_store(store, fold=0, bs=4, folds=2)
-    >>> learn = glacier_learner(dls, encoder="tu-test_resnet.r160_in1k", lr=1e-3)
+    >>> learn = glacier_learner(dls, size="tiny", lr=1e-3)
     >>> [m.name for m in learn.metrics]
     ['mcc', 'mean_iou', 'ice_mcc', 'ice_iou', 'train_mcc', 'train_mean_iou']
 
@@ -223,9 +224,10 @@ def glacier_learner(
     if seed is not None:
         set_seed(seed)
     if isinstance(model, str):
-        if architecture(model)[0].fit is not None:
+        kind = architecture(model)[0]
+        if kind.fit is not None:
             raise RecipeError(f"model {model!r}: is not trained by gradients; use finetune with model.arch={model}")
-        model = build_model(model, dls.bands, CLASSES, **options)
+        model = build_model(model, dls.bands, CLASSES, **{**of_size(kind, size), **options})
     model = model.to(memory_format=torch.channels_last)  # faster convolutions, on CPU and GPU
     loss_func = loss if loss_func is None else loss_func
     loss_func = CombinedLoss.phase_b() if loss_func is None else adapted(loss_func)

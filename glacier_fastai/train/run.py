@@ -43,6 +43,7 @@ from ..errors import DataError, OutputError, RecipeError, RunStopped, TrainingEr
 from ..files import no_link, whole_file, write_text
 from ..model.bundle import ModelBundle, described
 from ..model.calibrate import calibrate
+from ..model.encoder import load_encoder, takes_encoder
 from ..model.evaluate import class_table, score_tiles
 from ..model.oof import OutOfFold
 from ..model.predictor import out_of_memory
@@ -98,16 +99,23 @@ def train(
     kind, _ = of_recipe(recipe.model)  # refused before anything is made
     if kind.fit is not None and weights is not None:
         raise RecipeError(f"model.arch={kind.name}: starts from no weights; leave out {weights}")
+    if (trained := recipe.model.weights) is not None:
+        takes_encoder(kind.name)
+        if weights is not None:
+            raise RecipeError(f"model.weights={trained}: training starts from {weights}; leave one out")
     store = _store(recipe, data)
     bundle = None if weights is None else ModelBundle.load(weights)
     set_seed(recipe.seed)
     dls = make_dls(recipe, store, fold, bundle)
     learn = make_learner(recipe, dls)
     adapted = [] if bundle is None else bundle.load_into(learn.model, recipe.bands)
+    encoder = None
+    if trained is not None:
+        encoder, adapted = load_encoder(learn.model, trained, recipe.bands)
     learn.tells_debris = dls.tells_debris(None if bundle is None else bundle.tells_debris)
     on_rank_zero(folder.claim)
     try:
-        identity = run_identity(recipe, dls, fold, None if weights is None else Path(weights))
+        identity = run_identity(recipe, dls, fold, None if weights is None else Path(weights), encoder)
         checkpoint = on_rank_zero(lambda: folder.checkpoint(identity))
         if checkpoint is not None and (checkpoint["ended"] or checkpoint["at"][0] == recipe.train.n_epoch):
             log.info("%s: its training has ended already", path)
@@ -119,7 +127,7 @@ def train(
             on_rank_zero(lambda: write_text(path / "history.csv", "epoch\n"))
         else:
             _count_steps(recipe, dls)
-            on_rank_zero(lambda: folder.record(recipe, dls, checkpoint))
+            on_rank_zero(lambda: folder.record(recipe, dls, checkpoint, encoder))
             _greet(recipe, learn, store, weights, adapted, checkpoint)
             built = make_callbacks(recipe, learn, folder, identity, checkpoint, started, store, fold, bundle)
             _fit(recipe, learn, folder, [*built, *cbs])
@@ -175,7 +183,8 @@ def _greet(recipe: Recipe, learn: GlacierLearner, store: TileStore, weights, ada
     if dls.train.crops is not None:
         lines += [f"balance  {line}" for line in balance_lines(dls.train.crops.sampling)]
     if checkpoint is None:
-        lines += [f"weights  {weights or 'from scratch'}", *(f"         {line}" for line in adapted)]
+        encoder = recipe.model.weights and f"of the encoder {recipe.model.weights}"
+        lines += [f"weights  {weights or encoder or 'from scratch'}", *(f"         {line}" for line in adapted)]
     else:
         epoch, batch = checkpoint["at"]
         lines.append(f"resumed  after {f'batch {batch} of epoch {epoch + 1}' if batch else f'epoch {epoch}'}")

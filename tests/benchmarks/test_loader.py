@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import time
 from pathlib import Path
 
 import numpy as np
@@ -101,34 +100,3 @@ def test_memory_over_1000_batches(store):
                 resident, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
                 held.append((resident - shared) * page)
     print(f"\nmemory after 100, 200, ... 1000 batches, MB: {' '.join(f'{m:.0f}' for m in held)}")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_steps_with_loading_against_a_batch_that_never_changes(store):
-    from glacier_fastai.core.losses import CombinedLoss
-    from glacier_fastai.model.unet import glacier_unet
-
-    dl = loaders(store, 2, augment=AugmentTiles.preset("heavy"), device="cuda")
-    model = glacier_unet("resnet34", len(BANDS)).cuda().to(memory_format=torch.channels_last)
-    loss, opt = CombinedLoss.phase_b().cuda(), torch.optim.AdamW(model.parameters(), fused=True)
-    scaler = torch.amp.GradScaler("cuda")
-    fixed = dl.one_batch()
-
-    def steps(batches):
-        torch.cuda.synchronize()
-        start, n = time.perf_counter(), 0
-        for x, y in batches:
-            with torch.autocast("cuda", torch.float16):
-                out = loss(model(x.as_subclass(torch.Tensor)), y.as_subclass(torch.Tensor))
-            scaler.scale(out).backward()
-            scaler.step(opt)
-            scaler.update()
-            opt.zero_grad()
-            n += 1
-        torch.cuda.synchronize()
-        return n / (time.perf_counter() - start)
-
-    steps([fixed] * 20)
-    for _ in range(3):
-        same, real = steps([fixed] * len(dl)), steps(dl)
-        print(f"\nsteps/s: the same batch {same:.1f}, loaded {real:.1f}, ratio {real / same:.3f}")

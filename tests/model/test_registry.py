@@ -1,4 +1,5 @@
 import importlib
+import math
 import sys
 
 import pytest
@@ -90,6 +91,26 @@ def test_a_recipe_names_a_network_and_what_it_takes():
         of_recipe(ModelRecipe(arch="own", encoder="resnet18"))
     with pytest.raises(RecipeError, match="'fpn' has no option attention"):
         of_recipe(ModelRecipe(arch="fpn", attention="cse"))
+
+
+@pytest.mark.parametrize("arch", ["unet", "deeplabv3plus", "segformer", "glavitu"])
+def test_a_dial_of_size(arch):
+    """Each size is larger than the one before, and base is what it is without; what a recipe says besides wins."""
+    sizes = ("tiny", "small", "base", "large")
+    options = [of_recipe(ModelRecipe(arch=arch, size=size))[1] for size in sizes]
+    shapes = [registry.weight_shapes(arch, ("red", "nir"), **o).values() for o in options]
+    numbers = [sum(math.prod(shape) for shape in each) for each in shapes]
+    assert numbers == sorted({*numbers}) and len(numbers) == 4
+    assert options[2] == of_recipe(ModelRecipe(arch=arch))[1]
+    given = {"width": 8} if arch == "glavitu" else {"encoder": "resnet18"}
+    assert of_recipe(ModelRecipe(arch=arch, size="large", **given))[1] == {**options[3], **given}
+
+
+def test_a_network_of_one_size_is_refused_another():
+    with pytest.raises(RecipeError, match="model 'forest' has no size 'tiny'; its sizes are none: leave size out"):
+        of_recipe(ModelRecipe(arch="forest", size="tiny"))
+    with pytest.raises(RecipeError, match="its sizes are tiny, small, base, large; did you mean 'large'"):
+        registry.of_size(architecture("unet")[0], "larg")
 
 
 @pytest.mark.parametrize(

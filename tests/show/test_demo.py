@@ -1,7 +1,6 @@
 import matplotlib.pyplot as plt
 import pytest
 import rasterio
-from scenes import TINY
 from typer.testing import CliRunner
 
 from glacier_fastai.cli import app
@@ -14,7 +13,7 @@ from glacier_fastai.show.demo import run
 def test_the_demo_goes_all_the_way(tmp_path, capsys, caplog):
     out = tmp_path / "demo"
     caplog.set_level("INFO", "glacier_fastai")
-    made = run(out, [f"model.encoder={TINY}", "train.epochs=1", "data.crops_per_tile=1", "data.crop=32", "ramp=null"])
+    made = run(out, ["model.size=tiny", "train.epochs=1", "data.crops_per_tile=1", "data.crop=32", "ramp=null"])
     assert capsys.readouterr().out == ""  # a library prints nothing
     assert "synthetic tiles that neither run has seen" in caplog.text
     assert {name: path.name for name, path in made.items()} == {

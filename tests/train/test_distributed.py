@@ -12,7 +12,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from scenes import TINY, make_store
+from scenes import make_store
 
 from glacier_fastai.errors import RunStopped, TrainingError
 from glacier_fastai.model import processes
@@ -104,7 +104,7 @@ def test_processes_train_on_batches_of_their_own(compared):
 
 SMALL = ["data.tile_size=32", "data.crop=32", "data.folds=3", "data.crops_per_tile=6", "train.batch_size=4"]
 SMALL += [
-    f"model.encoder={TINY}",
+    "model.size=tiny",
     "record.panels_every=0",
     "train.epochs=3",
     "train.precision=fp32",

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 from learners import assert_same
-from scenes import TINY, make_store, tiny_recipe
+from scenes import make_store, tiny_recipe
 
 from glacier_fastai.errors import CheckpointError, OutputError, RunStopped, TrainingError
 from glacier_fastai.model.bundle import ModelBundle
@@ -62,7 +62,7 @@ def test_a_run_killed_at_least_20_times_is_the_run_that_was_never_stopped(tmp_pa
 # by the command line
 
 SMALL = [
-    f"model.encoder={TINY}",
+    "model.size=tiny",
     "record.panels_every=0",
     "data.tile_size=32",
     "data.crop=16",

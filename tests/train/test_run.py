@@ -273,14 +273,15 @@ def test_a_run_takes_further_callbacks(tmp_path):
 
 @pytest.mark.parametrize(
     "overrides",
-    [pytest.param(("model.arch=fpn",), marks=pytest.mark.slow), ("model.arch=width_only", "model.options={width: 5}")],
+    [
+        pytest.param(("model.arch=fpn",), marks=pytest.mark.slow),
+        ("model.arch=width_only", "model.size=null", "model.options={width: 5}"),
+    ],
 )
 def test_any_network_goes_all_the_way(tmp_path, overrides):
     """Trained, cross-validated, calibrated, evaluated, mapped and reported."""
     register_model("width_only", width_only)
     recipe = tiny_recipe("train.epochs=1", "data.folds=2", *overrides)
-    encoder = {} if recipe.model.arch == "fpn" else {"encoder": "resnet34"}
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=encoder)})
     store = make_store(tmp_path / "s")
     out = crossval(recipe, store, tmp_path / "cv")
     ensemble = Ensemble.load([out / "ensemble.yaml"])
