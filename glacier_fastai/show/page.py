@@ -28,6 +28,7 @@ from ..errors import DataError, OutputError, note
 from ..files import names_only, write_text
 from ..predict.outlines import equal_area_crs
 from ..predict.whole import page_name, read_record
+from ..reading import read_text
 from .pictures import CONFIDENCE, IMAGES, PageGrid, ScenePicture, class_picture, confidence_picture, page_grid
 
 __all__ = ["page_of", "write_page"]
@@ -283,4 +284,5 @@ def _html(data: dict[str, Any], classes: Sequence[tuple[str, str]], notes: Seque
 
 
 def _static(name: str) -> str:
-    return (STATIC / name).read_text(encoding="utf-8")
+    text = read_text(STATIC / name, OutputError, link=True)  # as some installers link files
+    return text.replace("\r\n", "\n")  # as browsers do before they hash a script

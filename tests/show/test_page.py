@@ -248,6 +248,14 @@ def test_predict_writes_a_page_beside_each_map(tmp_path, trained, scene):
     assert not page.exists()  # it was that of another map
 
 
+def test_a_composite_has_one_page_of_all_its_scenes(tmp_path, trained):
+    scenes = [str(write_scene(tmp_path / f"{k}.tif", seed=k)[0]) for k in range(2)]
+    words = ["predict", str(trained[0] / "best.safetensors"), *scenes, "--out", str(tmp_path), "--composite", "both"]
+    CliRunner().invoke(app, [*words, "--page", "--set", "predict.views=false"], catch_exceptions=False)
+    (shown,) = data_of(tmp_path / "both_map.html")[0]["maps"]
+    assert shown["name"] == "both" and pixels(shown["layers"]["image"])[..., 3].any()
+
+
 # In a browser
 
 ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
