@@ -54,7 +54,7 @@ def test_a_product_is_mapped_as_the_plain_geotiff_of_its_values(bundle, tmp_path
     want, _ = mapped(bundle, plain(tmp_path / "plain.tif", made.values, side), tmp_path / "maps")
     got, record = mapped(bundle, made.path, tmp_path / "maps", keep=[*MASKS])
     agreement = (got == want).mean()
-    record_property("agreement", agreement)
+    record_property("agreement", float(agreement))
     print(f"{kind}: {agreement:.4%} of the pixels agree")
     assert agreement > 0.995 and len(np.unique(want)) > 2
     assert (record["date"], record["sensor"]) == (made.date, made.sensor)
