@@ -49,6 +49,7 @@ LINES = {
     "predict": "cv/ensemble.yaml scene.tif --out maps --outlines --confidence",
     "glaciers": f"{MAP} --inventory rgi.gpkg --date 2020-08-01 --out by",
     "change": f"{MAP} {MAP} --inventory rgi.gpkg --dates 2020-08-01,2023-08-01 --out ch",
+    "page": f"{MAP} --out page.html",
     "export": "b.safetensors --to torch --out b.pt2",
     "report": "fine --out r.html",
     "submit": "b.safetensors --out sub",

@@ -69,6 +69,9 @@ def store_dtype(dtype: Any) -> np.dtype:
     return dtype if dtype.name in DTYPES else np.dtype("float32")
 
 
+MEANING = ("bands", "units", "scale", "offset", "classes", "nodata")
+
+
 class _Info(Section):
     """What dataset.json says."""
 
@@ -82,6 +85,7 @@ class _Info(Section):
     scale: list[float] | None = None
     offset: list[float] | None = None
     table: str | None = None  # digest of tiles.csv, but for split and group
+    meaning: str | None = None  # digest of what `MEANING` names, without which numbers mean something else
     source: str = ""
     sensor: str = ""
     notes: list[str] = []
@@ -98,6 +102,8 @@ class _Info(Section):
             raise ValueError("units, scale or offset do not fit the bands")
         if not {*(self.units or ())} <= {*UNITS} or 0 in (self.scale or ()):
             raise ValueError("an unknown unit, or a scale of 0")
+        if any(abs(v) >= NO_VALUE for v in (*(self.scale or ()), *(self.offset or ()))):
+            raise ValueError(f"a scale or offset beyond {NO_VALUE:g}")
         if self.version == 3 and not self.table:
             raise ValueError("no digest of tiles.csv")
         return self
@@ -106,6 +112,10 @@ class _Info(Section):
 def _numbers(values: np.ndarray) -> np.ndarray:
     """Return where all bands of `(C, H, W)` floats hold a value, bool `(H, W)`."""
     return (np.abs(values) < np.float32(NO_VALUE)).all(0)  # float16 holds no such number
+
+
+def _meaning(info: dict[str, Any]) -> str:
+    return digest([info.get(key) for key in MEANING])
 
 
 def _fixed(table: pd.DataFrame) -> str:
@@ -154,6 +164,8 @@ class TileStore:
             about = _Info.model_validate(told)
         except ValidationError as err:
             raise DataError(f"{info_path}: damaged ({explain(err, _Info)}); {AGAIN}") from err
+        if about.meaning and about.meaning != _meaning(told):
+            raise DataError(f"{info_path}: its {', '.join(MEANING)} are not as they were written; {AGAIN}")
         self.info: dict[str, Any] = about.model_dump(exclude_unset=True)
         self.bands: tuple[str, ...] = Bands(about.bands)
         self.size = about.size
@@ -589,6 +601,7 @@ class TileWriter:
         text = table.to_csv(index=False)
         (self.partial / "tiles.csv").write_text(text, encoding="utf-8")
         self.info["table"] = digest(_fixed(read_table(self.partial / "tiles.csv", DataError, {})))
+        self.info["meaning"] = _meaning(self.info)
         (self.partial / "dataset.json").write_text(json.dumps(self.info, indent=1), encoding="utf-8")
 
     def _note_labels(self, table: pd.DataFrame) -> None:

@@ -475,3 +475,21 @@ def test_tiles_of_one_system_are_compared_in_it_as_ever(tmp_path):
     place = placed(tmp_path / "s", ("EPSG:32645", EAST), moved(1, "EPSG:32645"), moved(3, "EPSG:32645")).footprints()
     assert set(place) == {"frame", "box"} and set(place["frame"]) == {"crs EPSG:32645"}
     assert place["box"][0].tolist() == [500_000, -3_100_000, 500_960, -3_099_040]
+
+
+@pytest.mark.parametrize(("key", "value"), [("offset", 1.0), ("scale", 2.0), ("units", "kelvin")])
+def test_what_numbers_mean_is_as_it_was_written(tmp_path, key, value):
+    make_store(tmp_path / "store")
+    path = tmp_path / "store" / "dataset.json"
+    info = json.loads(path.read_text())
+    info[key][0] = value
+    path.write_text(json.dumps(info))
+    with pytest.raises(DataError, match=r"dataset\.json: its bands, units, scale, .* are not as they were written"):
+        TileStore(tmp_path / "store")
+    del info["meaning"]
+    path.write_text(json.dumps(info))
+    assert len(TileStore(tmp_path / "store"))  # written before it was known
+    info["scale"] = [1e308] * len(info["scale"])
+    path.write_text(json.dumps(info))
+    with pytest.raises(DataError, match="scale or offset beyond 1e.20"):
+        TileStore(tmp_path / "store")

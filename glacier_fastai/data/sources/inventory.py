@@ -23,6 +23,7 @@ from .pixels import ToPixels, make_valid
 
 __all__ = ["CUT", "Inventory", "parse_date", "read_inventory"]
 
+LARGEST = 2**33  # bytes, which are hashed; the RGI of the whole Earth has a quarter
 COLUMNS = {  # what is known of a glacier, and the columns that tell it, in any case: RGI 7, RGI 5 and 6, GLIMS
     "id": ("rgi_id", "rgiid", "glac_id", "glims_id", "glimsid", "id"),
     "glims_id": ("glims_id", "glimsid", "glac_id"),
@@ -85,6 +86,10 @@ def read_inventory(
     Raises:
         DataError: No polygons, or it lies elsewhere on the Earth.
     """
+    if Path(path).is_file() and (size := Path(path).stat().st_size) > LARGEST:
+        raise DataError(
+            f"{path}: has {size:,} bytes, and an inventory at most {LARGEST:,}; cut out its region (ogr2ogr)"
+        )
     (file,) = open_outlines([path])
     to_pixels = ToPixels(file.layer.crs, crs, transform, shape, file.path, scene)
     bounds = file.layer.bounds[np.isfinite(file.layer.bounds).all(1)]

@@ -187,7 +187,7 @@ BAD = {
     "file": (one("file:///etc/passwd"), "is no file beside or below"),
     "gdal": (one("/vsicurl/http://x.org/a.tif"), "is no file beside or below"),
     "bucket": (one("gs://b/a.tif"), "is no file beside or below"),
-    "not there": (one("a.tif"), "a.tif: no such file"),
+    "not there": (one("a.tif"), "no file a.tif for band"),
     "no href": (item({"red": {"eo:bands": [{"common_name": "red"}]}}), "no STAC item that can be read"),
     "nonsense": (item({"red": []}), "no STAC item that can be read"),
     "GeoJSON": ({"type": "Feature"}, "no product that is known"),
