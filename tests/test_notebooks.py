@@ -17,7 +17,7 @@ from glacier_fastai.recipe import recipe_dir, recipe_names
 NOTEBOOKS = sorted((recipe_dir() / "notebooks").glob("*.ipynb"))
 SLOW = ("02_hkh_pretrain", "03_competition_finetune", "04_ensemble_and_submit", "05_own_scene")
 SMALL = ("data.crop=32", "data.crops_per_tile=1", "train.epochs=1", "train.batch_size=8", "record.panels_every=0")
-SMALL = (*SMALL, "model.size=tiny")
+SMALL = (*SMALL, f"model.encoder={TINY}")  # which recipes name, and then a size does not count
 SMALLER = ("data.tile_size=32", *SMALL)
 PAIRS = [f"{row:02}_{col:02}" for row in (1, 4, 7) for col in (1, 2)]  # tiles of one touch those of no other
 
