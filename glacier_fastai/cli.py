@@ -317,13 +317,13 @@ def prepare_scene(
 def _how(
     bands: str,
     sensor: str,
-    scale: str,
-    offset: str,
-    resolution: float,
-    keep: str,
-    mask_buffer: float,
-    mask: str,
-    dem: Path | None,
+    scale: str = "",
+    offset: str = "",
+    resolution: float = 0.0,
+    keep: str = "",
+    mask_buffer: float = 0.0,
+    mask: str = "",
+    dem: Path | None = None,
 ) -> Any:
     """Return how scenes are to be read, from the options."""
     from .data.scenes.opening import HowRead
@@ -697,6 +697,10 @@ def predict(
         paths = [*paths, *(item.get_self_href() or "" for item in items)]
     elif bbox or start or end or collection or max_cloud < 100:
         raise DataError("--bbox, --from, --to, --max-cloud and --collection choose items of an API; name it by --stac")
+    if glaciers is None and (buffer is not None or min_area_km2 != 0.01):
+        raise DataError("--buffer and --min-area-km2 are for the ice by glacier; name the inventory by --glaciers")
+    if composite_by != "mean" and not composite:
+        raise DataError("--composite-by says how several scenes become one map; name that by --composite")
     models, scenes = split_models(paths)
     ensemble = Ensemble.load(models, overrides)
     by = ByGlacier(glaciers, buffer, min_area_km2) if glaciers else None
@@ -931,8 +935,7 @@ def page(
     """
     from .show.page import write_page
 
-    how = _how(bands, sensor, "", "", 0.0, "", 0.0, "", None)
-    write_page(maps, out, scenes, overwrite=overwrite, **how)
+    write_page(maps, out, scenes, overwrite=overwrite, **_how(bands, sensor))
     print(out)
 
 

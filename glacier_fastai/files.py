@@ -33,6 +33,7 @@ __all__ = [
     "remove_unused",
     "whole_file",
     "whole_folder",
+    "work_folder",
     "write_text",
 ]
 
@@ -305,6 +306,32 @@ def _acquire(path: Path, made: set[Path], wait: bool) -> int | None:
         except BaseException:
             os.close(lock)
             raise
+
+
+@contextmanager
+def work_folder(
+    folder: Path,  # where files are to lie
+    name: str,  # of what they are of
+    busy: str,  # what is said if another process makes them
+) -> Iterator[Path]:
+    """Hold a lock and give an empty folder, for files that take their names in `folder` when all of them are whole.
+
+    Afterwards it is gone, with whatever was not moved.
+
+    Raises:
+        OutputError: Another process holds the lock, or a file cannot be written; it is called by its name in `folder`.
+    """
+    work = folder / f".{name}.partial"
+    try:
+        with locked(folder / f".{name}.lock", busy):
+            try:
+                remove(work)
+                work.mkdir()
+                yield work
+            finally:
+                remove(work)
+    except OutputError as err:
+        raise OutputError(str(err).replace(str(work), str(folder))) from err
 
 
 @contextmanager

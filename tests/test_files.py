@@ -19,6 +19,7 @@ from glacier_fastai.files import (
     remove_unused,
     whole_file,
     whole_folder,
+    work_folder,
     write_text,
 )
 
@@ -227,6 +228,22 @@ def holder(tmp_path):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         yield path, process
+
+
+def test_files_that_are_made_together_lie_in_a_folder_that_goes(tmp_path):
+    (tmp_path / ".s.partial").mkdir()
+    (tmp_path / ".s.partial" / "of a killed process").touch()
+    with work_folder(tmp_path, "s", "in use") as work:
+        assert names(work) == [] and work.parent == tmp_path
+        with pytest.raises(OutputError, match="^in use$"), work_folder(tmp_path, "s", "in use"):
+            raise AssertionError("never comes here")
+        (work / "a").touch()
+        (work / "b").touch()
+        (work / "a").replace(tmp_path / "a")
+    assert names(tmp_path) == ["a"]
+    with pytest.raises(OutputError, match=f"^{tmp_path}/c: is full"), work_folder(tmp_path, "s", "in use") as work:
+        raise OutputError(f"{work}/c: is full")
+    assert names(tmp_path) == ["a"]
 
 
 def test_a_lock_of_another_process_is_left_to_it(holder):

@@ -6,11 +6,12 @@ Test-time augmentation is the mean of such looks (`one_pass`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["VIEWS", "at_scale", "one_pass", "undo_view", "view", "view_of_image"]
+__all__ = ["VIEWS", "at_scale", "fraction", "one_pass", "undo_view", "view", "view_of_image"]
 
 VIEWS = range(8)
 """Numbers of the views; 0 changes nothing. Bit 0 flips columns, bit 1 flips rows, bit 2 then transposes."""
@@ -86,12 +87,31 @@ def at_scale(
     if scale == 1:
         return model(x)
     height, width = x.shape[-2:]
-    size = [max(round(side * scale), 1) for side in (height, width)]
+    size = [_scaled(side, scale) for side in (height, width)]
     data = (x != 0).any(1, keepdim=True).to(x.dtype)
     share = F.interpolate(data, size, mode="bilinear", align_corners=False)
     values = F.interpolate(x * data, size, mode="bilinear", align_corners=False)
     small = values / share.clamp(min=0.5) * (share >= 0.5)
     return F.interpolate(model(small), (height, width), mode="bilinear", align_corners=False)
+
+
+def _scaled(side: int, scale: float) -> int:
+    """Return a side at a scale; of an exported model, whose sides are symbols, it must be whole already."""
+    if isinstance(side, int):
+        return max(round(side * scale), 1)
+    exact = fraction(scale)
+    return side * exact.numerator // exact.denominator
+
+
+def fraction(
+    scale: float,
+) -> Fraction:
+    """Return a scale as a fraction of small numbers.
+
+    >>> fraction(0.3)
+    Fraction(3, 10)
+    """
+    return Fraction(scale).limit_denominator(100)
 
 
 def one_pass(

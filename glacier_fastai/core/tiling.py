@@ -6,7 +6,7 @@ import numpy as np
 
 from ..errors import DataError
 
-__all__ = ["blend_weights", "starts"]
+__all__ = ["blend_weights", "spread", "starts"]
 
 
 def starts(length: int, size: int, overlap: int = 0) -> list[int]:
@@ -28,6 +28,15 @@ def starts(length: int, size: int, overlap: int = 0) -> list[int]:
     last = length - size
     n = -(-last // (size - overlap))  # steps, rounded up
     return [0] if n == 0 else [(2 * i * last + n) // (2 * n) for i in range(n + 1)]
+
+
+def spread(length: int, size: int, many: int) -> list[int]:
+    """Return the first pixels of at most `many` windows of `size`, spread evenly from one end of an axis to the other.
+
+    >>> spread(100, 10, 4), spread(8, 10, 4)
+    ([0, 30, 60, 90], [0])
+    """
+    return sorted({round(k * max(length - size, 0) / (many - 1)) for k in range(many)})
 
 
 def blend_weights(size: int, overlap: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from ..data.scenes.raster import same_crs
 from ..data.sources.inventory import parse_date
 from ..data.sources.vectors import open_vector
 from ..errors import DataError, OutputError, note
-from ..files import locked, names_only, remove, whole_file, write_text
+from ..files import names_only, whole_file, work_folder, write_text
 from ..reading import read_json, read_table
 from .glacier_sums import ENOUGH
 from .glaciers import as_csv, glaciers
@@ -89,24 +89,17 @@ def change(
     """
     out, notes = Path(out), list[str]()
     stems = [_stem(Path(path)) for path in (first, second)]
-    work = out / f".{stems[0]}_{stems[1]}_change.partial"
-    with locked(out / f".{stems[0]}_{stems[1]}_change.lock", f"{out}: another process is comparing the same"):
-        try:
-            remove(work)
-            work.mkdir()
-            tables = [
-                _table(Path(path), work / str(k), inventory, buffer, dates[k], notes)
-                for k, path in enumerate((first, second))
-            ]
-            a, b = sorted(tables, key=lambda table: table.day)
-            if a is not tables[0]:
-                note(f"{b.path}: is of a later date than {a.path}, so the two change places", notes)
-            _check_fair(a, b, force, notes)
-            return _written(a, b, out, work, notes, overwrite)
-        except OutputError as err:
-            raise OutputError(str(err).replace(str(work), str(out))) from err
-        finally:
-            remove(work)
+    busy = f"{out}: another process is comparing the same"
+    with work_folder(out, f"{stems[0]}_{stems[1]}_change", busy) as work:
+        tables = [
+            _table(Path(path), work / str(k), inventory, buffer, dates[k], notes)
+            for k, path in enumerate((first, second))
+        ]
+        a, b = sorted(tables, key=lambda table: table.day)
+        if a is not tables[0]:
+            note(f"{b.path}: is of a later date than {a.path}, so the two change places", notes)
+        _check_fair(a, b, force, notes)
+        return _written(a, b, out, work, notes, overwrite)
 
 
 def _written(a: _Table, b: _Table, out: Path, work: Path, notes: list[str], overwrite: bool) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -20,8 +20,7 @@ from rasterio.windows import Window
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from ..bands import CLASSES, ICE
-from ..data.scenes.address import Address
+from ..bands import CLASSES, ICE, IGNORE
 from ..data.scenes.opening import HowRead
 from ..data.scenes.raster import block_cache, horizontal
 from ..data.scenes.scene import Scene
@@ -32,8 +31,9 @@ from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
 from ..model.predictor import Predictor
 from .glaciers import inventory_on
-from .scene import by_glacier, decided, look_at, masked_share, mean_strips, write_map
+from .scene import add_notes, by_glacier, decided, look_at, masked_share, mean_strips, write_map
 from .sink import RasterMap, Strip, check_grid, writing
+from .source import Grid
 from .whole import Wanted, make_whole
 
 __all__ = ["CompositeBy", "predict_composite"]
@@ -46,17 +46,6 @@ FADE = 32  # pixels from where a date ends, in which its weight falls: clouds ha
 ROWS = 256  # of the composite that are put together at once
 OF_A_SCENE = ("scene", "scene_sha256", "date", "sensor", "bands", "units", "scaling", "grid", "masks")
 EDGE = 65  # places along each side of a scene that show how far it reaches
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Where a composite lies, a `Source` without pixels."""
-
-    path: Path | Address
-    crs: Any
-    transform: Any
-    height: int
-    width: int
 
 
 def predict_composite(
@@ -89,10 +78,7 @@ def predict_composite(
         raise DataError(f"composite {name!r}: give the name of the map, without a folder")
     alone = replace(wanted, glaciers=None)
     looked = [look_at(scene, ensemble, alone, force, how) for scene in scenes]
-    grids = []
-    for each in looked:
-        with each.open() as scene:
-            grids.append(Grid(each.path, scene.crs, scene.transform, scene.height, scene.width))
+    grids = [each.grid for each in looked]
     visible = [band for band in VISIBLE if all(band in each.about["bands"] for each in looked)]
     if by == "least-snow" and not visible:
         raise DataError(
@@ -127,7 +113,8 @@ def predict_composite(
                 models.normalise_by(source.statistics() if wanted.statistics == "scene" else None)
                 with DateMap(files[k], source) as made:
                     for row, mean, valid in mean_strips(source, models, wanted.window):
-                        made.take(row, mean, valid)
+                        made.write(Strip(row, np.where(valid, 0, IGNORE).astype(np.uint8), mean.float().cpu().numpy()))
+                add_notes(source, about["notes"])
                 record |= masked_share(source, models, wanted.window, about["notes"])
                 if by == "least-snow":
                     bright.append(_brightness(source.scene, visible, files[k]))
@@ -156,16 +143,17 @@ class DateMap(RasterMap):
         super().__init__(path, source, CLASSES, "uint16", FULL + 1)
         self.plain = path
 
-    def take(self, row: int, mean: Tensor, valid: np.ndarray) -> None:
-        """Write the next rows."""
-        numbers = np.rint(mean.float().cpu().numpy() * FULL).astype(np.uint16)
-        numbers[:, ~valid] = FULL + 1
-        with writing(self.path):
-            self.raster.write(numbers, window=Window(0, row, *numbers.shape[:0:-1]))
+    def values(self, strip: Strip) -> np.ndarray:
+        """Return the probabilities as they are kept."""
+        numbers = np.rint(strip.probs * FULL).astype(np.uint16)
+        numbers[:, strip.classes == IGNORE] = FULL + 1
+        return numbers
 
     def __exit__(self, kind, value, trace) -> None:
         with writing(self.path):
             self.raster.close()
+            if kind is None:
+                self.check(self.path)
 
 
 class SeenMap(RasterMap):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from ..bands import CLASSES, INDICES, Bands
 from ..core.calibration import all_glacier, tempered
+from ..core.dihedral import fraction
 from ..core.indices import normalised_difference
 from ..core.moments import standardise
 from ..errors import BundleError, PredictionError, note
@@ -25,7 +28,7 @@ __all__ = ["Format", "Numbers", "export_model"]
 
 Format = Literal["onnx", "torch"]
 
-STRIDE = 32  # sides of an image are multiples of it
+STRIDE, MOST = 32, 256  # sides of an image are multiples of it; of a network at a scale, of more
 TOLERANCE = 1e-4  # largest difference of probabilities, exported from ours
 TILE, OVERLAP = 512, 25  # pixels, and percent, as scenes are mapped here
 
@@ -44,15 +47,19 @@ class Numbers(nn.Module):
                 f"band {texture[0]}: texture is counted in windows of grey levels, which neither ONNX nor torch.export "
                 "can express; train a model without it"
             )
+        if ensemble.members[0].bundle.standardised:
+            raise BundleError(
+                f"{ensemble.members[0].fingerprint}: trained on values that came standardised, so what turns a file's "
+                "numbers into them is not known; train on data as delivered"
+            )
         self.ensemble = ensemble
         computed = Bands(names).made_of([b for b in names if b not in INDICES])
         self.bands = tuple(dict.fromkeys(computed))
         """Bands of the image, in this order."""
-        known: dict[str, tuple[float, float]] = {}
-        for member in reversed(ensemble.members):
-            known |= member.bundle.profile.scaling
-        self.scaling = [known.get(band, (1.0, 0.0)) for band in self.bands]
+        self.scaling = [_scaling(ensemble, band) for band in self.bands]
         self.models = nn.ModuleList(member.loaded().model() for member in ensemble.members)
+        self.stride = _stride([float(getattr(model, "scale", 1)) for model in self.models])
+        """Sides of an image are multiples of it."""
         self.weights = [member.weight for member in ensemble.members]
         for name, k in (("scale", 0), ("offset", 1)):
             self.register_buffer(name, torch.tensor([s[k] for s in self.scaling])[:, None, None])
@@ -92,14 +99,16 @@ def export_model(
     """Write a model that takes numbers as files hold them, `(B, C, H, W)`, and gives probabilities `(B, K, H, W)`.
 
     Scale and offset of the bands, indices, normalisation, nodata, the mean of an ensemble and its calibration are
-    inside. Batch and size may be any, sides being multiples of 32, from 64 px on. Views and other scales are left out,
-    which is a note. What is written is read again and compared with ours.
+    inside. Batch and size may be any, sides being multiples of 32 (of a network that sees its images at half the size,
+    of 64: `stride`), from twice that on. Views and other scales are left out, which is a note. What is written is read
+    again and compared with ours.
 
     Returns:
         What the file says of itself: `bands`, `scaling`, `classes`, `resolution`, ..., and `difference`, the largest.
 
     Raises:
-        BundleError: A model takes texture.
+        BundleError: A model takes texture or standardised values, sees its images at an odd scale, or two of an
+            ensemble take the numbers of a band for different values.
         OutputError: The file cannot be written.
         PredictionError: A package that this needs is not there, or what was written gives other probabilities.
     """
@@ -110,8 +119,8 @@ def export_model(
         note(f"{out}: views and scales (predict) are not exported, so it gives what one view of the image does", [])
     network = Numbers(ensemble).eval()
     about = _about(network)
-    example = (_numbers(network, 2, 2 * STRIDE, 3 * STRIDE),)
-    sides = [STRIDE * torch.export.Dim(name, min=2, max=512) for name in ("rows", "columns")]
+    example = (_numbers(network, 2, 2 * network.stride, 3 * network.stride),)
+    sides = [network.stride * torch.export.Dim(name, min=2, max=512) for name in ("rows", "columns")]
     shapes = {"numbers": {0: torch.export.Dim("batch", min=1, max=4096), 2: sides[0], 3: sides[1]}}
     try:
         with torch.no_grad():
@@ -126,6 +135,29 @@ def export_model(
     with whole_file(out) as file:
         file.write(content)
     return about
+
+
+def _scaling(ensemble: Ensemble, band: str) -> tuple[float, float]:
+    """Return scale and offset of a band's numbers; raises `BundleError` where models take them for different values."""
+    profiles = [m.bundle.profile for m in ensemble.members if band in m.bundle.profile.units]
+    known = {p.scaling.get(band, (1.0, 0.0)) for p in profiles} or {(1.0, 0.0)}
+    if len(known) > 1:
+        raise BundleError(
+            f"band {band}: the models take its numbers by different scale and offset ({', '.join(map(str, known))}); "
+            "export one of them"
+        )
+    return known.pop()
+
+
+def _stride(scales: Sequence[float]) -> int:
+    """Return of what an image's sides are multiples, so that networks at these scales need not pad."""
+    stride = STRIDE * math.lcm(*(fraction(scale).denominator for scale in scales))
+    if stride > MOST:
+        raise BundleError(
+            f"model.scale {min(scales)}: an image's sides would have to be multiples of {stride} px; export a network "
+            "of scale 0.5, 0.25, 0.75 or 1"
+        )
+    return stride
 
 
 def _about(network: Numbers) -> dict[str, Any]:
@@ -147,7 +179,7 @@ def _about(network: Numbers) -> dict[str, Any]:
         "bands": list(network.bands),
         "scaling": dict(zip(network.bands, network.scaling, strict=True)),
         "units": {band: profile.units.get(band, "dn") for band in network.bands},
-        "stride": STRIDE,
+        "stride": network.stride,
         "nodata": "a pixel of which a band is not finite, or all bands are 0; its probabilities are 0",
         "tells_debris": ensemble.tells_debris,
         "glacier": "clean ice" if ensemble.tells_debris else "ice of any kind: it was never told debris from clean ice",
@@ -191,7 +223,7 @@ def _difference(network: Numbers, content: bytes, to: Format) -> float:
 
     largest = 0.0
     with torch.no_grad():
-        for shape in ((1, 2 * STRIDE, 2 * STRIDE), (3, 3 * STRIDE, 5 * STRIDE)):
+        for shape in ((1, 2 * network.stride, 2 * network.stride), (3, 3 * network.stride, 5 * network.stride)):
             numbers = _numbers(network, *shape)
             numbers[:, :, : shape[1] // 4] = 0  # no data
             largest = max(largest, float(np.abs(run(numbers) - network(numbers).numpy()).max()))

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import rasterio
 import shapely
-from pyproj import CRS, Geod, Transformer
+from pyproj import CRS, Transformer
 from rasterio.features import rasterize, shapes
 from rasterio.transform import Affine
 from rasterio.windows import Window
@@ -20,7 +20,7 @@ from ..bands import CLASSES, ICE, IGNORE
 from ..core.areas import LEAST, area_interval
 from ..core.glaciers import NO_DATA, WITHOUT, glacier_margin, nearest_glacier
 from ..data.scenes.dem import SceneTerrain
-from ..data.scenes.raster import reading
+from ..data.scenes.raster import reading, steps
 from ..data.sources.inventory import Inventory
 from ..errors import DataError, note
 from ..memory import fits
@@ -79,9 +79,10 @@ class GlacierSums:
     ) -> None:
         """Give the ice to glaciers, and sum over them."""
         try:
-            self._give(labels)
-            self.polygons = self._drawn(labels)
-            self._count(labels, terrain)
+            with writing(labels):  # what could not be written cannot be read again
+                self._give(labels)
+                self.polygons = self._drawn(labels)
+                self._count(labels, terrain)
         finally:
             labels.unlink(missing_ok=True)
 
@@ -123,7 +124,7 @@ class GlacierSums:
         profile = {"driver": "GTiff", "count": 1, "dtype": "int32", "height": self.grid.height}
         profile |= {"width": self.grid.width, "compress": "deflate", "zlevel": 1, "bigtiff": "if_safer"}
         profile |= {"crs": self.grid.crs, "transform": self.grid.transform, "blockysize": 64}
-        with writing(labels), rasterio.open(labels, "w", **profile) as file:
+        with rasterio.open(labels, "w", **profile) as file:
             for row, height in self.strips():
                 (classes,) = self.read("classes", row, height)
                 top = min(self.halo, row)
@@ -319,11 +320,9 @@ class _PixelAreas:
 
 def _sides(grid: Any) -> tuple[float, float]:
     """Return height and width of a pixel on the ground at the centre of a scene, metres."""
-    a, b, c, d, e, f = grid.transform[:6]
-    x, y = (g + p * grid.width / 2 + q * grid.height / 2 for p, q, g in ((a, b, c), (d, e, f)))
-    to_degrees = Transformer.from_crs(CRS(grid.crs).to_2d(), "EPSG:4326", always_xy=True)
-    lon, lat = to_degrees.transform([x, x + a, x + b], [y, y + d, y + e])
-    _, _, (wide, high) = Geod(ellps="WGS84").inv([lon[0]] * 2, [lat[0]] * 2, lon[1:], lat[1:])
+    t = grid.transform
+    x, y = t * (grid.width / 2, grid.height / 2)
+    high, wide = (float(steps(grid.crs, x, y, *by)) for by in ((t.b, t.e), (t.a, t.d)))
     return high, wide
 
 

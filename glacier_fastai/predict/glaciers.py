@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,10 +19,11 @@ import rasterio
 from .. import __version__
 from ..bands import CLASSES, IGNORE
 from ..data.scenes.dem import Terrain
+from ..data.scenes.names import DAY
 from ..data.scenes.raster import block_cache, open_raster, reading, same_crs, same_grid
 from ..data.sources.inventory import Inventory, parse_date, read_inventory
 from ..errors import DataError, OutputError, cell, note
-from ..files import digest, file_hash, locked, names_only, remove, whole_file, write_text
+from ..files import digest, file_hash, names_only, whole_file, work_folder, write_text
 from ..reading import read_json
 from .glacier_sums import GlacierSums
 from .outlines import crs_of_areas, write_layer
@@ -42,8 +42,6 @@ __all__ = [
     "summary",
     "write_glaciers",
 ]
-
-DAY = re.compile(r"(?<!\d)(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\d)")
 
 
 @dataclass(frozen=True)
@@ -129,31 +127,16 @@ def glaciers(
         own = inventory_on(by, _grid(raster, classes), classes, notes)
     files = {kind: out / name for kind, name in glacier_files(stem, geoparquet, form).items()}
     every = [out / name for name in glacier_files(stem, True, form).values()]
-    partial = out / f".{stem}_glaciers.partial"
     busy = f"{out}: another process is writing the glaciers of {stem}; wait until it ends"
-    with locked(out / f".{stem}_glaciers.lock", busy):
-        there = next((path for path in every if path.exists()), None)
-        if there and not overwrite:
+    with work_folder(out, f"{stem}_glaciers", busy) as partial:
+        if not overwrite and (there := next((path for path in every if path.exists()), None)):
             raise OutputError(f"{there}: exists already; overwrite it, or choose another folder")
-        try:
-            remove(partial)
-            partial.mkdir()
-            how: dict[str, Any] = {
-                "date": date,
-                "geoparquet": geoparquet,
-                "form": form,
-                "analyst": analyst,
-                "dem": dem,
-            }
-            about = write_glaciers(maps, by, own, partial, stem, record, notes, **how)
-            for path in every:
-                path.unlink(missing_ok=True)
-            for path in files.values():
-                (partial / path.name).replace(path)
-        except OutputError as err:
-            raise OutputError(str(err).replace(str(partial), str(out))) from err
-        finally:
-            remove(partial)
+        how: dict[str, Any] = {"date": date, "geoparquet": geoparquet, "form": form, "analyst": analyst, "dem": dem}
+        about = write_glaciers(maps, by, own, partial, stem, record, notes, **how)
+        for path in every:
+            path.unlink(missing_ok=True)
+        for path in files.values():
+            (partial / path.name).replace(path)
     return {**about, "files": {kind: str(path) for kind, path in files.items()}}
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..bands import CLASSES, ICE, IGNORE
+from ..bands import CLASSES, ICE, IGNORE, TERRAIN
 from ..data.scenes import web
 from ..data.scenes.address import Address, named
 from ..data.scenes.opening import HowRead, open_scene, scene_name
@@ -36,7 +36,7 @@ from .outlines import Outlines
 from .postprocess import postprocessed
 from .sink import SIDECAR, ClassMap, ConfidenceMap, ProbabilityMap, Sink, Strip, check_grid
 from .sliding import sliding_probabilities
-from .source import SceneSource, Source
+from .source import Grid, SceneSource, Source
 from .whole import Wanted, make_whole
 
 __all__ = [
@@ -133,6 +133,7 @@ def predict_scene(
             models.normalise_by(source.statistics() if wanted.statistics == "scene" else None)
             strips = map_strips(source, models, wanted.window)
             found: dict[str, Any] = {"pixels": write_map(strips, source, ensemble, wanted, partial, name)}
+            add_notes(source, about["notes"])
             if looked.inventory:
                 found |= by_glacier(wanted, looked.inventory, partial, name, about, how.get("dem"))
             return found | masked_share(source, models, wanted.window, about["notes"])
@@ -148,6 +149,7 @@ class Looked:
     open: Callable[[], Scene]
     about: dict[str, Any]  # for the record, with a hash of it
     parts: dict[str, tuple[Any, ...]]  # its files, and what tells whether they are the same
+    grid: Grid
     inventory: Inventory | None = None  # its glaciers, where they are wanted
 
     @contextmanager
@@ -184,7 +186,10 @@ def look_at(
         inventory = inventory_on(wanted.glaciers, raster, path, notes) if wanted.glaciers else None
         about = _about(ensemble, wanted.about(inventory, how.get("dem")), raster, masks, parts)
         about |= {"tells_debris": ensemble.tells_debris, "notes": notes}
-        return Looked(path, opened, about, parts, inventory)
+        grid = Grid(path, raster.crs, raster.transform, raster.height, raster.width)
+        if how.get("dem") is not None and not wanted.glaciers and not {*TERRAIN} & {*raster.bands}:
+            note(f"{path}: no model takes a band of terrain, so the elevation model {how['dem']} is not used", notes)
+        return Looked(path, opened, about, parts, grid, inventory)
 
 
 def _check_memory(source: SceneSource, wanted: Wanted) -> None:
@@ -285,22 +290,23 @@ def _check_same(scene: Path | Address, parts: dict[str, tuple[Any, ...]]) -> Non
             raise DataError(f"{scene}: {name} was changed while it was mapped; map it again when nobody writes it")
 
 
+def add_notes(source: SceneSource, notes: list[str]) -> None:
+    """Add what was noted while a scene was read."""
+    notes.extend(text for text in source.scene.notes if text not in notes)
+
+
 def masked_share(source: SceneSource, predictor: Predictor, window: int, notes: list[str]) -> dict[str, Any]:
     """Return for the record how much of a scene is masked, and of that, where it is most, what the models call ice.
 
     Flags of clouds err on snow and ice; where that share is large, they hide glaciers.
     """
-    notes.extend(text for text in source.scene.notes if text not in notes)
-    if not source.masked:
+    counts = source.masked
+    if not counts.seen:
         return {}
-    pixels = dict(source.masked)
-    seen, lost = max(pixels.pop("seen"), 1), pixels.pop("any")
-    found: dict[str, Any] = {"share": round(lost / seen, 4), "pixels": pixels}
-    if not lost:
+    found: dict[str, Any] = {"share": round(counts.share, 4), "pixels": counts.pixels}
+    if not counts.lost:
         return {"masked": found}
-    kinds = ", ".join(f"{kind} {n / seen:.1%}" for kind, n in pixels.items() if n)
-    line = f"{source.path}: {lost / seen:.1%} of it is masked ({kinds})"
-    ice = total = 0
+    line, ice, total = f"{source.path}: {counts.text}", 0, 0
     for row, col in source.most_masked(LOOKED_AT):
         image, masked = source.behind(row, col, window)
         (probs,) = predictor([image])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,9 +12,11 @@ import numpy as np
 from ..bands import Bands
 from ..core.moments import scene_statistics
 from ..data.channels import Channel, compute_channels
+from ..data.scenes.address import Address
+from ..data.scenes.masks import MaskCounts
 from ..data.scenes.scene import Scene
 
-__all__ = ["SceneSource", "Source"]
+__all__ = ["Grid", "SceneSource", "Source"]
 
 ROWS = 256  # rows that are read at once
 
@@ -29,6 +33,17 @@ class Source(Protocol):
         """Return channels `(C, height, W)` from `row` on, float32, NaN in every channel where there is no data."""
 
 
+@dataclass(frozen=True)
+class Grid:
+    """Where a map lies: a `Source` without pixels."""
+
+    path: Path | Address
+    crs: Any
+    transform: Any
+    height: int
+    width: int
+
+
 class SceneSource:
     """A scene as `Source`, which counts what it reads."""
 
@@ -42,8 +57,7 @@ class SceneSource:
         self.names = Bands(band for band, _ in channels).made_of(scene.bands)
         self.index = [scene.bands.index(b) for b in self.names]
         self.halo = max((t.window // 2 for band, t in channels if t and band not in scene.bands), default=0)
-        self.masked: dict[str, int] = {}
-        """Pixels without data because of a mask, by its kind; "any" of them, and "seen": of all pixels but fill."""
+        self.masked = MaskCounts()
         self._where: list[tuple[int, int, int]] = []
 
     def read(self, row: int, height: int) -> np.ndarray:
@@ -53,7 +67,10 @@ class SceneSource:
         values, valid = scene.read_window(self.index, top, 0, bottom - top, self.width)
         image = scene.in_units(values, self.index)
         image[:, ~(valid & np.isfinite(image).all(0))] = np.nan
-        self._count(row, scene.masked(row, 0, height, self.width))
+        masked = self.masked.add(scene.masked(row, 0, height, self.width))
+        if masked is not None:
+            places = [(int(masked[:, col : col + ROWS].sum()), row, col) for col in range(0, self.width, ROWS)]
+            self._where += [place for place in places if place[0]]
         return compute_channels(image, self.names, self.channels)[:, row - top : row - top + height]
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
@@ -65,8 +82,7 @@ class SceneSource:
         rows = range(0, self.height, ROWS)
         strips = (self.read(row, min(ROWS, self.height - row)) for row in rows)
         found = scene_statistics(self.path, strips, [band for band, _ in self.channels])
-        self.masked.clear()
-        self._where.clear()
+        self.masked, self._where = MaskCounts(), []  # it is read again
         return found
 
     def most_masked(
@@ -89,17 +105,5 @@ class SceneSource:
         values, valid = self.scene.unmasked.read_window(self.index, top, left, *shape)
         image = self.scene.in_units(values, self.index)
         image[:, ~(valid & np.isfinite(image).all(0))] = np.nan
-        masked = np.logical_or.reduce([f for kind, f in flags.items() if kind != "fill"])
+        masked = MaskCounts().add(flags)
         return compute_channels(image, self.names, self.channels), masked & valid
-
-    def _count(self, row: int, flags: dict[str, np.ndarray]) -> None:
-        if not flags:
-            return
-        seen = ~flags["fill"] if "fill" in flags else np.ones(next(iter(flags.values())).shape, bool)
-        flags = {kind: flag & seen for kind, flag in flags.items() if kind != "fill"}
-        flags["any"] = np.logical_or.reduce([*flags.values(), np.zeros(seen.shape, bool)])
-        for col in range(0, self.width, ROWS):
-            if many := int(flags["any"][:, col : col + ROWS].sum()):
-                self._where.append((many, row, col))
-        for kind, flag in {**flags, "seen": seen}.items():
-            self.masked[kind] = self.masked.get(kind, 0) + int(flag.sum())

@@ -15,7 +15,7 @@ from rasterio.errors import RasterioError
 from ..data.scenes.address import Address
 from ..data.sources.inventory import Inventory
 from ..errors import DataError, OutputError, PredictionError, note
-from ..files import file_hash, locked, names_only, remove, write_text
+from ..files import file_hash, names_only, work_folder, write_text
 from ..model.predictor import out_of_memory
 from ..reading import read_json
 from .glaciers import ByGlacier, glacier_files
@@ -97,48 +97,41 @@ def make_whole(
     """
     began = time.monotonic()
     files = {kind: out / file for kind, file in wanted.files(name).items()}
-    record, partial = out / f"{name}_prediction.json", out / f".{name}.partial"
-    every = [out / file for file in wanted.every(name)]
+    record, every = out / f"{name}_prediction.json", [out / file for file in wanted.every(name)]
     try:
-        busy = f"{out}: another process is mapping {name}; wait until it ends"
-        with locked(out / f".{name}.lock", busy):
-            try:
-                before = read_record(record)
-                ours = before.get("hash") == about["hash"]
-                made = [*files.values(), *(out / name for name in before.get("sidecars", []))] if ours else []
-                if made and all(p.is_file() for p in made) and _whole(made, before, overwrite):
-                    return {**before, "files": {k: str(p) for k, p in files.items()}, "done_before": True}
-                if not (ours or overwrite) and (there := next((p for p in every if p.exists()), None)):
-                    raise OutputError(
-                        f"{there}: exists already, of another scene, models or settings; overwrite it, or choose "
-                        "another folder"
-                    )
-                remove(partial)
-                partial.mkdir()
-                about |= make(partial)
-                sidecars = sorted(p.name for p in partial.glob(f"*{SIDECAR}"))
-                if sidecars:
-                    keep = f"lies in {sidecars[0]} beside it; keep the two together"
-                    text = f"{files['classes']}: a GeoTIFF cannot hold its coordinate reference system, which {keep}"
-                    note(text, about["notes"])
-                about |= {"seconds": round(time.monotonic() - began, 1), "sidecars": sidecars}
-                about["sha256"] = {p.name: file_hash(p) for p in sorted(partial.iterdir())}
-                for path in every:  # none of another prediction may go by the new record's name
-                    path.unlink(missing_ok=True)
-                    path.with_name(path.name + SIDECAR).unlink(missing_ok=True)
-                public = {**about, "notes": [_public(text, private) for text in about["notes"]]}
-                write_text(record, json.dumps(public, indent=1))
-                for file in (*sidecars, *(p.name for p in files.values())):
-                    (partial / file).replace(out / file)
-            finally:
-                remove(partial)
+        with work_folder(out, name, f"{out}: another process is mapping {name}; wait until it ends") as partial:
+            before = read_record(record)
+            ours = before.get("hash") == about["hash"]
+            made = [*files.values(), *(out / name for name in before.get("sidecars", []))] if ours else []
+            if made and all(p.is_file() for p in made) and _whole(made, before, overwrite):
+                return {**before, "files": {k: str(p) for k, p in files.items()}, "done_before": True}
+            if not (ours or overwrite) and (there := next((p for p in every if p.exists()), None)):
+                raise OutputError(
+                    f"{there}: exists already, of another scene, models or settings; overwrite it, or choose another "
+                    "folder"
+                )
+            about |= make(partial)
+            sidecars = sorted(p.name for p in partial.glob(f"*{SIDECAR}"))
+            if sidecars:
+                keep = f"lies in {sidecars[0]} beside it; keep the two together"
+                text = f"{files['classes']}: a GeoTIFF cannot hold its coordinate reference system, which {keep}"
+                note(text, about["notes"])
+            about |= {"seconds": round(time.monotonic() - began, 1), "sidecars": sidecars}
+            about["sha256"] = {p.name: file_hash(p) for p in sorted(partial.iterdir())}
+            for path in every:  # none of another prediction may go by the new record's name
+                path.unlink(missing_ok=True)
+                path.with_name(path.name + SIDECAR).unlink(missing_ok=True)
+            public = {**about, "notes": [_public(text, private) for text in about["notes"]]}
+            write_text(record, json.dumps(public, indent=1))
+            for file in (*sidecars, *(p.name for p in files.values())):
+                (partial / file).replace(out / file)
     except (MemoryError, RuntimeError) as err:
         if not out_of_memory(err):
             raise
         raise PredictionError(f"{name}: not enough memory; use a smaller window, or cut the scene") from err
     except OSError as err:
         if isinstance(err, OutputError):
-            raise OutputError(str(err).replace(str(partial), str(out))) from err
+            raise
         raise OutputError(f"{err.filename or out}: cannot be written ({err.strerror}); choose another folder") from err
     return {**about, "files": {k: str(p) for k, p in files.items()}, "done_before": False}
 

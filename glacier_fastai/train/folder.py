@@ -17,6 +17,7 @@ from ..data.folds import folds_hash
 from ..errors import CheckpointError, OutputError, cell
 from ..files import digest, locked, no_link, write_text
 from ..model.processes import world_size
+from ..model.registry import of_recipe
 from ..recipe import Recipe, recipe_from
 from .checkpoint import differences, load_checkpoint
 from .record import EventLog, environment
@@ -51,10 +52,11 @@ def _without_new(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparable(recipe: Recipe) -> dict[str, Any]:
-    """Return what of a recipe decides the result of a run."""
-    without: Any = {"about": True, "record": True, "data": {"path"}, "model": {"weights"}}
+    """Return what of a recipe decides the result of a run, as a recipe: its network is named with all its options."""
+    without: Any = {"about": True, "record": True, "data": {"path"}, "model": True}
     without["train"] = {"max_minutes", "workers"}
-    return recipe.model_dump(mode="json", exclude=without)
+    network, options = of_recipe(recipe.model)
+    return {**recipe.model_dump(mode="json", exclude=without), "model": {"arch": network.name, "options": options}}
 
 
 class RunFolder:

@@ -97,3 +97,21 @@ def test_what_is_left_out_is_said_and_what_cannot_be_is_refused(tmp_path):
     views = replace(bundle(), recipe={"predict": {"views": True}})
     with pytest.warns(DataNote, match="views and scales"):
         export_model(views, tmp_path / "m.pt2", "torch")
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch"])
+def test_a_network_at_half_the_size_is_exported_with_the_stride_it_needs(tmp_path, to):
+    about = export_model(bundle(encoder=TINY, scale=0.5), tmp_path / "m", to)
+    assert about["stride"] == 64 and about["difference"] < 1e-4
+
+
+def test_numbers_that_models_do_not_agree_on_are_refused(tmp_path):
+    with pytest.raises(BundleError, match="scale 0.3: .* multiples of 320 px"):
+        export_model(bundle(encoder=TINY, scale=0.3), tmp_path / "m.onnx")
+    with pytest.raises(BundleError, match="came standardised"):
+        export_model(replace(bundle(), standardised=True), tmp_path / "m.onnx")
+    other = bundle(seed=1)
+    other = replace(other, profile=other.profile.model_copy(update={"scaling": {}}))
+    with pytest.raises(BundleError, match=f"band {BANDS[0]}: the models take its numbers by different scale"):
+        export_model(Ensemble((Member(bundle()), Member(other))), tmp_path / "m.onnx")
+    assert not any(tmp_path.iterdir())

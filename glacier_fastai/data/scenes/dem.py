@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 from pyproj import Transformer
-from pyproj.exceptions import CRSError, ProjError
+from pyproj.exceptions import ProjError
 from rasterio import Affine
 from rasterio.enums import ColorInterp
 from rasterio.windows import Window
@@ -19,9 +19,10 @@ from ...bands import ASPECT, TERRAIN, natural_unit
 from ...core.fill import NO_VALUE, likely_fill
 from ...core.sampling import sample
 from ...core.terrain import REACH, aspect, curvature, slope
+from ...core.tiling import spread
 from ...errors import DataError, note
 from ...memory import fits
-from .raster import horizontal, open_raster, parse_crs, reading, same_crs, steps
+from .raster import check_crs, horizontal, open_raster, parse_crs, reading, same_crs, steps
 from .units import NONE
 
 __all__ = ["SceneTerrain", "Terrain"]
@@ -106,13 +107,7 @@ class Terrain:
         self._band = bands[0]
         if "complex" in raster.dtypes[self._band - 1] or raster.colorinterp[self._band - 1] == ColorInterp.palette:
             raise DataError(f"{path}: holds colours or complex numbers, no heights; give an elevation model")
-        if raster.crs is None:
-            raise DataError(f"{path}: has no coordinate reference system; assign one (gdal_edit.py -a_srs)")
-        try:
-            parse_crs(raster.crs)
-        except CRSError as err:
-            why = f"its coordinate reference system cannot be used ({err})"
-            raise DataError(f"{path}: {why}; assign one (gdal_edit.py -a_srs)") from err
+        check_crs(raster, path)
         if raster.transform.is_identity or raster.transform.is_degenerate:
             raise DataError(
                 f"{path}: has no geotransform that says where its pixels lie; warp it to a grid (gdalwarp), or assign "
@@ -144,9 +139,7 @@ class Terrain:
     def _look(self) -> None:
         """Find fill values that nobody declared, and refuse what holds no heights, by a sample."""
         many, side = SAMPLE
-        places = [
-            sorted({round(k * max(length - side, 0) / (many - 1)) for k in range(many)}) for length in self.raster.shape
-        ]
+        places = [spread(length, side, many) for length in self.raster.shape]
         found = [self._numbers(row, col, side, side) for row in places[0] for col in places[1]]
         numbers, known = (np.concatenate([part[k].ravel() for part in found]) for k in (0, 1))
         if not known.any():

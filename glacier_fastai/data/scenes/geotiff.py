@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-from pyproj.exceptions import CRSError
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
@@ -17,7 +16,7 @@ from ...core.fill import NO_VALUE
 from ...errors import DataError, note
 from .address import Address
 from .names import described_otherwise, name_bands
-from .raster import open_raster, parse_crs, reading
+from .raster import check_crs, open_raster, reading
 from .scene import Declared, Scene
 from .units import Given, by_band
 from .web import unversioned
@@ -110,13 +109,7 @@ class SceneRaster(Scene):
                 f"{path}: is placed by rational polynomial coefficients (RPC) only; warp it to a grid (gdalwarp -rpc "
                 f"-t_srs EPSG:326XX {path.name} {copy})"
             )
-        if raster.crs is None:
-            raise DataError(f"{path}: has no coordinate reference system; assign one (gdal_edit.py -a_srs)")
-        try:
-            parse_crs(raster.crs)
-        except CRSError as err:
-            why = f"its coordinate reference system cannot be used ({err})"
-            raise DataError(f"{path}: {why}; assign one (gdal_edit.py -a_srs)") from err
+        check_crs(raster, path)
         if at_home or raster.transform.is_degenerate:
             raise DataError(
                 f"{path}: has a coordinate reference system, but no geotransform that says where its pixels lie; "

@@ -17,12 +17,14 @@ from scipy.ndimage import distance_transform_edt
 
 from ...errors import DataError, did_you_mean
 from ...memory import fits
+from ..sources.outlines import burn_outlines, open_outlines
+from ..sources.vectors import SUFFIXES
 from .address import Address
 from .product import Flag
 from .raster import open_raster, reading, same_crs, same_grid
 from .scene import HALF, Scene
 
-__all__ = ["KINDS", "Masked", "check_keep"]
+__all__ = ["KINDS", "MaskCounts", "Masked", "check_keep"]
 
 KINDS: dict[str, str] = {
     "clouds": "cloud",
@@ -35,6 +37,7 @@ KINDS: dict[str, str] = {
 
 WIDENED = ("clouds", "dilated", "cirrus", "shadows")
 OWN = "mask"  # the kind of what the user's own mask hides
+ROWS = 256  # that are read at once
 
 Kinds = list[tuple[str, int, tuple[int, ...]]]  # kind, mask and values of each
 
@@ -47,6 +50,56 @@ def check_keep(
         if kind not in KINDS:
             raise DataError(f"keep {kind!r}: masks are {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
     return frozenset(keep)
+
+
+class MaskCounts:
+    """How much of a scene is masked, of all pixels but fill.
+
+    >>> counts = MaskCounts()
+    >>> _ = counts.add({"fill": np.array([True, False, False]), "clouds": np.array([True, True, False])})
+    >>> counts.share, counts.pixels, counts.text
+    (0.5, {'clouds': 1}, '50.0% of it is masked (clouds 50.0%)')
+    """
+
+    def __init__(self):
+        self.seen = self.lost = 0
+        """Pixels but fill, and those of them that are masked."""
+        self.pixels: dict[str, int] = {}
+        """By kind; one may be of several."""
+
+    @classmethod
+    def of(cls, scene: Scene) -> MaskCounts:
+        """Return those of a whole scene."""
+        counts = cls()
+        for row in range(0, scene.height, ROWS):
+            counts.add(scene.masked(row, 0, min(ROWS, scene.height - row), scene.width))
+        return counts
+
+    def add(
+        self,
+        flags: Mapping[str, np.ndarray],  # as from `Scene.masked`
+    ) -> np.ndarray | None:
+        """Count some pixels; return where they are masked, None where nothing masks."""
+        if not flags:
+            return None
+        seen = ~flags["fill"] if "fill" in flags else np.ones(next(iter(flags.values())).shape, bool)
+        kinds = {kind: flag & seen for kind, flag in flags.items() if kind != "fill"}
+        masked = np.logical_or.reduce([np.zeros(seen.shape, bool), *kinds.values()])
+        self.seen, self.lost = self.seen + int(seen.sum()), self.lost + int(masked.sum())
+        for kind, flag in kinds.items():
+            self.pixels[kind] = self.pixels.get(kind, 0) + int(flag.sum())
+        return masked
+
+    @property
+    def share(self) -> float:
+        """Of the pixels but fill."""
+        return self.lost / max(self.seen, 1)
+
+    @property
+    def text(self) -> str:
+        """The share in words."""
+        kinds = ", ".join(f"{kind} {n / self.seen:.1%}" for kind, n in self.pixels.items() if n)
+        return f"{self.share:.1%} of it is masked ({kinds})"
 
 
 class Masked(Scene):
@@ -131,9 +184,6 @@ class Masked(Scene):
             return rasterize(shapes, (self.height, self.width), transform=self.transform, dtype="uint8") != 0
 
     def _add_own(self, path: Path | Address) -> None:
-        from ..sources.outlines import burn_outlines, open_outlines
-        from ..sources.vectors import SUFFIXES
-
         if isinstance(path, Path) and path.suffix.lower() in SUFFIXES:
             fits(
                 2 * self.height * self.width, f"{path}: burnt on {self.path}", "cut the scene (gdal_translate -srcwin)"

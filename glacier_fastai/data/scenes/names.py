@@ -14,8 +14,10 @@ from typing import NamedTuple
 from ...bands import BANDS, INDICES, TEXTURES
 from ...errors import DataError
 
-__all__ = ["SENSORS", "canonical_sensor", "described_otherwise", "name_bands"]
+__all__ = ["DAY", "SENSORS", "canonical_sensor", "described_otherwise", "name_bands"]
 
+DAY = re.compile(r"(?<!\d)(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\d)")
+"""A day in the name of a file; the first is taken, which is that of the image."""
 _TEXTURE = re.compile(r"glcm_(\w+)\((\w+)\)")
 
 _TM: dict[str, str | None] = {

@@ -30,7 +30,7 @@ from .geotiff import SceneRaster
 from .hls import read_hls
 from .landsat import read_landsat
 from .masks import Masked, check_keep
-from .names import canonical_sensor, name_bands
+from .names import DAY, canonical_sensor, name_bands
 from .product import Folder, Links, Part, Product
 from .raster import local_file, parse_crs
 from .scene import Declared, Scene, Stack, on_one_grid
@@ -43,7 +43,6 @@ from .web import is_json
 __all__ = ["HowRead", "Reader", "open_scene", "scene_name"]
 
 GROUP = "glacier_fastai.scenes"
-DAY = re.compile(r"(?<!\d)(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01])(?!\d)")  # the first in a name is taken
 NO_RASTER = (".json", ".xml", ".txt", *ARCHIVES)  # how metadata and archives end
 log = logging.getLogger(__name__)
 
@@ -108,11 +107,10 @@ def open_scene(
                 product = _product(folder)
                 if given := next((k for k in ("bands", "sensor", "scale", "offset") if how.get(k)), None):
                     raise DataError(f"{path}: its metadata say all of its bands; leave out {given}")
-            light = wanted if wanted is None or not how.get("dem") else [b for b in wanted if b not in TERRAIN]
-            parts = _open_parts(folder, product, light or None, how)
+            parts = _open_parts(folder, product, wanted, how)
             for part in parts:
                 undo.callback(part.close)
-            scene = on_one_grid(path, parts, resolution or pixel_size if _differ(parts) else resolution)
+            scene = on_one_grid(path, parts, resolution or pixel_size if _differ(product, parts) else resolution)
             scene.date, scene.sensor = product.date, product.sensor
             scene.notes += product.notes
             scene.also_close, scene.unpacked_from = [*scene.also_close, folder.close], folder.archive
@@ -128,13 +126,17 @@ def open_scene(
             part = SceneRaster(path, bands, how.get("sensor"), scale=how.get("scale"), offset=how.get("offset"))
             undo.callback(part.close)
             if isinstance(path, Address) and wanted is not None:
-                light = [band for band in wanted if band not in TERRAIN or not how.get("dem")]
-                part.leave_out_others(Bands(light or wanted).made_of(part.bands))
+                there = (*part.bands, *(TERRAIN if how.get("dem") else ()))
+                needed = [b for b in Bands(wanted).made_of(there) if b in part.bands or b not in there]
+                part.leave_out_others(needed or part.bands)
             scene = on_one_grid(path, [part], resolution)
         if (dem := how.get("dem")) is not None:
             terrain = _TerrainBands(Terrain(dem), scene, wanted)
             undo.callback(terrain.close)
-            scene = _with_terrain(path, scene, terrain) if terrain.bands else scene
+            if terrain.bands:
+                scene = _with_terrain(path, scene, terrain)
+            else:
+                terrain.close()
         if flags or polygons or own is not None:
             scene = Masked(scene, flags, keep, buffer, None if own is None else named(own), polygons)
         elif keep or buffer:
@@ -302,7 +304,10 @@ def _of_band(given: Given, bands: Sequence[str], names: Mapping[int, str]) -> Gi
     return {band: value for band in names.values() if (value := values[band]) is not None} or None
 
 
-def _differ(parts: Sequence[Scene]) -> bool:
+def _differ(product: Product, parts: Sequence[Scene]) -> bool:
+    """Return whether the bands of a product are of several resolutions, also of those that are not read."""
+    if len({part.shape for band, part in product.bands.items() if part.shape and band != "pan"}) > 1:
+        return True
     sides = [abs(part.transform.determinant) for part in parts]
     return max(sides) > 1.0001 * min(sides)
 
@@ -320,6 +325,8 @@ class _TerrainBands(Scene):
         self.declared = [Declared(unit=terrain.units[band], zero_is_fill=None) for band in self.bands]
         self._bands = terrain.on(scene.crs, scene.transform, (scene.height, scene.width), scene.path)
         self.notes = self._bands.notes
+        if own := [band for band in TERRAIN if band in scene.bands and band in needed]:
+            scene.notes.append(f"{scene.path}: has {', '.join(own)} of its own, which {terrain.path} does not replace")
 
     def _read(self, index, row, col, height, width):
         values = self._bands.read([self.bands[i] for i in index], row, col, height, width)

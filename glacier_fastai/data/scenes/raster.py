@@ -40,6 +40,7 @@ __all__ = [
     "OFFLINE",
     "block_cache",
     "block_rows",
+    "check_crs",
     "check_within",
     "horizontal",
     "local_file",
@@ -373,6 +374,20 @@ def _parsed(text: str) -> CRS:
 def _check_alone(text: str) -> None:
     if found := NEEDS_FILE.search(text):
         raise CRSError(f"it needs a file, {found[0][:80]!r}; write it without")
+
+
+def check_crs(
+    raster: rasterio.DatasetReader,
+    path: Any,  # for messages
+) -> None:
+    """Raise `DataError` if a raster has no coordinate reference system, or one that cannot be used."""
+    if raster.crs is None:
+        raise DataError(f"{path}: has no coordinate reference system; assign one (gdal_edit.py -a_srs)")
+    try:
+        parse_crs(raster.crs)
+    except CRSError as err:
+        why = f"its coordinate reference system cannot be used ({err})"
+        raise DataError(f"{path}: {why}; assign one (gdal_edit.py -a_srs)") from err
 
 
 def horizontal(

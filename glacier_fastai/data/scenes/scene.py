@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
@@ -15,6 +16,7 @@ from rasterio.warp import reproject
 
 from ...bands import Bands, natural_unit
 from ...core.fill import likely_fill
+from ...core.tiling import spread
 from ...errors import DataError
 from ..profile import QUANTILES, Profile
 from .address import Address
@@ -182,7 +184,7 @@ class Scene:
             places = [(0, 0, self.height, self.width)]
         else:
             h, w = min(side, self.height), min(side, self.width)
-            rows, cols = (_spread(length, s, many) for length, s in ((self.height, h), (self.width, w)))
+            rows, cols = (spread(length, s, many) for length, s in ((self.height, h), (self.width, w)))
             places = [(row, col, h, w) for row in rows for col in cols]
         found = []
         for row, col, h, w in places:
@@ -287,6 +289,15 @@ class Stack(Scene):
         self.notes = list(dict.fromkeys(note for scene in scenes for note in scene.notes))
         self._at = [(scene, i) for scene in scenes for i in range(len(scene.bands))]
 
+    @cached_property
+    def scaling(self) -> tuple[Scaling, ...]:
+        """As of its scenes, where these are brought from another grid: their values are in units already."""
+        own = super().scaling
+        return tuple(
+            scene.scaling[i] if isinstance(scene, Resampled) else how
+            for how, (scene, i) in zip(own, self._at, strict=True)
+        )
+
     def _read(self, index, row, col, height, width):
         numbers = np.empty((len(index), height, width), self.dtype)
         valid = np.ones((height, width), bool)
@@ -379,7 +390,9 @@ def on_one_grid(
         if side is None:
             raise DataError(f"{path}: its coordinate reference system does not tell how large a pixel is on the ground")
         factor = size / side
-        factor = round(factor) if factor > 1 and abs(factor - round(factor)) < 0.01 * factor else factor
+        # 30 m are 3/2 of 20 m, though the metres of a map are not quite those of the ground
+        near = Fraction(factor).limit_denominator(6)
+        factor = float(near) if abs(factor - near) < 0.01 * factor else factor
         transform = transform * rasterio.Affine.scale(factor)
         height, width = (max(1, int(np.ceil(n / factor - 0.01))) for n in (height, width))
     whole = [_brought(path, scene, transform, height, width) for scene in whole]
@@ -398,8 +411,3 @@ def _brought(path: Path | Address, scene: Scene, transform: Any, height: int, wi
 def _on_grid_of(a: Scene, b: Scene) -> bool:
     shape = a.height, a.width
     return shape == (b.height, b.width) and same_crs(a.crs, b.crs) and same_grid(a.transform, b.transform, shape)
-
-
-def _spread(length: int, side: int, many: int) -> list[int]:
-    """Return where windows begin along an axis, evenly spread from one end to the other."""
-    return sorted({round(k * (length - side) / (many - 1)) for k in range(many)})

@@ -25,6 +25,7 @@ from rasterio.abc import MultiByteRangeResourceContainer
 from rasterio.io import DatasetReader
 
 from ...errors import DataError
+from ..download import HEADERS
 from .address import Address
 from .s3 import s3_request
 
@@ -42,8 +43,6 @@ SETTINGS = {  # by which GDAL lets the environment change them
     "GDAL_HTTP_MAX_RETRY": RETRIES,
     "GDAL_HTTP_RETRY_DELAY": DELAY,
 }
-HEADERS = {"User-Agent": "glacier_fastai", "Accept-Encoding": "identity", "Cache-Control": "no-transform"}
-
 
 LOST: list[str] = []
 """Why bytes that GDAL asked for could not be had, each time; what it was given in their place is not the file's."""

@@ -17,6 +17,7 @@ from ...files import check_room
 from ...memory import fits
 from ..profile import Profile
 from ..scenes.address import Address, named
+from ..scenes.masks import MaskCounts
 from ..scenes.opening import HowRead, open_scene, scene_name
 from ..scenes.raster import block_cache
 from ..scenes.scene import Scene
@@ -110,6 +111,8 @@ def prepare_scenes(
                     raise DataError(f"{scene.path}: was changed while it was read; begin again when nobody writes it")
                 if not _cut(opened, mask, writer, tile_size, overlap, min_ice, min_valid):
                     raise DataError(f"{scene.path}: every pixel is nodata")
+                if (counts := MaskCounts.of(opened)).lost:
+                    writer.note(f"{scene.path}: {counts.text}")
         if outlines and len(bare) == len(looked):
             raise DataError(
                 f"{', '.join(shapes)}: no polygon lies on {', '.join(map(str, scenes))}; check that both show the same "

@@ -232,6 +232,24 @@ def test_fill_is_no_cloud_to_be_widened(tmp_path):
     assert valid.sum() < plain.sum()
 
 
+def test_units_are_known_where_no_pixel_that_is_looked_at_has_data(tmp_path):
+    made = sentinel2(tmp_path)
+    for band, file in made.files.items():
+        write(file, np.zeros_like(made.values[band], np.uint16), 10 * SIZE // len(made.values[band]))
+    with open_scene(made.path, ["green", "swir1"]) as scene:
+        assert [how.unit for how in scene.scaling] == ["reflectance", "reflectance"]
+        assert not scene.read_window([0, 1], 0, 0, SIZE, SIZE)[1].any()
+
+
+def test_the_grid_is_that_of_the_product_whichever_bands_are_read(tmp_path):
+    made = sentinel2(tmp_path)
+    grids = set()
+    for wanted in (["green"], ["swir1"], ["green", "swir1"]):
+        with open_scene(made.path, wanted, 30.0) as scene:
+            grids.add((scene.height, scene.width, scene.transform))
+    assert len(grids) == 1 and grids.pop()[2].a == 30
+
+
 def test_products_of_several_kinds(tmp_path):
     hls(tmp_path)
     made = landsat(tmp_path)

@@ -14,7 +14,7 @@ from glacier_fastai.data.scenes.geotiff import SceneRaster
 from glacier_fastai.data.scenes.names import SENSORS
 from glacier_fastai.data.sources import scene as sources_scene
 from glacier_fastai.data.sources.scene import prepare_scenes
-from glacier_fastai.errors import DataError, OutputError
+from glacier_fastai.errors import DataError, DataNote, OutputError
 
 X, Y = 500_000, 3_100_000  # upper left corner of the made-up scenes
 
@@ -237,6 +237,18 @@ def test_memory_is_compared_before_it_is_taken(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"s\.tif: its 200,000 x 200,000 px need 80\.0 GB of memory, but 4\.0 GB"):
         prepare_scenes([tmp_path / "s.tif"], tmp_path / "tiles", labels=[tmp_path / "s.tif"])
     assert [p.name for p in tmp_path.iterdir()] == ["s.tif"]
+
+
+def test_the_masked_share_is_said(tmp_path):
+    path, label = write_scene(tmp_path / "scene.tif")
+    raster = np.zeros((1, 96, 80), np.uint8)
+    raster[0, 48:] = 1
+    write_raster(tmp_path / "mask.tif", raster)
+    with pytest.warns(DataNote, match=r"scene\.tif: 50\.0% of it is masked \(mask 50\.0%\)"):
+        store = prepare_scenes(
+            [path], tmp_path / "store", labels=[label], tile_size=32, overlap=8, mask=tmp_path / "mask.tif"
+        )
+    assert any("masked (mask 50.0%)" in text for text in store.info["notes"])
 
 
 def test_scenes_are_opened_in_turn(tmp_path, request):
