@@ -116,9 +116,10 @@ Mask = Annotated[
     typer.Option("--mask", help="What is left out beside: polygons, or a raster (or its address) that is not 0 there."),
 ]
 Dem = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        "--dem", help="Elevation model of any grid: bands elevation, slope, aspect_sin, aspect_cos, curvature."
+        "--dem",
+        help="Elevation model of any grid, or its address: bands elevation, slope, aspect_sin, aspect_cos, curvature.",
     ),
 ]
 MinIce = Annotated[
@@ -323,7 +324,7 @@ def _how(
     keep: str = "",
     mask_buffer: float = 0.0,
     mask: str = "",
-    dem: Path | None = None,
+    dem: str | None = None,
 ) -> Any:
     """Return how scenes are to be read, from the options."""
     from .data.scenes.opening import HowRead
@@ -639,7 +640,7 @@ def predict(
         typer.Option(min=0, max=1000, help="Simplify the outlines: tolerance in pixels. Areas are measured before."),
     ] = 0.0,
     glaciers: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--glaciers", help="Inventory (RGI, GLIMS): write a table of the ice by glacier, too."),
     ] = None,
     buffer: Buffer = None,
@@ -739,7 +740,7 @@ def glaciers(
         typer.Argument(metavar="MAP...", help="Maps made before, SCENE_classes.tif, or patterns of them in quotes."),
     ],
     inventory: Annotated[
-        Path, typer.Option("--inventory", help="Outlines of glaciers: RGI 5, 6, 7, GLIMS, or polygons of your own.")
+        str, typer.Option("--inventory", help="Outlines of glaciers: RGI 5, 6, 7, GLIMS, or polygons of your own.")
     ],
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the tables. Default: beside each map.")] = None,
     buffer: Buffer = None,
@@ -747,7 +748,7 @@ def glaciers(
     date: Annotated[
         str, typer.Option(help="Day of the scene, YYYY-MM-DD. Default: what the map's record or name says.")
     ] = "",
-    dem: Annotated[Path | None, typer.Option("--dem", help="Elevation model, for heights, slope and aspect.")] = None,
+    dem: Annotated[str | None, typer.Option("--dem", help="Elevation model, for heights, slope and aspect.")] = None,
     geoparquet: Annotated[bool, typer.Option("--geoparquet", help="Write the table as GeoParquet, too.")] = False,
     form: Annotated[
         Literal["rgi7", "glims"] | None,
@@ -790,7 +791,7 @@ def change(
     second: Annotated[Path, typer.Argument(help="The same of another date.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for what is found.")],
     inventory: Annotated[
-        Path | None, typer.Option("--inventory", help="For maps: the glaciers that are compared (RGI, GLIMS).")
+        str | None, typer.Option("--inventory", help="For maps: the glaciers that are compared (RGI, GLIMS).")
     ] = None,
     buffer: Buffer = None,
     dates: Annotated[

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from rasterio.errors import RasterioError
 
 from ..data.scenes.address import Address
+from ..data.scenes.web import sign
 from ..data.sources.inventory import Inventory
 from ..errors import DataError, OutputError, PredictionError, note
 from ..files import file_hash, names_only, work_folder, write_text
@@ -62,7 +63,7 @@ class Wanted:
         if inventory and (by := self.glaciers):
             named = {"inventory": Path(inventory.path).name, "sha256": inventory.sha256}
             found["glaciers"] = {**named, "buffer": by.buffer, "min_area": by.min_area}
-            found["glaciers"] |= {"dem": file_hash(dem)} if dem is not None else {}
+            found["glaciers"] |= {"dem": sign(dem)} if dem is not None else {}
         return found
 
     @staticmethod

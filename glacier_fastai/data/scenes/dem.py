@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -22,8 +21,10 @@ from ...core.terrain import REACH, aspect, curvature, slope
 from ...core.tiling import spread
 from ...errors import DataError, note
 from ...memory import fits
+from .address import named
 from .raster import check_crs, horizontal, open_raster, parse_crs, reading, same_crs, steps
 from .units import NONE
+from .web import unversioned
 
 __all__ = ["SceneTerrain", "Terrain"]
 
@@ -63,12 +64,12 @@ class Terrain:
 
     def __init__(
         self,
-        path: str | os.PathLike,  # a GeoTIFF, or another of `raster.DRIVERS`
+        path: str | os.PathLike,  # a GeoTIFF, or another of `raster.DRIVERS`, or an address of one
     ):
-        self.path = Path(path)
-        self.notes: list[str] = []
-        """What is odd about it; said by those who use it."""
+        self.path = named(path)
         self.raster = open_raster(self.path)
+        self.notes = unversioned(self.raster)
+        """What is odd about it; said by those who use it."""
         try:
             with reading(self.path):
                 self._check()
