@@ -21,15 +21,15 @@ from fastai.vision.all import (
     delegates,
 )
 
-from ..bands import CLASSES, ICE, Bands
+from ..bands import CLASSES, ICE, LOCATION, Bands
 from ..core.balance import PixelBalance
 from ..core.confusion import watched
 from ..core.folds import ALWAYS, NEVER, train_valid
-from ..core.moments import standardise, turnable
+from ..core.moments import fixed_statistics, standardise
 from ..errors import DataError
-from .augment import AugmentTiles
+from .augment import AugmentTiles, UnknownPlace
 from .balanced import BalancedCrops, IgnoreSurplus, PixelBalancedDL
-from .channels import Texture, with_channels
+from .channels import Texture, note_unknown_places, with_channels
 from .folds import store_folds
 from .profile import Profile
 from .raw import open_tiles
@@ -211,10 +211,11 @@ class GlacierDataLoaders(DataLoaders):
             store = with_channels(store, bands)
         else:
             store = with_channels(store, bands, Texture.of_tiles(store, bands, train, glcm_window, glcm_levels))
-        moments: Any = turnable(bands, *stats) if stats else store.statistics(bands, train)
+        moments: Any = fixed_statistics(bands, *stats) if stats else store.statistics(bands, train)
         crops = BalancedCrops(store, train, crop, balance) if balance else None
         batch_tfms = [t.for_bands(bands) if isinstance(t, AugmentTiles) else t for t in batch_tfms]
         tfms: list[Any] = [augment.for_bands(bands)] if augment else []
+        tfms += [UnknownPlace(bands)] if {*LOCATION} & {*bands} else []
         if crops and crops.sampling.keep is not None:
             tfms.append(IgnoreSurplus(crops.sampling.keep.tolist()))
         own = {"splitter": IndexSplitter(range(len(train), len(train) + len(valid)))}
@@ -231,6 +232,7 @@ class GlacierDataLoaders(DataLoaders):
         dls.store, dls.bands, dls.stats = store, bands, moments
         dls.fold_of, dls.train_tiles, dls.valid_tiles = fold_of, train.tolist(), valid.tolist()
         dls.notes = crops.notes if crops else []
+        note_unknown_places(store, bands, [*train, *valid], dls.notes)
         return dls
 
     @property
