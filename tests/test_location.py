@@ -20,7 +20,6 @@ from glacier_fastai.model.calibrate import calibrate
 from glacier_fastai.model.ensemble import Ensemble, Member
 from glacier_fastai.model.evaluate import evaluate, predict_tiles
 from glacier_fastai.model.registry import build_model
-from glacier_fastai.predict.export import export_model
 from glacier_fastai.predict.scene import Wanted, predict_scene
 from glacier_fastai.predict.submission import write_submission
 from glacier_fastai.recipe import PredictRecipe
@@ -105,22 +104,6 @@ def test_tiles_without_a_place_are_scored_and_that_is_said(tmp_path):
     with pytest.warns(DataNote, match="2 of 2 tiles have no place on the Earth"):
         result = evaluate(bundle(), store, [0, 5], force=True)
     assert "have no place" in " ".join(result["notes"])
-
-
-@pytest.mark.parametrize("to", ["onnx", "torch"])
-def test_an_exported_model_takes_the_place_as_two_more_bands(scene, tmp_path, to):
-    about = export_model(both(PredictRecipe()), tmp_path / "m", to)
-    assert about["bands"] == [*TAKEN, "blue", "green", "thermal"] and about["difference"] < 1e-4
-    assert about["units"]["latitude"] == about["units"]["longitude"] == "degree"
-    if to == "onnx":
-        return
-    values, _, valid = made_up(64, 64)
-    named = dict(zip(BANDS, torch.from_numpy(values.astype(np.float32)), strict=True))
-    named |= {"latitude": torch.full((64, 64), 28.017), "longitude": torch.full((64, 64), 87.01)}
-    module = torch.export.load(tmp_path / "m").module()
-    probs = module(torch.stack([named[band] for band in about["bands"]])[None] * torch.from_numpy(valid))
-    want = mapped(both(PredictRecipe()), scene, tmp_path / "maps")
-    np.testing.assert_allclose(probs[0].detach().numpy()[:, valid], want[:, valid], atol=1e-3)
 
 
 def test_a_learner_shows_predicts_and_takes_images_of_a_known_and_an_unknown_place(tmp_path):
