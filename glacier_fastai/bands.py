@@ -23,6 +23,7 @@ __all__ = [
     "ICE_OF_ANY_KIND",
     "IGNORE",
     "INDICES",
+    "LOCATION",
     "TERRAIN",
     "TEXTURES",
     "UNITS",
@@ -55,6 +56,8 @@ BANDS: dict[str, str] = {
     "aspect_sin": "sine of the direction of steepest descent, clockwise from north; 0 on flat ground",
     "aspect_cos": "cosine of it",
     "curvature": "-(z_xx + z_yy), second derivatives of height, 1/m; positive on ridges, negative in troughs",
+    "latitude": "degrees north, of the pixel's place by the grid; 0 like longitude where the place is unknown",
+    "longitude": "degrees east, -180 to 180",
 }
 """Every band a recipe may name, beside the texture bands ``glcm_KIND(X)`` of a band X, KIND one of `TEXTURES`."""
 
@@ -74,6 +77,9 @@ ASPECT = ("aspect_sin", "aspect_cos")
 
 TERRAIN = ("elevation", "slope", *ASPECT, "curvature")
 """Bands that an elevation model gives."""
+
+LOCATION = ("latitude", "longitude")
+"""Bands that the grid gives. Where both are 0, in the Gulf of Guinea, the place is unknown."""
 
 TEXTURES: tuple[str, ...] = ("contrast", "energy", "asm", "homogeneity", "dissimilarity")
 """Kinds of texture band, see `core.glcm`."""
@@ -144,7 +150,9 @@ def natural_unit(band: str) -> str | None:
         return None
     if band.startswith("thermal"):
         return "kelvin"
-    return {"elevation": "metre", "slope": "degree", "curvature": "1/m"}.get(band, "reflectance")
+    if band in ("slope", *LOCATION):
+        return "degree"
+    return {"elevation": "metre", "curvature": "1/m"}.get(band, "reflectance")
 
 
 def aspect_index(
@@ -206,8 +214,8 @@ class Bands(tuple[str, ...]):
     def made_of(self, there: Iterable[str]) -> tuple[str, ...]:
         """Return the bands that must be read to have these, where `there` are those that can be, each once.
 
-        Bands that are not there are computed, indices of two others and texture of one; what can be neither read nor
-        computed is returned as it is.
+        Bands that are not there are computed, indices of two others, texture of one, and location of the grid; what
+        can be neither read nor computed is returned as it is.
         """
         there = set(there)
 
@@ -216,7 +224,7 @@ class Bands(tuple[str, ...]):
                 return (band,)
             if texture := texture_of(band):
                 return bases(texture[1])
-            return INDICES.get(band, (band,))
+            return () if band in LOCATION else INDICES.get(band, (band,))
 
         return tuple(dict.fromkeys(base for band in self for base in bases(band)))
 

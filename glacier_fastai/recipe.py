@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from .bands import CLASSES, Bands
+from .bands import CLASSES, LOCATION, Bands
 from .core.settings import (
     PARTS,
     PRESETS,
@@ -275,7 +275,9 @@ class Recipe(Section):
     @field_validator("bands")
     @classmethod
     def _bands(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return Bands(value)
+        if {*(bands := Bands(value))} <= {*LOCATION}:
+            raise ValueError(f"{', '.join(bands)} alone show no image: name bands that do, too")
+        return bands
 
     @field_validator("loss")
     @classmethod

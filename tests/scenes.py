@@ -60,8 +60,11 @@ def write_scene(path, height=96, width=80, bands=BANDS, seed=0):
     return path, write_raster(path.with_name(f"{path.stem}_label.tif"), label, nodata=255)
 
 
-def make_store(path, bands=BANDS, scenes=3, size=32, dtype="uint16", seed=0, kinds=True):
-    """Write a store of four tiles from each of `scenes` made-up scenes; without `kinds` all ice is of unknown kind."""
+def make_store(path, bands=BANDS, scenes=3, size=32, dtype="uint16", seed=0, kinds=True, placed=False):
+    """Write a store of four tiles from each of `scenes` made-up scenes; without `kinds` all ice is of unknown kind.
+
+    If they are `placed`, each scene is a degree of longitude east of the one before.
+    """
     with TileWriter(path, bands, size, dtype, source="made up for tests") as writer:
         for s in range(scenes):
             values, classes, valid = made_up(2 * size, 2 * size, bands, seed + s)
@@ -70,7 +73,10 @@ def make_store(path, bands=BANDS, scenes=3, size=32, dtype="uint16", seed=0, kin
             for row in (0, size):
                 for col in (0, size):
                     at = (slice(row, row + size), slice(col, col + size))
-                    writer.add(values[:, *at], classes[at], valid=valid[at], scene=f"s{s}", row=row, col=col, crs=CRS)
+                    about = {"scene": f"s{s}", "row": row, "col": col, "crs": "EPSG:4326" if placed else CRS}
+                    if placed:
+                        about["transform"] = (3e-4, 0, 86 + s + 3e-4 * col, 0, -3e-4, 28 - 3e-4 * row)
+                    writer.add(values[:, *at], classes[at], valid=valid[at], **about)
     return TileStore(path)
 
 

@@ -62,6 +62,7 @@ def test_the_two_main_recipes_say_what_the_design_says():
         ("bands=[blue, purple]", r"bands: unknown band 'purple': use blue, green"),
         ("bands=[blue, swirl1]", r"bands: unknown band 'swirl1'.*did you mean 'swir1'"),
         ("bands=[blue, blue]", r"bands: band 'blue' is named twice"),
+        ("bands=[latitude, longitude]", "bands: latitude, longitude alone show no image"),
         ("data.crop=1024", r"data: crop 1024 is larger than tile_size 128: lower data.crop"),
         ("loss={focal: 0, dice: 0, mcc: 0, boundary: 0}", "loss: the weights of all parts are 0"),
         ("loss.focal=-1", r"loss\.focal: input should be greater than or equal to 0"),

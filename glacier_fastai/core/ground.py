@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import shapely
@@ -11,7 +12,7 @@ from pyproj.exceptions import ProjError
 from shapely import STRtree
 from shapely.geometry.base import BaseGeometry
 
-__all__ = ["SEEN", "coarse", "outlines", "share"]
+__all__ = ["SEEN", "coarse", "latitude_longitude", "outlines", "share"]
 
 SEEN = 0.05
 """Share of a tile above which it lies on other ground: neighbours share less, for outlines are rounded."""
@@ -51,6 +52,29 @@ def outlines(
         polygon = _polygon(lon[i], lat[i].clip(-90, 90))
         found[i] = polygon if polygon.area else None
     return found
+
+
+def latitude_longitude(
+    crs: CRS,  # of a grid, without heights
+    transform: Sequence[float],  # its affine coefficients a b c d e f
+    size: tuple[int, int],  # rows and columns wanted
+    first: tuple[int, int] = (0, 0),  # row and column of the first of them
+) -> np.ndarray:
+    """Return latitude and longitude of the centres of pixels, degrees, float32 `(2, H, W)`; 0 where there is none.
+
+    >>> latitude_longitude(CRS("EPSG:4326"), (0.5, 0, 86, 0, -0.5, 28), (1, 2)).tolist()
+    [[[27.75, 27.75]], [[86.25, 86.75]]]
+    """
+    row, col = (np.arange(n)[:, None] + start + 0.5 for n, start in zip(size, first, strict=True))
+    a, b, c, d, e, f = transform[:6]
+    try:
+        degrees = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    except ProjError:  # a local grid, or another planet's
+        return np.zeros((2, *size), np.float32)
+    lon, lat = degrees.transform(a * col.T + b * row + c, d * col.T + e * row + f)
+    on_earth = np.isfinite(lon) & np.isfinite(lat)
+    lon = np.where(on_earth, lon, 0)
+    return np.where(on_earth, [lat, lon - 360 * np.floor((lon + 180) / 360)], 0).astype(np.float32)
 
 
 def _polygon(lon: np.ndarray, lat: np.ndarray) -> BaseGeometry:

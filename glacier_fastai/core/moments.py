@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..bands import ASPECT
+from ..bands import ASPECT, LOCATION
 from ..errors import DataError
 
 if TYPE_CHECKING:  # what prepares tiles needs no torch
     from torch import Tensor
 
-__all__ = ["constant", "moments", "scene_statistics", "standardise", "turnable"]
+__all__ = ["constant", "fixed_statistics", "moments", "scene_statistics", "standardise"]
 
 
 def moments(
@@ -42,19 +42,24 @@ def constant(
     return not std > 1e-6 * max(abs(mean), 1e-6)
 
 
-def turnable(
+def fixed_statistics(
     bands: Sequence[str],  # names of C bands
     mean: Sequence[float] | np.ndarray,  # of each
     std: Sequence[float] | np.ndarray,  # its standard deviation
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the statistics to normalise with: of aspect those of all directions alike, so that it can be turned.
+    """Return the statistics to normalise with, of which those of some bands are the same for all data.
 
-    >>> turnable(["red", "aspect_sin"], [0.2, 0.3], [0.1, 0.6])[1].round(3).tolist()
-    [0.1, 0.707]
+    Those of aspect are of all directions alike, so that it can be turned; those of latitude and longitude make radians
+    of degrees.
+
+    >>> fixed_statistics(["red", "aspect_sin", "latitude"], [0.2, 0.3, 28.0], [0.1, 0.6, 0.1])[1].round(3).tolist()
+    [0.1, 0.707, 57.296]
     """
     mean, std = np.array(mean, np.float64), np.array(std, np.float64)
     directed = [band in ASPECT for band in bands]
     mean[directed], std[directed] = 0, 0.5**0.5
+    located = [band in LOCATION for band in bands]
+    mean[located], std[located] = 0, np.degrees(1)
     return mean, std
 
 
@@ -79,7 +84,7 @@ def scene_statistics(
     if not n:
         raise DataError(f"{where}: every pixel is nodata, so there is nothing to map")
     mean = sums / n
-    mean, std = turnable(bands, mean, np.sqrt(np.maximum(squares / n - mean**2, 0)))
+    mean, std = fixed_statistics(bands, mean, np.sqrt(np.maximum(squares / n - mean**2, 0)))
     for band, m, s in zip(bands, mean, std, strict=True):
         if constant(m, s):
             raise DataError(f"{where}: band {band} is constant ({m:g}); use the bundle's statistics")

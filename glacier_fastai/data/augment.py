@@ -7,15 +7,15 @@ from copy import copy
 from typing import Any, Self
 
 import torch
-from fastai.vision.all import ItemTransform
+from fastai.vision.all import ItemTransform, Transform
 
-from ..bands import aspect_index
+from ..bands import LOCATION, aspect_index
 from ..core.radiometry import radiometry_
 from ..core.settings import Augmentation, spelled_out, takes
 from ..core.warp import random_coordinates, random_dihedral, warp
 from .types import TensorGlacierMask, TensorMultispectral
 
-__all__ = ["AugmentTiles"]
+__all__ = ["AugmentTiles", "UnknownPlace"]
 
 
 @takes(Augmentation)
@@ -34,6 +34,8 @@ class AugmentTiles(ItemTransform):
     """On the CPU; decides every random number. A loader may set it for each batch; None is torch's own."""
     aspect: tuple[int, int] | None = None
     """Positions of sine and cosine of aspect, which turn with the image; see `for_bands`."""
+    location: tuple[int, ...] = ()
+    """Positions of latitude and longitude, which have no radiometry."""
 
     def __init__(
         self,
@@ -64,7 +66,7 @@ class AugmentTiles(ItemTransform):
         self,
         bands: Sequence[str],  # of the images, in their order
     ) -> Self:
-        """Return a copy that turns aspect with the image, if it is among these bands.
+        """Return a copy that turns aspect with the image and leaves location alone, if they are among these bands.
 
         >>> AugmentTiles().for_bands(["red", "aspect_sin", "aspect_cos"]).aspect
         (1, 2)
@@ -73,7 +75,7 @@ class AugmentTiles(ItemTransform):
             DataError: Sine or cosine of aspect is there alone.
         """
         out = copy(self)
-        out.aspect = aspect_index(bands)
+        out.aspect, out.location = aspect_index(bands), _located(bands)
         return out
 
     def encodes(self, batch):  # fastai skips an annotated ItemTransform.encodes
@@ -90,5 +92,34 @@ class AugmentTiles(ItemTransform):
         else:
             x = x.clone()
         if any(self.radiometry.values()):
+            places = [(k, x[:, k].clone()) for k in self.location]
             x = radiometry_(x, **self.radiometry, generator=self.generator)
+            for k, place in places:
+                x[:, k] = place
         return TensorMultispectral(x), TensorGlacierMask(y)
+
+
+class UnknownPlace(Transform):
+    """Makes latitude and longitude of some images unknown, 0, so that a network learns to do without; training only."""
+
+    split_idx, order, SHARE = 0, 105, 0.1  # after augmentation
+    generator: torch.Generator | None = None
+    """As that of `AugmentTiles`."""
+
+    def __init__(
+        self,
+        bands: Sequence[str],  # of the images, in their order
+    ):
+        self.location = _located(bands)
+
+    def encodes(self, x: TensorMultispectral):
+        """Change a batch of images."""
+        plain = x.as_subclass(torch.Tensor)
+        known = (torch.rand(len(plain), 1, 1, generator=self.generator) >= self.SHARE).to(plain)
+        for k in self.location:
+            plain[:, k] *= known
+        return TensorMultispectral(plain)
+
+
+def _located(bands: Sequence[str]) -> tuple[int, ...]:
+    return tuple(k for k, band in enumerate(bands) if band in LOCATION)

@@ -24,15 +24,15 @@ from fastai.vision.all import (
     delegates,
 )
 
-from ..bands import ASPECT, CLASSES, ICE, Bands
+from ..bands import ASPECT, CLASSES, ICE, LOCATION, Bands
 from ..core.balance import PixelBalance
 from ..core.confusion import watched
 from ..core.folds import ALWAYS, NEVER, train_valid
-from ..core.moments import standardise, turnable
+from ..core.moments import fixed_statistics, standardise
 from ..errors import DataError, note
-from .augment import AugmentTiles
+from .augment import AugmentTiles, UnknownPlace
 from .balanced import BalancedCrops, IgnoreSurplus, PixelBalancedDL
-from .channels import Texture, with_channels
+from .channels import Texture, note_unknown_places, with_channels
 from .folds import store_folds
 from .profile import Profile
 from .raw import open_tiles
@@ -214,10 +214,11 @@ class GlacierDataLoaders(DataLoaders):
             store = with_channels(store, bands)
         else:
             store = with_channels(store, bands, Texture.of_tiles(store, bands, train, glcm_window, glcm_levels))
-        moments: Any = turnable(bands, *stats) if stats else store.statistics(bands, train)
+        moments: Any = fixed_statistics(bands, *stats) if stats else store.statistics(bands, train)
         crops = BalancedCrops(store, train, crop, balance) if balance else None
         batch_tfms = [t.for_bands(bands) if isinstance(t, AugmentTiles) else t for t in batch_tfms]
         tfms: list[Any] = [augment.for_bands(bands)] if augment else []
+        tfms += [UnknownPlace(bands)] if {*LOCATION} & {*bands} else []
         if crops and crops.sampling.keep is not None:
             tfms.append(IgnoreSurplus(crops.sampling.keep.tolist()))
         own = {"splitter": IndexSplitter(range(len(train), len(train) + len(valid)))}
@@ -238,6 +239,7 @@ class GlacierDataLoaders(DataLoaders):
         if turning and {*ASPECT} & {*bands}:
             what = f"{', '.join(turning)} turns images, but not the directions in {' and '.join(ASPECT)}"
             note(f"{store.base().path}: {what}; take AugmentTiles, which does", dls.notes)
+        note_unknown_places(store, bands, [*train, *valid], dls.notes)
         return dls
 
     @property

@@ -1,4 +1,4 @@
-"""From the bands that are there to the channels that a model takes: bands as they are, indices, and texture.
+"""From the bands that are there to the channels that a model takes: bands as they are, indices, texture, location.
 
 The grey levels of texture are quantiles of the training tiles. So a store cannot hold texture before it is known which
 tiles are trained on: it is added when training begins (each fold has its own), to a second store in the cache.
@@ -7,21 +7,37 @@ tiles are trained on: it is added when training begins (each fold has its own), 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from pyproj.exceptions import CRSError
 
-from ..bands import INDICES, Bands, texture_of
+from ..bands import INDICES, LOCATION, Bands, texture_of
 from ..core.glcm import glcm, level_edges, quantize
+from ..core.ground import latitude_longitude
 from ..core.indices import normalised_difference
-from ..errors import DataError
+from ..errors import DataError, note
 from ..files import check_room, file_hash
 from .raw import cache_key, cached_store
+from .scenes.raster import horizontal
 from .scenes.units import Scaling
 from .tiles import TileStore, TileWriter
 
-__all__ = ["Channel", "Texture", "channels_of", "compute_channels", "derivable", "with_channels"]
+__all__ = [
+    "Channel",
+    "Corner",
+    "Texture",
+    "channels_of",
+    "compute_channels",
+    "derivable",
+    "location",
+    "note_unknown_places",
+    "tile_channels",
+    "with_channels",
+]
 
 SMOOTH = {"contrast": 0.0, "dissimilarity": 0.0, "energy": 1.0, "asm": 1.0, "homogeneity": 1.0}
 
@@ -55,7 +71,7 @@ class Texture:
 
             def values(channels=channels):
                 for i in tiles:
-                    tile = compute_channels(store.read(i), store.bands, channels)[0]
+                    tile = tile_channels(store, i, channels)[0]
                     yield tile[np.isfinite(tile)]
 
             edges[band] = [float(e) for e in level_edges(values, levels)]
@@ -80,6 +96,15 @@ Channel = tuple[str, Texture | None]
 """A band, and how it is computed where it is texture that is not there."""
 
 
+class Corner(NamedTuple):
+    """The first pixel of an image: the grid it lies on, and its row and column there."""
+
+    crs: Any  # coordinate reference system, as rasterio or pyproj have it, or as text
+    transform: Sequence[float]  # affine coefficients a b c d e f
+    row: int = 0
+    col: int = 0
+
+
 def channels_of(
     bands: Iterable[str],
     texture: Texture | None = None,  # how those that are texture are computed
@@ -101,8 +126,9 @@ def compute_channels(
     image: np.ndarray,  # (C, H, W) float32, NaN in every band where there is no data
     names: Sequence[str],  # its bands
     channels: Sequence[Channel],  # what is wanted, of what is there or can be computed of it
+    corner: Corner | None = None,  # its place; None: nobody knows
 ) -> np.ndarray:
-    """Return the channels, float32 `(len(channels), H, W)`: bands, indices (0 where undefined) and textures.
+    """Return the channels, float32 `(len(channels), H, W)`: bands, indices (0 where undefined), textures and location.
 
     Values below 0, as atmospheric correction leaves them in shade, count as 0 in an index, which so is from -1 to 1.
 
@@ -117,6 +143,9 @@ def compute_channels(
     known = dict(zip(names, image, strict=True))
 
     def values(band: str) -> np.ndarray:
+        if band not in known and band in LOCATION:
+            both = np.where(np.isnan(image[0]), np.float32(np.nan), location(corner, image.shape[1:]))
+            known.update({b: v for b, v in zip(LOCATION, both, strict=True) if b not in known})
         if band not in known:
             known[band] = normalised_difference(*(known[of] for of in INDICES[band]))
         return known[band]
@@ -135,6 +164,48 @@ def compute_channels(
     for texture, base, places in groups:
         out[[k for k, _ in places]] = texture.compute(values(base), base, [kind for _, kind in places])
     return out
+
+
+def location(
+    corner: Corner | None,  # None: nobody knows
+    size: tuple[int, ...],  # rows and columns
+) -> np.ndarray:
+    """Return latitude and longitude of pixels, degrees, float32 `(2, H, W)`; 0 where they have no place on the Earth.
+
+    >>> location(Corner("EPSG:4326", (0.5, 0, 86, 0, -0.5, 28)), (1, 1)).ravel().tolist(), location(None, (1, 1)).any()
+    ([27.75, 86.25], np.False_)
+    """
+    height, width = size
+    if corner is not None:
+        with suppress(CRSError):
+            crs = horizontal(corner.crs)
+            return latitude_longitude(crs, corner.transform, (height, width), (corner.row, corner.col))
+    return np.zeros((2, height, width), np.float32)
+
+
+def tile_channels(
+    store: TileStore,
+    i: int,  # position of the tile
+    channels: Sequence[Channel],  # as in `compute_channels`
+) -> np.ndarray:
+    """Return channels of a tile, as `compute_channels`."""
+    crs, transform = (str(store.table[column].iat[i]) for column in ("crs", "transform"))
+    corner = Corner(crs, [float(v) for v in transform.split()]) if crs and transform else None
+    return compute_channels(store.read(i), store.bands, channels, corner)
+
+
+def note_unknown_places(
+    store: TileStore,
+    bands: Iterable[str],  # of models
+    tiles: Sequence[int] | np.ndarray,  # positions of the tiles that are used
+    notes: list[str],  # what is said is added to them
+) -> None:
+    """Say how many tiles have no place on the Earth, where models are to be told it."""
+    if {*bands} & {*LOCATION} - {*store.base().bands}:
+        placeless = sum(tile is None for tile in store.ground()[np.asarray(tiles, np.int64)])
+        if placeless:
+            text = f"{placeless} of {len(tiles)} tiles have no place on the Earth"
+            note(f"{store.base().path}: {text}, so their latitude and longitude are unknown to the model", notes)
 
 
 def _check(store: TileStore, channels: Sequence[Channel]) -> None:
@@ -174,7 +245,7 @@ def with_channels(
             for i, row in enumerate(store.table.to_dict("records")):
                 about = {k: row[k] for k in keep}
                 about["transform"] = [float(v) for v in row["transform"].split()]
-                image = compute_channels(store.read(i), store.bands, channels)
+                image = tile_channels(store, i, channels)
                 w.add(image, store.labels(i), name=row["id"], **about)
 
     content = file_hash(store.path / "tiles.csv")  # it knows the sums of every tile

@@ -34,10 +34,10 @@ from pydantic import Field, ValidationError, model_validator
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
-from ..bands import CLASSES, ICE, ICE_OF_ANY_KIND, IGNORE, UNITS, Bands, texture_of
+from ..bands import CLASSES, ICE, ICE_OF_ANY_KIND, IGNORE, LOCATION, UNITS, Bands, texture_of
 from ..core.fill import NO_VALUE
 from ..core.ground import outlines
-from ..core.moments import constant, moments, turnable
+from ..core.moments import constant, fixed_statistics, moments
 from ..core.settings import Section, explain
 from ..errors import DataError, note
 from ..files import digest, held, whole_folder
@@ -402,9 +402,9 @@ class TileStore:
         rows = self.table if tiles is None else self.table.iloc[list(tiles)]
         if rows["n_valid"].sum() == 0:
             raise DataError(f"{self.path}: the chosen tiles hold no pixel with data, so no statistics")
-        mean, std = turnable(bands, *_moments(rows, bands, self.scale[index], self.offset[index]))
+        mean, std = fixed_statistics(bands, *_moments(rows, bands, self.scale[index], self.offset[index]))
         if self.standardised:
-            came = [texture_of(b) is None for b in bands]
+            came = [texture_of(b) is None and b not in LOCATION for b in bands]
             mean[came], std[came] = 0, 1
         for band, m, s in zip(bands, mean, std, strict=True):
             if constant(m, s):

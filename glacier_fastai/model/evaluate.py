@@ -17,7 +17,7 @@ from ..core.calibration import expected_calibration_error, reliability
 from ..core.confusion import confusion_matrix, f1, iou, mcc, precision, recall, scores, with_ice
 from ..core.moments import scene_statistics
 from ..core.morphology import postprocess
-from ..data.channels import Channel, compute_channels
+from ..data.channels import Channel, note_unknown_places, tile_channels
 from ..data.folds import folds_hash, store_folds
 from ..data.tiles import TileStore
 from ..errors import DataError, note
@@ -89,14 +89,14 @@ def predict_tiles(
             predictor.normalise_by(_statistics(store, np.flatnonzero(scenes == scene), ensemble.channels))
         for start in range(0, len(mine), predictor.batch_size):
             chosen = mine[start : start + predictor.batch_size]
-            images = [compute_channels(store.read(i), store.bands, ensemble.channels) for i in chosen]
+            images = [tile_channels(store, i, ensemble.channels) for i in chosen]
             for i, image, mean in zip(chosen, images, predictor(images), strict=True):
                 yield TilePrediction(i, *to_map(ensemble, mean, np.isfinite(image[0])))
 
 
 def _statistics(store: TileStore, tiles: np.ndarray, channels: Sequence[Channel]) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and deviation of each channel over the pixels with data of some tiles."""
-    images = (compute_channels(store.read(i), store.bands, channels) for i in tiles)
+    images = (tile_channels(store, int(i), channels) for i in tiles)
     return scene_statistics(store.path, images, [band for band, _ in channels])
 
 
@@ -133,6 +133,7 @@ def evaluate(
     """
     positions, notes = np.arange(len(store)) if tiles is None else np.asarray(tiles, np.int64), list[str]()
     check_fit(model, store.path, store.base().profile(positions), notes, statistics, force)
+    note_unknown_places(store, [band for band, _ in Ensemble.of(model).channels], positions, notes)
     if n := np.logical_or(*_seen(model, store))[positions].sum():
         seen = f"{n} of {len(positions)} tiles, or the ground they lie on, were trained on"
         note(f"{store.path}: {seen}, so these scores say little of other ground", notes)

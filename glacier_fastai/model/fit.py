@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from ..bands import INDICES, Bands
+from ..bands import INDICES, LOCATION, Bands
 from ..core.ranges import outside, spread, unlike
 from ..data.profile import Profile
 from ..errors import BundleError, note
@@ -97,7 +97,7 @@ def known_profile(
     if bundle.profile.units:
         return bundle.profile
     measured = {b: (m, s) for b, m, s in zip(bundle.bands, bundle.mean, bundle.std, strict=True)}
-    measured = {b: ms for b, ms in measured.items() if b not in INDICES and b not in bundle.bands.textures}
+    measured = {b: ms for b, ms in measured.items() if b not in {*INDICES, *LOCATION, *bundle.bands.textures}}
     quantiles = {b: tuple(m + z * s for z in NORMAL) for b, (m, s) in measured.items()}
     return Profile(units=dict.fromkeys(measured, "dn"), quantiles=quantiles)
 

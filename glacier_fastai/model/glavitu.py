@@ -2,6 +2,7 @@
 
 A transformer corrects features with what is around them, then a U-Net corrects the result with detail; each has a
 residual around it. Bands are seen by modality first, and the modalities summed. Missing data are 0, as everywhere here.
+Latitude and longitude, if they are among the bands, are no modality: one vector tells the place of the image.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..bands import INDICES, TERRAIN, natural_unit, texture_of
+from ..bands import INDICES, LOCATION, TERRAIN, natural_unit, texture_of
 from ..errors import RecipeError
 from .registry import Architecture
 
-__all__ = ["GlaViTU", "band_groups"]
+__all__ = ["GlaViTU", "Location", "band_groups", "location_vector"]
 
 PATCH, HEADS = 16, 4  # side of a patch, pixels; heads of attention
+NEARLY = 1e-6  # radians, 6 m: what is nearer to latitude and longitude 0 has no place
 norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 
 
@@ -29,7 +31,7 @@ def band_groups(
     bands: Sequence[str],
     groups: Mapping[str, Sequence[str]] | None = None,  # name -> its bands; default: by what they measure
 ) -> dict[str, list[int]]:
-    """Return the positions of the bands of each modality.
+    """Return the positions of the bands of each modality; latitude and longitude are of none.
 
     >>> band_groups(["green", "swir1", "thermal", "elevation", "ndsi"])
     {'optical': [0, 1], 'thermal': [2], 'dem': [3], 'indices': [4]}
@@ -37,19 +39,17 @@ def band_groups(
     Raises:
         RecipeError: `groups` names a band twice, not at all, or one that is not there.
     """
-    bands = list(bands)
+    bands, seen = list(bands), [band for band in bands if band not in LOCATION]
     if groups is None:
         found: dict[str, list[int]] = {}
-        for k, band in enumerate(bands):
-            found.setdefault(_modality(band), []).append(k)
+        for band in seen:
+            found.setdefault(_modality(band), []).append(bands.index(band))
         return found
     named = [band for members in groups.values() for band in members]
-    if sorted(named) != sorted(bands) or not all(groups.values()):
-        odd = next((b for b in named if b not in bands or named.count(b) > 1), None)
-        odd = odd or next((b for b in bands if b not in named), "none")
-        raise RecipeError(
-            f"groups: name each band once ({', '.join(bands)}), in groups that are not empty; not {odd!r}"
-        )
+    if sorted(named) != sorted(seen) or not all(groups.values()):
+        odd = next((b for b in named if b not in seen or named.count(b) > 1), None)
+        odd = odd or next((b for b in seen if b not in named), "none")
+        raise RecipeError(f"groups: name each band once ({', '.join(seen)}), in groups that are not empty; not {odd!r}")
     return {name: [bands.index(band) for band in members] for name, members in groups.items()}
 
 
@@ -96,6 +96,34 @@ class Fusion(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return features `(B, width, H, W)` of bands."""
         return torch.stack([g(x[:, at]) for g, at in zip(self.groups.values(), self.positions, strict=True)]).sum(0)
+
+
+class Location(nn.Module):
+    """Features `(B, width)` of a vector `(B, n)` that tells the place of images."""
+
+    def __init__(self, n: int, width: int, dropout: float):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for k in (n, width):
+            layers += [nn.Linear(k, width), nn.BatchNorm1d(width, eps=1e-3, momentum=0.01), nn.LeakyReLU(0.3)]
+        self.layers = nn.Sequential(*layers, nn.Dropout(dropout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features of vectors."""
+        return self.layers(x)
+
+
+def location_vector(
+    place: Tensor,  # (B, 2, H, W), latitude and longitude of each pixel, radians; both are 0 where it is not known
+) -> Tensor:
+    """Return sine and cosine of an image's mean latitude, then of its longitude, `(B, 4)`; all 0 where it is not known.
+
+    >>> location_vector(torch.tensor([[0.0, 0.5236], [0.0, 3.1416]]).view(1, 2, 1, 2)).round(decimals=3)
+    tensor([[ 0.5000,  0.8660, -0.0000, -1.0000]])
+    """
+    known = (place.abs() > NEARLY).any(1, keepdim=True)
+    parts = torch.stack([place.sin(), place.cos()], 2) * known[:, :, None]
+    return F.normalize(parts.mean((3, 4)), dim=2).flatten(1)
 
 
 class Block(nn.Module):
@@ -197,9 +225,11 @@ class GlaViTU(nn.Module):
         image_size: int = 384,  # side of an image whose positions are learned; those of others are interpolated
         dropout: float = 0.0,
         auxiliary: float = 0.5,  # weight of the auxiliary head's loss, in training
+        place: Sequence[int] = (),  # positions of latitude and longitude among the bands, in radians, if they are there
     ):
         super().__init__()
-        self.fusion = Fusion(groups, width, dropout)
+        self.fusion, self.place = Fusion(groups, width, dropout), list(place)
+        self.location = Location(2 * len(place), width, dropout) if place else None
         self.transformer = Transformer(width, blocks, image_size, dropout)
         self.unet = ResUnet(width)
         self.head = nn.Conv2d(width, classes, 1)
@@ -214,10 +244,12 @@ class GlaViTU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits `(B, K, H, W)` of images `(B, C, H, W)`."""
         height, width = x.shape[-2:]
+        where = None if self.location is None else self.location(location_vector(x[:, self.place]))
         down, right = -height % PATCH, -width % PATCH
         if down or right:
             x = F.pad(x, (0, right, 0, down), mode="reflect" if down < height and right < width else "replicate")
-        x = self.fusion(x)
+        fused = self.fusion(x)
+        x = fused if where is None else fused + where[:, :, None, None]
         x = x + self.transformer(x)
         if self.auxiliary is not None and self.training:
             self.auxiliary_logits = self.auxiliary(x)[..., :height, :width]
@@ -242,7 +274,12 @@ def _build(
     for name, value, most in (("blocks", blocks, 48), ("dropout", dropout, 0.9), ("auxiliary", auxiliary, 10)):
         if not math.isfinite(value) or not 0 <= value <= most:
             raise RecipeError(f"{name} {value}: use 0 to {most}")
-    return GlaViTU(band_groups(bands, groups), len(classes), width, blocks, image_size, dropout, auxiliary)
+    place = [[*bands].index(band) for band in LOCATION if band in bands]
+    if len(place) == 1:
+        raise RecipeError(f"bands: {' and '.join(LOCATION)} tell a place together; name both, or neither")
+    if len(place) == len(bands):
+        raise RecipeError(f"bands: {' and '.join(LOCATION)} alone show no image; name bands that do, too")
+    return GlaViTU(band_groups(bands, groups), len(classes), width, blocks, image_size, dropout, auxiliary, place)
 
 
 def _groups(model: Any) -> list[list[nn.Parameter]]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..bands import CLASSES, INDICES, Bands
+from ..bands import CLASSES, INDICES, LOCATION, Bands
 from ..core.calibration import all_glacier, tempered
 from ..core.dihedral import fraction
 from ..core.indices import normalised_difference
@@ -178,7 +178,7 @@ def _about(network: Numbers) -> dict[str, Any]:
         **as_they_are,
         "bands": list(network.bands),
         "scaling": dict(zip(network.bands, network.scaling, strict=True)),
-        "units": {band: profile.units.get(band, "dn") for band in network.bands},
+        "units": {b: profile.units.get(b, "degree" if b in LOCATION else "dn") for b in network.bands},
         "stride": network.stride,
         "nodata": "a pixel of which a band is not finite, or all bands are 0; its probabilities are 0",
         "tells_debris": ensemble.tells_debris,

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..bands import CLASSES, ICE, IGNORE, TERRAIN
+from ..bands import CLASSES, ICE, IGNORE, LOCATION, TERRAIN
+from ..data.channels import Corner, location
 from ..data.scenes import web
 from ..data.scenes.address import Address, named
 from ..data.scenes.opening import HowRead, open_scene, scene_name
@@ -180,6 +181,9 @@ def look_at(
         ensemble.check(path, raster.bands)
         for text in raster.look():
             note(text, notes)
+        middle = Corner(raster.crs, raster.transform, raster.height // 2, raster.width // 2)
+        if {*needed} & {*LOCATION} - {*raster.bands} and not location(middle, (1, 1)).any():
+            note(f"{path}: lies nowhere on the Earth by its CRS, so the models do not know where it is", notes)
         check_fit(ensemble, path, raster.profile, notes, wanted.statistics, force)
         masks = {"keep": sorted(how.get("keep", ())), "buffer": how.get("mask_buffer", 0.0)}
         parts = _parts(raster)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..bands import Bands
 from ..core.moments import scene_statistics
-from ..data.channels import Channel, compute_channels
+from ..data.channels import Channel, Corner, compute_channels
 from ..data.scenes.address import Address
 from ..data.scenes.masks import MaskCounts
 from ..data.scenes.scene import Scene
@@ -71,7 +71,8 @@ class SceneSource:
         if masked is not None:
             places = [(int(masked[:, col : col + ROWS].sum()), row, col) for col in range(0, self.width, ROWS)]
             self._where += [place for place in places if place[0]]
-        return compute_channels(image, self.names, self.channels)[:, row - top : row - top + height]
+        corner = Corner(self.crs, self.transform, top)
+        return compute_channels(image, self.names, self.channels, corner)[:, row - top : row - top + height]
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation of each channel over the scene's pixels with data, each float64 `(C,)`.
@@ -106,4 +107,5 @@ class SceneSource:
         image = self.scene.in_units(values, self.index)
         image[:, ~(valid & np.isfinite(image).all(0))] = np.nan
         masked = MaskCounts().add(flags)
-        return compute_channels(image, self.names, self.channels), masked & valid
+        corner = Corner(self.crs, self.transform, top, left)
+        return compute_channels(image, self.names, self.channels, corner), masked & valid

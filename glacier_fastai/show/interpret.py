@@ -9,12 +9,12 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from ..bands import CLASS_COLOURS, CLASSES, UNKNOWN_ICE, composite
+from ..bands import CLASS_COLOURS, CLASSES, LOCATION, UNKNOWN_ICE, composite
 from ..core.calibration import Reliability, nll, reliability
 from ..core.confusion import WATCHED, confusion_matrix, ice, watched, wrong
 from ..core.moments import standardise
 from ..core.strata import count_errors, edge_distance, patch_size
-from ..data.channels import compute_channels
+from ..data.channels import tile_channels
 from ..data.tiles import TileStore
 from ..errors import DataError, did_you_mean
 from ..model.bundle import ModelBundle
@@ -131,7 +131,8 @@ class GlacierInterpretation:
 
         Values are shuffled among the pixels with data of a tile, so both what a pixel is worth and how the band looks
         are lost; texture is a band of its own. The mean is that of training. Bands that say the same stand in for each
-        other, and then all of them look unimportant.
+        other, and then all of them look unimportant. Latitude and longitude, which are much the same on all of a tile,
+        are made unknown instead, both of them.
 
         `drop` is the mean over the repeats. `spread` is the standard deviation over the repeats, which says nothing of
         how other tiles would do; for occlusion, which has no chance in it, it is the jackknife standard error over the
@@ -150,6 +151,7 @@ class GlacierInterpretation:
         labelled = self.table["tile"][self.table["labelled"] > 0].to_numpy()
         chosen = labelled[np.linspace(0, len(labelled) - 1, min(tiles, len(labelled))).round().astype(int)]
         channels, k, mcc = self._ensemble.channels, len(CLASSES), self._mcc
+        place = [i for i, band in enumerate(self.bundle.bands) if band in LOCATION]
         plain = torch.zeros(len(chosen), k + 1, k, dtype=torch.int64)
         less = torch.zeros(len(channels), repeats, *plain.shape, dtype=torch.int64)
         predictor = Predictor(self._ensemble)
@@ -160,13 +162,16 @@ class GlacierInterpretation:
             return confusion_matrix(classes, self.store.labels(i), k, unknown_ice=True)
 
         for t, i in enumerate(chosen):
-            image = compute_channels(self.store.read(i), self.store.bands, channels)
+            image = tile_channels(self.store, i, channels)
             valid, rng = np.isfinite(image[0]), np.random.default_rng([seed, int(i)])
             plain[t] = count(i, image)
             for band, mean in enumerate(self.bundle.mean):
                 for repeat in range(repeats):
                     changed = image.copy()
-                    changed[band, valid] = rng.permutation(image[band, valid]) if method == "permutation" else mean
+                    if band in place:
+                        changed[place] = np.where(valid, 0, np.nan)
+                    else:
+                        changed[band, valid] = rng.permutation(image[band, valid]) if method == "permutation" else mean
                     less[band, repeat, t] = count(i, changed)
 
         whole, n = plain.sum(0), len(chosen)
@@ -241,7 +246,7 @@ class GlacierInterpretation:
         rows = []
         for i, classes, probs in predict_tiles(self.bundle, self.store, self.tiles.tolist()):
             truth = self.store.labels(i)
-            image = compute_channels(self.store.read(i), self.store.bands, channels)
+            image = tile_channels(self.store, i, channels)
             valid = np.isfinite(image[0])
             matrix = confusion_matrix(classes, truth, k, unknown_ice=True)
             labelled = int(matrix.sum())

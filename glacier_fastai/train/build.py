@@ -13,6 +13,7 @@ from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback, Tr
 from fastai.torch_core import default_device, rank_distrib
 from torch import nn
 
+from ..bands import LOCATION
 from ..core.confusion import scores
 from ..core.losses import CombinedLoss
 from ..data.augment import AugmentTiles
@@ -90,6 +91,8 @@ def make_dls(
     )
     if dls.train.bs == 1 and recipe.data.crop <= 32:
         raise RecipeError("train.batch_size: a single crop of 32 px cannot be normalised; use larger batches or crops")
+    if dls.train.bs == 1 and recipe.model.arch == "glavitu" and {*LOCATION} & {*recipe.bands}:
+        raise RecipeError("train.batch_size: a single place cannot be normalised; use larger batches")
     if dls.watched == "ice_mcc":
         known, unknown = store.ice_pixels([*dls.train_tiles, *dls.valid_tiles])
         share = f"{unknown / (known + unknown):.0%} of its ice is of unknown kind"

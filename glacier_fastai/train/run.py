@@ -253,7 +253,7 @@ def _finish(learn: GlacierLearner, folder: RunFolder) -> None:
     learn.dls.show_batch(max_n=6)
     _figure(plt.gcf(), folder.figures / "batch.png")
     if len(valid):
-        learn.model.to(learn.dls.device).load_state_dict(bundle.weights)
+        bundle.load_into(learn.model.to(learn.dls.device), learn.dls.bands)
         _figure(results_figure(learn), folder.figures / "results.png")
 
 

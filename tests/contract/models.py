@@ -36,15 +36,16 @@ class ModelContract:
 
     name: str
     options: dict = {}
+    bands: tuple = BANDS
     adapts = True
 
-    def model(self, bands=BANDS, classes=CLASSES):
+    def model(self, bands=None, classes=CLASSES):
         torch.manual_seed(0)
-        return build_model(self.name, bands, classes, **self.options)
+        return build_model(self.name, bands or self.bands, classes, **self.options)
 
     @pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 96), (33, 70), (1, 50)])
     def test_logits_of_images_of_any_size(self, height, width):
-        x = torch.randn(2, 5, height, width)
+        x = torch.randn(2, len(self.bands), height, width)
         assert self.model().eval()(x).shape == (2, len(CLASSES), height, width)
 
     @pytest.mark.parametrize(("bands", "classes"), [(("red",), CLASSES), (BANDS[:4], ("rock", "ice"))])
@@ -54,7 +55,7 @@ class ModelContract:
 
     def test_every_parameter_gets_a_gradient(self):
         model = self.model()
-        outputs_square(model, torch.randn(2, 5, 64, 64)).backward()
+        outputs_square(model, torch.randn(2, len(self.bands), 64, 64)).backward()
         assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
     def test_the_groups_hold_every_parameter_once(self):
@@ -69,12 +70,12 @@ class ModelContract:
     def test_a_bundle_gives_the_same_probabilities(self, store, tmp_path):
         learn = self.learner(store)
         ModelBundle.from_learner(learn).save(tmp_path / "m.safetensors", half=False)
-        other, x = ModelBundle.load(tmp_path / "m.safetensors").model(), torch.randn(1, 5, 40, 50)
+        other, x = ModelBundle.load(tmp_path / "m.safetensors").model(), torch.randn(1, len(self.bands), 40, 50)
         with torch.no_grad():
             torch.testing.assert_close(other(x), learn.model.cpu().eval()(x), rtol=1e-4, atol=1e-5)
 
     def learner(self, store):
-        dls = GlacierDataLoaders.from_store(store, 0, bs=4, folds=3)
+        dls = GlacierDataLoaders.from_store(store, 0, bs=4, folds=3, bands=self.bands)
         return glacier_learner(dls, self.name, seed=0, **self.options)
 
     def test_it_starts_from_weights_of_other_bands_or_refuses(self, store):
@@ -102,9 +103,9 @@ class ModelContract:
         assert sum(moved) > 0.8 * len(moved)
 
     def test_no_parameter_is_unused_in_two_processes(self, tmp_path):
-        assert trains_in_two_processes(self.name, self.options, BANDS, tmp_path)
+        assert trains_in_two_processes(self.name, self.options, self.bands, tmp_path)
 
     def test_torch_exports_it(self):
-        model, x = self.model().eval(), torch.randn(2, 5, 64, 64)
+        model, x = self.model().eval(), torch.randn(2, len(self.bands), 64, 64)
         exported = torch.export.export(model, (x,)).module()
         torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-4)

@@ -3,7 +3,7 @@ import pytest
 import shapely
 from pyproj import CRS
 
-from glacier_fastai.core.ground import SEEN, coarse, outlines, share
+from glacier_fastai.core.ground import SEEN, coarse, latitude_longitude, outlines, share
 
 
 def grid(left, top, n, pixel, size):
@@ -87,3 +87,23 @@ def test_thousands_of_tiles_stay_a_small_footprint():
     train = rng.random(len(tiles)) < 0.8
     assert len(tiles) == 5040
     assert len(shapely.to_wkt(coarse(tiles[train]))) < 100_000
+
+
+def test_latitude_and_longitude_are_those_of_the_centres_of_pixels():
+    utm = 30, 0, 500_000 - 15, 0, -30, 15  # the first centre is where the central meridian meets the equator
+    lat, lon = latitude_longitude(CRS("EPSG:32645"), utm, (2, 3))
+    np.testing.assert_allclose(lat[0], 0, atol=1e-9)
+    np.testing.assert_allclose(lon[:, 0], 87, atol=1e-9)
+    metre = np.degrees(1 / 6_378_137 / 0.9996)
+    np.testing.assert_allclose(lon[0, 1:] - 87, [30 * metre, 60 * metre], rtol=0.1)
+    np.testing.assert_allclose(lat[1], -30 * metre * 1.0067, rtol=0.1)  # an arc of the meridian is shorter there
+    part = latitude_longitude(CRS("EPSG:32645"), utm, (1, 2), (1, 1))
+    np.testing.assert_array_equal(part, np.stack([lat, lon])[:, 1:, 1:])
+
+
+def test_longitudes_are_those_of_maps_and_what_has_no_place_is_0():
+    turned = latitude_longitude(CRS("EPSG:4326"), (1, 0, 358, 0, -1, 10), (1, 3))
+    assert turned[1].tolist() == [[-1.5, -0.5, 0.5]]
+    beyond = latitude_longitude(CRS("EPSG:3857"), (1e8, 0, 0, 0, -1e8, 2e8), (1, 1))
+    assert np.isfinite(beyond).all()
+    assert not latitude_longitude(CRS('LOCAL_CS["here",UNIT["metre",1]]'), (1, 0, 5, 0, -1, 5), (2, 2)).any()

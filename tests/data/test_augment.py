@@ -4,9 +4,10 @@ import pickle
 import pytest
 import torch
 
+from glacier_fastai.bands import LOCATION
 from glacier_fastai.core.dihedral import VIEWS, view
 from glacier_fastai.core.settings import Augmentation
-from glacier_fastai.data.augment import AugmentTiles
+from glacier_fastai.data.augment import AugmentTiles, UnknownPlace
 from glacier_fastai.data.types import TensorGlacierMask, TensorMultispectral
 from glacier_fastai.errors import DataError, RecipeError
 from glacier_fastai.recipe import load_recipe
@@ -218,3 +219,32 @@ def test_aspect_turns_with_the_image_once_the_bands_are_known():
     assert pickle.loads(pickle.dumps(told)).aspect == (3, 1)
     with pytest.raises(DataError, match="aspect_cos alone cannot be turned with the image: name aspect_sin and aspect"):
         AugmentTiles().for_bands(["red", "aspect_cos"])
+
+
+def test_a_place_has_no_radiometry_and_moves_with_its_pixels():
+    x, y = batch(c=4)
+    bands = ("red", *LOCATION, "nir")
+    has = (x != 0).any(1)
+    x[:, 1], x[:, 2] = 0.5 * has, 1.5 * has
+    heavy = AugmentTiles.preset("heavy").for_bands(bands)
+    found, labels = augmented(x.clone(), y, heavy)
+    seen = (found != 0).any(1)
+    assert seen.any() and not seen.all()
+    torch.testing.assert_close(found[:, 1], 0.5 * seen)
+    torch.testing.assert_close(found[:, 2], 1.5 * seen)
+    assert heavy.location == (1, 2) and AugmentTiles().for_bands(["red"]).location == ()
+
+
+def test_a_tenth_of_the_places_is_unknown_by_the_batch_s_own_draw():
+    forget = UnknownPlace(("red", *LOCATION))
+
+    def after(seed, split=0):
+        forget.generator = torch.Generator().manual_seed(seed)
+        return forget((TensorMultispectral(torch.ones(1000, 3, 2, 2)),), split_idx=split)[0].as_subclass(torch.Tensor)
+
+    x = after(0)
+    assert (x[:, 0] == 1).all()
+    assert torch.equal(x[:, 1], x[:, 2]) and ((x[:, 1] == 0).all((1, 2)) | (x[:, 1] == 1).all((1, 2))).all()
+    assert 0.07 < (x[:, 1] == 0).float().mean() < 0.13
+    assert torch.equal(x, after(0)) and not torch.equal(x, after(1))
+    assert (after(0, split=1) == 1).all()

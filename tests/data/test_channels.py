@@ -5,13 +5,13 @@ import torch
 from scenes import BANDS, made_up, make_store, tiny_recipe, write_raster
 from skimage.feature import graycomatrix, graycoprops
 
-from glacier_fastai.bands import Bands
+from glacier_fastai.bands import LOCATION, Bands
 from glacier_fastai.data.block import GlacierDataLoaders
-from glacier_fastai.data.channels import Texture, channels_of, compute_channels, with_channels
+from glacier_fastai.data.channels import Corner, Texture, channels_of, compute_channels, location, with_channels
 from glacier_fastai.data.scenes.opening import open_scene
 from glacier_fastai.data.sources.scene import prepare_scenes
 from glacier_fastai.data.tiles import TileStore, TileWriter
-from glacier_fastai.errors import BundleError, DataError
+from glacier_fastai.errors import BundleError, DataError, DataNote
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.model.ensemble import Ensemble
 from glacier_fastai.model.evaluate import evaluate
@@ -190,3 +190,55 @@ def test_labels_that_are_not_as_they_were_written_get_no_new_checksum(tmp_path):
     damaged = TileStore(store.path)
     with pytest.raises(DataError, match="the mask of tile .* is not as it was written"):
         with_channels(damaged, ALL, Texture.of_tiles(damaged, ALL, [0]))
+
+
+def test_a_store_has_the_places_of_its_tiles_and_nodata_has_none(tmp_path):
+    store = make_store(tmp_path / "s", placed=True)
+    made = with_channels(store, ("red", *LOCATION))
+    for i in (0, 5):
+        red, lat, lon = made.read(i)
+        row, col = store.table["row"][i], store.table["col"][i]
+        nodata = np.isnan(red)
+        assert nodata.any() and (np.isnan(lat) == nodata).all() and (np.isnan(lon) == nodata).all()
+        rows, cols = np.mgrid[:32, :32]
+        np.testing.assert_allclose(lat[~nodata], (28 - 3e-4 * (row + rows + 0.5))[~nodata], rtol=1e-6)
+        np.testing.assert_allclose(lon[~nodata], (86 + i // 4 + 3e-4 * (col + cols + 0.5))[~nodata], rtol=1e-6)
+    mean, std = made.statistics(("red", *LOCATION))
+    assert mean[1:].tolist() == [0, 0] and std[1:] == pytest.approx([180 / np.pi] * 2)
+    with pytest.warns(DataNote, match="12 of 12 tiles have no place on the Earth, so their latitude and longitude are"):
+        dls = GlacierDataLoaders.from_store(make_store(tmp_path / "nowhere"), 0, 2, bands=("red", *LOCATION), folds=3)
+    assert len(dls.notes) == 1 and (dls.valid.one_batch()[0][:, 1:] == 0).all()
+
+
+def test_places_of_standardised_tiles_are_radians_all_the_same(tmp_path):
+    store = make_store(tmp_path / "s", dtype="float32", placed=True)
+    store.info["standardised"] = True
+    mean, std = with_channels(store, ("red", *LOCATION)).statistics(("red", *LOCATION))
+    assert (mean[1], std[1]) == (0, pytest.approx(57.29578))
+
+
+def test_a_band_of_the_file_is_taken_as_it_is():
+    image = np.float32([[[3.0]], [[45.0]]])
+    corner = Corner("EPSG:4326", (1, 0, 10, 0, -1, 20))
+    found = compute_channels(image, ["red", "latitude"], channels_of(["red", *LOCATION]), corner)
+    assert found.ravel().tolist() == [3.0, 45.0, 10.5]
+
+
+@pytest.mark.parametrize("crs", ["", "nonsense", 'LOCAL_CS["here",UNIT["metre",1]]', None])
+def test_a_grid_that_is_nowhere_tells_no_place(crs):
+    assert not location(Corner(crs, (1, 0, 10, 0, -1, 20)), (2, 3)).any()
+
+
+def test_a_scene_has_the_places_that_its_tiles_have(tmp_path):
+    values, classes, valid = made_up(64, 64, seed=3)
+    path = write_raster(tmp_path / "scene.tif", values, nodata=0, bands=BANDS)
+    label = write_raster(tmp_path / "label.tif", np.where(valid, classes, 255)[None].astype(np.uint8), nodata=255)
+    store = with_channels(prepare_scenes([path], tmp_path / "store", labels=[label], tile_size=64), (*BANDS, *LOCATION))
+    with open_scene(path, ("red", *LOCATION)) as opened:
+        source = SceneSource(opened, channels_of((*BANDS, *LOCATION)))
+        whole = source.read(0, 64)
+        np.testing.assert_array_equal(whole, store.read(0))
+        np.testing.assert_array_equal(np.concatenate([source.read(0, 24), source.read(24, 40)], 1), whole)
+        opened.masked = lambda row, col, height, width: {"cloud": np.ones((height, width), bool)}
+        np.testing.assert_array_equal(source.behind(40, 40, 16)[0], whole[:, 40:56, 40:56])
+    assert (round(np.nanmean(whole[5]), 2), round(np.nanmean(whole[6]), 2)) == (28.02, 87.01)  # 45 N, 0.96 km off

@@ -1,11 +1,13 @@
 import pytest
 import torch
 from contract.models import BANDS, ModelContract
+from scenes import make_store
+from two_ranks import outputs_square
 
-from glacier_fastai.bands import CLASSES
+from glacier_fastai.bands import CLASSES, LOCATION
 from glacier_fastai.errors import RecipeError
 from glacier_fastai.model.bundle import ModelBundle
-from glacier_fastai.model.glavitu import band_groups
+from glacier_fastai.model.glavitu import Location, band_groups, location_vector
 from glacier_fastai.model.registry import build_model, groups
 from glacier_fastai.train.learner import glacier_learner
 
@@ -21,8 +23,19 @@ class TestGlaViTU(ModelContract):
     adapts = False
 
 
+class TestGlaViTUOfAPlace(TestGlaViTU):
+    bands = (*BANDS[:2], *LOCATION, *BANDS[2:])
+
+    @pytest.fixture
+    def store(self, tmp_path):
+        return make_store(tmp_path / "store", placed=True)
+
+
 def counts(bands, classes=TWO, **options):
-    model = build_model("glavitu", bands, classes, **options)
+    return numbers(build_model("glavitu", bands, classes, **options))
+
+
+def numbers(model):
     buffers = [b for name, b in model.named_buffers() if "running" in name]
     return sum(p.numel() for p in model.parameters()), sum(b.numel() for b in buffers)
 
@@ -32,6 +45,7 @@ def counts(bands, classes=TWO, **options):
     [
         (OPTICAL + DEM, TWO, {}, 10_024_516, 7_552),
         (OPTICAL + DEM, TWO, {"auxiliary": 0}, 10_024_386, 7_552),
+        (OPTICAL + DEM + LOCATION, TWO, {}, 10_029_252, 7_808),
         ((*OPTICAL, *DEM, "thermal"), TWO, {}, 10_070_660, 7_808),
         (
             OPTICAL + DEM + SAR + ("pan", "thermal"),
@@ -55,6 +69,13 @@ def counts(bands, classes=TWO, **options):
 def test_parameters_are_those_of_the_published_network(bands, classes, options, trainable, buffers):
     found = counts(bands, classes, **options)
     assert found[0] == trainable and buffers in (None, found[1])
+
+
+def test_a_vector_of_twelve_regions_has_the_parameters_of_the_published_network():
+    model = build_model("glavitu", OPTICAL + DEM + LOCATION, TWO)
+    model.location = Location(12, 64, 0)
+    assert numbers(model) == (10_029_764, 7_808)
+    assert numbers(model.location) == (5_248, 256)
 
 
 def test_parts_are_those_of_the_published_network():
@@ -96,6 +117,54 @@ def test_groups_by_what_bands_measure():
 def test_what_cannot_be_built(options, message):
     with pytest.raises(RecipeError, match=message):
         build_model("glavitu", ["blue", "green"], **options)
+
+
+@pytest.mark.parametrize(
+    ("bands", "groups", "message"),
+    [
+        (["blue", "latitude"], None, "latitude and longitude tell a place together; name both, or neither"),
+        (["longitude", "latitude"], None, "alone show no image"),
+        (["blue", *LOCATION], {"a": ["blue", *LOCATION]}, r"groups: name each band once \(blue\).*not 'latitude'"),
+    ],
+)
+def test_places_that_cannot_be_told(bands, groups, message):
+    with pytest.raises(RecipeError, match=message):
+        build_model("glavitu", bands, groups=groups)
+
+
+def test_the_vector_is_sine_and_cosine_of_the_mean_place_of_pixels_with_data():
+    lat, lon = torch.tensor([[0.50, 0.52, 0.0]]), torch.tensor([[-3.14, 3.13, 0.0]])  # across the antimeridian
+    place = torch.stack([torch.stack([lat, lon]), torch.zeros(2, 1, 3)])
+    middle = torch.tensor([0.51, (2 * torch.pi - 3.14 + 3.13) / 2])
+    want = torch.stack([middle.sin(), middle.cos()], 1).flatten()
+    found = location_vector(place)
+    torch.testing.assert_close(found[0], want, rtol=1e-4, atol=1e-4)
+    assert found[1].tolist() == [0, 0, 0, 0]
+    torch.testing.assert_close(location_vector(place.flip(3)), found)
+
+
+def test_only_the_place_tells_images_apart_and_nodata_of_it_does_not():
+    torch.manual_seed(0)
+    model = build_model("glavitu", (*BANDS, *LOCATION), **TestGlaViTU.options).eval()
+    for layer in model.location.layers:
+        if isinstance(layer, torch.nn.BatchNorm1d):
+            torch.nn.init.normal_(layer.bias)
+    x = torch.randn(1, 7, 64, 64)
+    x[:, 5], x[:, 6] = 0.5, 1.5
+    other, unknown, hole = x.clone(), x.clone(), x.clone()
+    other[:, 6], unknown[:, 5:] = 1.6, 0
+    hole[:, 5:, :32] = 0
+    assert not torch.allclose(model(other), model(x), atol=1e-4)
+    assert not torch.allclose(model(unknown), model(x), atol=1e-4)
+    torch.testing.assert_close(model(hole), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("unknown", [1, 2])
+def test_every_parameter_gets_a_finite_gradient_where_places_are_unknown(unknown):
+    model, x = build_model("glavitu", (*BANDS, *LOCATION), **TestGlaViTU.options), torch.randn(2, 7, 64, 64)
+    x[:unknown, 5:] = 0
+    outputs_square(model, x).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def small(**options):

@@ -115,3 +115,33 @@ def test_numbers_that_models_do_not_agree_on_are_refused(tmp_path):
     with pytest.raises(BundleError, match=f"band {BANDS[0]}: the models take its numbers by different scale"):
         export_model(Ensemble((Member(bundle()), Member(other))), tmp_path / "m.onnx")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch"])
+def test_the_place_is_two_more_bands_and_unknown_where_they_are_0(tmp_path, to):
+    bands = ("red", "latitude", "swir1", "longitude")
+    own = bundle(bands, arch="glavitu", width=8, blocks=1, image_size=64)
+    own.weights["location.layers.3.weight"] += 1
+    own = replace(own, mean=(0.4, 0, 0.4, 0), std=(0.2, 57.29578, 0.2, 57.29578))
+    about = export_model(Ensemble((Member(own), Member(bundle(("red", "green"))))), tmp_path / "m", to)
+    assert about["bands"] == [*bands, "green"] and about["difference"] < 1e-4
+    assert (about["units"]["latitude"], about["units"]["red"]) == ("degree", "reflectance")
+    if to == "torch":
+        return
+    values, _, valid = made_up(64, 64)
+    scene = write_raster(tmp_path / "s.tif", values, nodata=0, bands=BANDS)
+    how = {"scale": dict.fromkeys(BANDS[:4], SCALE), "offset": dict.fromkeys(BANDS[:4], OFFSET), "force": True}
+    only = Ensemble((Member(own), Member(bundle(("red", "green")))))
+    made = predict_scene(only, scene, tmp_path, Wanted("float32", window=64), **how)
+    import rasterio
+
+    with rasterio.open(made["files"]["probabilities"]) as file:
+        want = file.read()[:, valid]
+    red, swir1, green = (values[BANDS.index(b)] for b in ("red", "swir1", "green"))
+
+    def found(*place):
+        flat = np.stack([red, red * 0 + place[0], swir1, red * 0 + place[1], green]) * valid
+        return run(tmp_path / "m", flat[None].astype(np.float32))[0][:, valid]
+
+    np.testing.assert_allclose(found(28.017, 87.01), want, atol=1e-3)
+    assert np.abs(found(0, 0) - want).max() > 1e-3

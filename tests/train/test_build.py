@@ -30,6 +30,14 @@ def test_processes_share_a_batch_evenly_or_are_refused(store, monkeypatch):
             make_dls(tiny_recipe(f"train.batch_size={size}"), store, 0)
 
 
+def test_a_batch_of_one_place_is_refused(tmp_path):
+    more = ["model.arch=glavitu", "train.batch_size=1", "data.tile_size=64", "data.crop=64"]
+    store = make_store(tmp_path / "s", size=64, placed=True)
+    with pytest.raises(RecipeError, match="batch_size: a single place cannot be normalised; use larger batches"):
+        make_dls(tiny_recipe(*more, "bands=[red, latitude, longitude]"), store, 0)
+    assert make_dls(tiny_recipe(*more, "bands=[red]"), store, 0).train.bs == 1
+
+
 def test_statistics_are_those_of_the_data_or_of_the_weights(trained, tmp_path):
     bundle = ModelBundle.load(trained[0] / "best.safetensors")
     other = make_store(tmp_path / "s", seed=50)

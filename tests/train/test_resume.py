@@ -188,6 +188,22 @@ def test_max_minutes_saves_stops_and_goes_on(tmp_path, capsys):
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+def test_a_run_that_knows_places_goes_on_with_the_same_draws_of_unknown_ones(tmp_path):
+    store, small = make_store(tmp_path / "s", placed=True).path, "{arch: glavitu, size: tiny, options: {dropout: 0.1}}"
+    bands = "bands=[red, swir1, latitude, longitude]"
+    recipe, other = (tiny_recipe(bands, f"model={small}", f"train.max_minutes={m}") for m in (1e-6, 60))
+    stops = 0
+    while stops < 20:
+        try:
+            finetune(recipe, fold=0, data=store, out=tmp_path / "run", resume=stops > 0)
+            break
+        except RunStopped:
+            stops += 1
+    assert stops >= 4
+    train(other, store, tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 def test_another_recipe_fold_or_data_is_refused_with_what_differs(trained, tmp_path):
     run, store = copy_of(trained, tmp_path)
     other = make_store(tmp_path / "other", seed=9)

@@ -34,7 +34,7 @@ from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ...bands import BANDS, ICE, ICE_OF_ANY_KIND, IGNORE, Bands, texture_of
+from ...bands import BANDS, ICE, ICE_OF_ANY_KIND, IGNORE, LOCATION, Bands, texture_of
 from ...core.jit import jit
 from ...errors import DataError, OutputError
 from ...reading import array_header, opened, read_array, read_json, read_text, refusing
@@ -469,5 +469,5 @@ SOURCE = Source(
     find_hkh,
     hkh_files,
     prepare_hkh,
-    lambda bands: {"bands": list(Bands(bands or DEFAULT_BANDS).made_of(BANDS))},
+    lambda bands: {"bands": list(Bands(bands or DEFAULT_BANDS).made_of({*BANDS} - {*LOCATION}))},
 )
