@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from rasterio.errors import RasterioError
 
+from ..core.divides import PARAMETERS
 from ..data.scenes.address import Address
 from ..data.sources.inventory import Inventory
 from ..errors import DataError, OutputError, PredictionError, note
@@ -57,10 +58,14 @@ class Wanted:
         return names
 
     def about(self, inventory: Inventory | None, dem: str | os.PathLike | None = None) -> dict[str, Any]:
-        """Return all of it for the record; of an inventory its name and SHA-256 tell."""
+        """Return all of it for the record; of an inventory or an elevation model its name and SHA-256 tell."""
+        named: dict[str, Any]
         found = {k: v for k, v in asdict(self).items() if k != "glaciers"}
-        if inventory and (by := self.glaciers):
-            named = {"inventory": Path(inventory.path).name, "sha256": inventory.sha256}
+        if by := self.glaciers:
+            if inventory is not None:
+                named = {"inventory": inventory.name, "sha256": inventory.sha256}
+            else:
+                named = {"divides": Path(by.divides or "").name, "sha256": file_hash(by.divides or ""), **PARAMETERS}
             found["glaciers"] = {**named, "buffer": by.buffer, "min_area": by.min_area}
             found["glaciers"] |= {"dem": file_hash(dem)} if dem is not None else {}
         return found
