@@ -16,7 +16,7 @@ from rasterio import Affine
 from rasterio.features import shapes
 from scipy.ndimage import find_objects, label
 
-from ..bands import ICE
+from ..bands import ICE, IGNORE
 from ..core.divides import LEAST, PARAMETERS, divide, margin
 from ..data.scenes.dem import Terrain
 from ..data.scenes.raster import reading
@@ -31,8 +31,10 @@ __all__ = ["PER_PIXEL", "check_divides", "divided"]
 
 SOURCE = "Kienholz et al. 2013, doi 10.3189/2013JoG12J138"
 HELD = 6  # bytes for each pixel of a map
-PER_PIXEL = 120
+PER_PIXEL = 130
 """Bytes for each pixel of the frame around the complex that is divided."""
+DEEP = 0.01
+"""Share of the ice in deep pits from which on it is said."""
 
 
 def check_divides(
@@ -65,11 +67,10 @@ def divided(
     held = f"{path}: {size[0]:,} x {size[1]:,} px"
     fits(float(HELD) * size[0] * size[1], held, "cut the map")
     with reading(path):
-        ice = np.isin(classes.read(1), ICE)
-    complexes, _ = label(ice)  # whose pixels touch along their sides
-    del ice
+        codes = classes.read(1)
+    complexes, _ = label(np.isin(codes, ICE))  # whose pixels touch along their sides
     km2 = np.bincount(complexes.ravel()) * sides[0] * sides[1] / 1e6
-    around, found, known, asked = margin(sides), [], 0, 0
+    around, found, known, asked, deep = margin(sides), [], 0, 0, 0
     with Terrain(dem) as file:
         terrain = file.on(grid.crs, grid.transform, size, path.name)
         for k, window in enumerate(find_objects(complexes), 1):
@@ -85,7 +86,11 @@ def divided(
                 mask = parts > 0
                 (heights,) = terrain.read(("elevation",), row, col, *parts.shape)
                 known, asked = known + np.isfinite(heights[mask]).sum(), asked + mask.sum()
-                parts = divide(mask, heights, sides)
+                beyond = np.full(parts.shape, True)
+                inner, there = _overlap(row, col, parts.shape, size)
+                beyond[inner] = codes[there] == IGNORE
+                parts, wrong = divide(mask, heights, beyond, sides)
+                deep += wrong
             drawn = shapes(parts, parts > 0, transform=Affine.translation(col, row))
             found += [shapely.geometry.shape(polygon) for polygon, _ in drawn]
         odd = terrain.notes
@@ -96,6 +101,12 @@ def divided(
     if known < asked:
         share = max(1 - known / asked, 1e-4)
         note(f"{dem}: has no heights under {share:.2%} of the ice that is divided; the nearest stand in there", notes)
+    if deep > DEEP * asked:
+        note(
+            f"{dem}: {deep / asked:.0%} of the ice that is divided lies in pits deeper than {PARAMETERS['pit_m']:g} m, "
+            "which glaciers do not have; divides there are not to be trusted, and a better elevation model is worth it",
+            notes,
+        )
     polygons = np.array(found, object)
     xy = geopandas.GeoSeries(shapely.point_on_surface(polygons)).affine_transform(
         [grid.transform[k] for k in (0, 1, 3, 4, 2, 5)]
@@ -110,3 +121,9 @@ def divided(
     return Inventory(
         str(dem), sha256, table.iloc[order].reset_index(drop=True), polygons[order], np.ones(n), np.zeros(n, bool), made
     )
+
+
+def _overlap(row: int, col: int, shape: tuple[int, ...], size: tuple[int, int]) -> tuple[tuple[slice, ...], ...]:
+    """Return where a frame and a map overlap: in the frame, and in the map."""
+    spans = [(max(at, 0), min(at + n, most), at) for at, n, most in zip((row, col), shape, size, strict=True)]
+    return tuple(slice(a - at, b - at) for a, b, at in spans), tuple(slice(a, b) for a, b, _ in spans)

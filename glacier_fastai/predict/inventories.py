@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import rasterio
 import shapely
+from numpy.typing import ArrayLike
 from rasterio.features import shapes
 
 from ..bands import CLASSES
@@ -142,8 +143,8 @@ def _places(polygons: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def glims_ids(
-    lon: Sequence[float],  # degrees, of a place in each glacier
-    lat: Sequence[float],
+    lon: ArrayLike,  # (n,) degrees, of a place in each glacier
+    lat: ArrayLike,
     known: Sequence[str] | None = None,  # those that they have; what is no id of GLIMS does not count
 ) -> list[str]:
     """Return ids of glaciers as GLIMS makes them, of thousandths of degrees, each once.
@@ -152,6 +153,7 @@ def glims_ids(
     ['G286876E46647S', 'G286877E46647S']
     """
     ids = dict[str, None]()
+    lon, lat = np.asarray(lon), np.asarray(lat)
     for own, x, y in zip([""] * len(lon) if known is None else known, lon, lat, strict=True):
         wanted, step = own if re.fullmatch(GLIMS_ID, own) else _glims_id(x, y), 0
         while wanted in ids:  # within 100 m of another

@@ -42,13 +42,18 @@ def burned(outlines, dem):
     with rasterio.open(dem) as file:
         west, south, east, north = rasterio.warp.transform_bounds(file.crs, table.crs, *file.bounds)
     left, bottom, right, top = table.total_bounds
-    west, south, east, north = max(west, left - 900), max(south, bottom - 900), min(east, right + 900), min(north, top + 900)
+    west, south, east, north = (
+        max(west, left - 900),
+        max(south, bottom - 900),
+        min(east, right + 900),
+        min(north, top + 900),
+    )
     grid, shape = from_origin(west, north, PIXEL, PIXEL), (int((north - south) / PIXEL), int((east - west) / PIXEL))
     order = table.area.argsort()[::-1]
     ids = rasterize(((table.geometry[k], k + 1) for k in order), shape, transform=grid, dtype="int32")
     with Terrain(dem) as terrain:
         (heights,) = terrain.on(table.crs, grid, shape, "map").read(("elevation",), 0, 0, *shape)
-    ids[np.isnan(heights)] = 0
+    ids[np.isnan(heights)] = -1
     return ids, heights, grid, table.crs
 
 
@@ -67,7 +72,7 @@ def matched(truth, found):
 def divided(truth, dem, grid, crs, folder):
     profile = {"driver": "GTiff", "height": truth.shape[0], "width": truth.shape[1], "count": 1, "dtype": "uint8"}
     with rasterio.open(folder / "s_classes.tif", "w", crs=crs, transform=grid, nodata=255, **profile) as file:
-        file.write((truth > 0).astype(np.uint8), 1)
+        file.write(np.where(truth < 0, 255, truth > 0).astype(np.uint8), 1)
     made = glaciers(folder / "s_classes.tif", divides=dem, buffer=0, min_area=0, overwrite=True)
     assert made["totals"]["inventory"]["pixels"] == (truth > 0).sum() == made["totals"]["ice"]["pixels"]
     table = geopandas.read_file(made["files"]["glaciers.gpkg"])
@@ -78,17 +83,25 @@ def divided(truth, dem, grid, crs, folder):
 def picture(path, name, heights, truth, found, pairs):
     shade = LightSource(315, 45).hillshade(np.nan_to_num(heights, nan=np.nanmin(heights)), dx=PIXEL, dy=PIXEL)
     rng = np.random.default_rng(0)
-    colours = np.concatenate([[[0, 0, 0]], plt.get_cmap("hsv")(rng.permutation(np.linspace(0, 0.95, truth.max())))[:, :3]])
-    figure, axes = plt.subplots(1, 2, figsize=(20, 20 * truth.shape[0] / truth.shape[1] / 2 + 0.6), layout="constrained")
+    colours = np.concatenate(
+        [[[0, 0, 0]], plt.get_cmap("hsv")(rng.permutation(np.linspace(0, 0.95, truth.max())))[:, :3]]
+    )
+    figure, axes = plt.subplots(
+        1, 2, figsize=(20, 20 * truth.shape[0] / truth.shape[1] / 2 + 0.6), layout="constrained"
+    )
     ours = np.zeros_like(truth)
     for k, of in pairs.items():
         ours[found == k] = of
     for axis, ids, shown, title in zip(
-        axes, (truth, found), (truth, ours), ("RGI", "divides (colour: the glacier of RGI it is matched to; grey: none)"), strict=True
+        axes,
+        (truth, found),
+        (truth, ours),
+        ("RGI", "divides (colour: the glacier of RGI it is matched to; grey: none)"),
+        strict=True,
     ):
         axis.imshow(shade, cmap="gray", vmin=-0.3, vmax=1.2)
-        axis.imshow(np.dstack([colours[shown], np.where(ids > 0, np.where(shown > 0, 0.55, 0.7), 0)]))
-        edge = np.zeros(ids.shape, bool)
+        axis.imshow(np.dstack([colours[shown.clip(0)], np.where(ids > 0, np.where(shown > 0, 0.55, 0.7), 0)]))
+        edge, ids = np.zeros(ids.shape, bool), ids.clip(0)
         edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]
         edge[1:] |= ids[1:] != ids[:-1]
         axis.imshow(np.dstack([np.zeros((*ids.shape, 3)), edge]))
@@ -112,7 +125,7 @@ def main():
                 ways["flowsheds, not merged"] = divided(truth, asked.data / dem, grid, crs, Path(folder))
         ways["connected patches"], _ = label(truth > 0)
         km2 = (truth > 0).sum() * PIXEL**2 / 1e6
-        n = len(np.unique(truth)) - 1
+        n = len(np.unique(truth[truth > 0]))
         print(f"{name:14} {km2:7.1f}  {'RGI':22} {n:8} {n:9} {1:6.3f}")
         for way, found in ways.items():
             share, count, good, pairs = matched(truth, found)
