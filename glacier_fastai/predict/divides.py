@@ -112,8 +112,8 @@ def divided(
         [grid.transform[k] for k in (0, 1, 3, 4, 2, 5)]
     )
     places = xy.set_crs(CRS(grid.crs)).to_crs("EPSG:4326")
-    table = pd.DataFrame({"id": glims_ids(places.x.to_numpy(), places.y.to_numpy())})
-    table = table.assign(glims_id="", name="", date="", km2=np.nan)
+    ids = glims_ids(places.x.to_numpy(), places.y.to_numpy())
+    table = pd.DataFrame({"id": ids, "glims_id": ids}).assign(name="", date="", km2=np.nan)
     order = np.argsort(table["id"].to_numpy(str), kind="stable")
     made = {"dem": Path(dem).name, "dem_sha256": file_hash(dem), "by": SOURCE, **PARAMETERS}
     sha256 = digest([made, file_hash(path), min_area], 64)
