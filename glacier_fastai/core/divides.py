@@ -102,7 +102,6 @@ def _window(sides: tuple[float, float]) -> list[int]:
 def _flowsheds(ice: np.ndarray, heights: np.ndarray, sides: tuple[float, float]) -> tuple[np.ndarray, np.ndarray, int]:
     """Return the flowshed of each pixel of ice, from 1 on, the pixel of each one's outlet, `(n, 2)`, and `deep`."""
     surface = heights.copy()
-    down, right = np.gradient(surface, *sides)
     inside = binary_fill_holes(ice)
     gutter = binary_dilation(inside, np.ones((3, 3))) & ~inside
     surface[gutter] -= PARAMETERS["gutter_m"]
@@ -110,6 +109,7 @@ def _flowsheds(ice: np.ndarray, heights: np.ndarray, sides: tuple[float, float])
     filled = reconstruction(surface + np.float32(PARAMETERS["pit_m"]), surface, "erosion", np.ones((3, 3)))
     lowest = label(local_minima(filled, connectivity=2) & gutter, connectivity=2).astype(np.int32)
     del filled
+    down, right = np.gradient(heights, *sides)
     outlets = minimum_position(surface, lowest, range(1, int(lowest.max()) + 1))
     jit(_grow)(lowest, surface, inside | gutter, down, right, float(sides[0]), float(sides[1]))
     deep = ice & (surface - heights > PARAMETERS["pit_m"])

@@ -31,7 +31,7 @@ __all__ = ["PER_PIXEL", "check_divides", "divided"]
 
 SOURCE = "Kienholz et al. 2013, doi 10.3189/2013JoG12J138"
 HELD = 6  # bytes for each pixel of a map
-PER_PIXEL = 130
+PER_PIXEL = 140
 """Bytes for each pixel of the frame around the complex that is divided."""
 DEEP = 0.01
 """Share of the ice in deep pits from which on it is said."""
@@ -104,7 +104,7 @@ def divided(
     if deep > DEEP * asked:
         note(
             f"{dem}: {deep / asked:.0%} of the ice that is divided lies in pits deeper than {PARAMETERS['pit_m']:g} m, "
-            "which glaciers do not have; divides there are not to be trusted, and a better elevation model is worth it",
+            "which glaciers do not have; do not trust divides there, and give a better elevation model",
             notes,
         )
     polygons = np.array(found, object)
