@@ -116,9 +116,10 @@ Mask = Annotated[
     typer.Option("--mask", help="What is left out beside: polygons, or a raster (or its address) that is not 0 there."),
 ]
 Dem = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        "--dem", help="Elevation model of any grid: bands elevation, slope, aspect_sin, aspect_cos, curvature."
+        "--dem",
+        help="Elevation model of any grid, or its address: bands elevation, slope, aspect_sin, aspect_cos, curvature.",
     ),
 ]
 MinIce = Annotated[
@@ -141,7 +142,7 @@ MinArea = Annotated[
     float, typer.Option("--min-area-km2", min=0, max=1e6, help="Least area of new glaciers, away from all outlines.")
 ]
 Divides = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--divides", help="In place of an inventory: elevation model along whose drainage ice is cut into glaciers."
     ),
@@ -329,7 +330,7 @@ def _how(
     keep: str = "",
     mask_buffer: float = 0.0,
     mask: str = "",
-    dem: Path | None = None,
+    dem: str | None = None,
 ) -> Any:
     """Return how scenes are to be read, from the options."""
     from .data.scenes.opening import HowRead
@@ -645,7 +646,7 @@ def predict(
         typer.Option(min=0, max=1000, help="Simplify the outlines: tolerance in pixels. Areas are measured before."),
     ] = 0.0,
     glaciers: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--glaciers", help="Inventory (RGI, GLIMS): write a table of the ice by glacier, too."),
     ] = None,
     divides: Divides = None,
@@ -746,7 +747,7 @@ def glaciers(
         typer.Argument(metavar="MAP...", help="Maps made before, SCENE_classes.tif, or patterns of them in quotes."),
     ],
     inventory: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--inventory", help="Outlines of glaciers: RGI 5, 6, 7, GLIMS, or polygons of your own."),
     ] = None,
     divides: Divides = None,
@@ -757,7 +758,7 @@ def glaciers(
         str, typer.Option(help="Day of the scene, YYYY-MM-DD. Default: what the map's record or name says.")
     ] = "",
     dem: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--dem", help="Elevation model, for heights, slope and aspect. Default: that of --divides."),
     ] = None,
     geoparquet: Annotated[bool, typer.Option("--geoparquet", help="Write the table as GeoParquet, too.")] = False,
@@ -805,7 +806,7 @@ def change(
     second: Annotated[Path, typer.Argument(help="The same of another date.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for what is found.")],
     inventory: Annotated[
-        Path | None, typer.Option("--inventory", help="For maps: the glaciers that are compared (RGI, GLIMS).")
+        str | None, typer.Option("--inventory", help="For maps: the glaciers that are compared (RGI, GLIMS).")
     ] = None,
     buffer: Buffer = None,
     dates: Annotated[

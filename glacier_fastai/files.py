@@ -12,6 +12,9 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
+import time
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
@@ -31,6 +34,7 @@ __all__ = [
     "no_link",
     "remove",
     "remove_unused",
+    "Scratch",
     "whole_file",
     "whole_folder",
     "work_folder",
@@ -40,6 +44,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 LOCKLESS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)  # what drives without locks answer
+SCRATCH = "glacier_fastai_"  # how temporary folders begin
 OWN = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_WRONLY  # of a file that nobody made before
 _lockless: set[int] = set()  # those that were named, by device
 
@@ -214,6 +219,30 @@ def held(
             file.close()
             raise
     return file
+
+
+class Scratch:
+    """A temporary folder, which goes when it is closed, forgotten, or by the next one where its process was killed."""
+
+    def __init__(self):
+        for old in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*/lock"):
+            with suppress(OSError), held(old, exclusive=True):
+                if time.time() - old.stat().st_mtime > 60 and old.stat().st_uid == os.getuid():  # else it may begin
+                    remove(old.parent)
+        base = Path(tempfile.mkdtemp(prefix=SCRATCH))
+        self.path = base / "files"
+        self.path.mkdir()
+        (base / "lock").touch()
+        self._end = weakref.finalize(self, _let_go, base, held(base / "lock"))
+
+    def close(self) -> None:
+        """Remove it."""
+        self._end()
+
+
+def _let_go(base: Path, file: BinaryIO) -> None:
+    remove(base)
+    file.close()
 
 
 def remove_unused(

@@ -5,7 +5,9 @@ import resource
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import torch
 from glacier_fastai import files
 from glacier_fastai.errors import DataError, DataNote, OutputError
 from glacier_fastai.files import (
+    Scratch,
     check_room,
     held,
     locked,
@@ -228,6 +231,35 @@ def holder(tmp_path):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         yield path, process
+
+
+SCRATCH = """
+import os, signal
+from glacier_fastai.files import Scratch
+scratch = Scratch()
+(scratch.path / "a").touch()
+print(scratch.path, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_temporary_folders_of_killed_processes_go_with_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mine = Scratch()
+    killed = subprocess.run(
+        [sys.executable, "-c", SCRATCH], capture_output=True, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
+    left = Path(killed.stdout.strip())
+    assert killed.returncode == -9 and (left / "a").exists()
+    Scratch().close()
+    assert left.exists()  # one that young may have just begun
+    for lock in tmp_path.glob("*/lock"):
+        os.utime(lock, (0, 0))
+    other = Scratch()
+    assert not left.parent.exists() and mine.path.exists()
+    del other
+    mine.close()
+    assert names(tmp_path) == []
 
 
 def test_files_that_are_made_together_lie_in_a_folder_that_goes(tmp_path):

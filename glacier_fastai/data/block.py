@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from fastai.vision.all import (
+    AffineCoordTfm,
     DataBlock,
     DataLoaders,
+    DihedralItem,
     DisplayedTransform,
+    FlipItem,
     IndexSplitter,
     L,
     TfmdDL,
@@ -21,12 +24,12 @@ from fastai.vision.all import (
     delegates,
 )
 
-from ..bands import CLASSES, ICE, Bands
+from ..bands import ASPECT, CLASSES, ICE, Bands
 from ..core.balance import PixelBalance
 from ..core.confusion import watched
 from ..core.folds import ALWAYS, NEVER, train_valid
 from ..core.moments import standardise, turnable
-from ..errors import DataError
+from ..errors import DataError, note
 from .augment import AugmentTiles
 from .balanced import BalancedCrops, IgnoreSurplus, PixelBalancedDL
 from .channels import Texture, with_channels
@@ -231,6 +234,10 @@ class GlacierDataLoaders(DataLoaders):
         dls.store, dls.bands, dls.stats = store, bands, moments
         dls.fold_of, dls.train_tiles, dls.valid_tiles = fold_of, train.tolist(), valid.tolist()
         dls.notes = crops.notes if crops else []
+        turning = [type(t).__name__ for t in batch_tfms if isinstance(t, (AffineCoordTfm, DihedralItem, FlipItem))]
+        if turning and {*ASPECT} & {*bands}:
+            what = f"{', '.join(turning)} turns images, but not the directions in {' and '.join(ASPECT)}"
+            note(f"{store.base().path}: {what}; take AugmentTiles, which does", dls.notes)
         return dls
 
     @property

@@ -20,6 +20,7 @@ from ..bands import ICE, IGNORE
 from ..core.divides import LEAST, PARAMETERS, divide, margin
 from ..data.scenes.dem import Terrain
 from ..data.scenes.raster import reading
+from ..data.scenes.web import sign
 from ..data.sources.inventory import Inventory
 from ..errors import DataError, note
 from ..files import digest, file_hash
@@ -115,7 +116,7 @@ def divided(
     ids = glims_ids(places.x.to_numpy(), places.y.to_numpy())
     table = pd.DataFrame({"id": ids, "glims_id": ids}).assign(name="", date="", km2=np.nan)
     order = np.argsort(table["id"].to_numpy(str), kind="stable")
-    made = {"dem": Path(dem).name, "dem_sha256": file_hash(dem), "by": SOURCE, **PARAMETERS}
+    made = {"dem": Path(dem).name, "dem_sha256": sign(dem), "by": SOURCE, **PARAMETERS}
     sha256 = digest([made, file_hash(path), min_area], 64)
     n = len(polygons)
     return Inventory(

@@ -286,7 +286,7 @@ def _grid(raster: rasterio.DatasetReader, path: Path) -> Any:
         )
     if raster.nodata not in (None, IGNORE):
         raise DataError(f"{path}: declares {raster.nodata:g} as nodata; in a map of classes it is 255")
-    if raster.crs is None or raster.transform.is_identity or raster.transform.is_degenerate:
+    if raster.crs is None or raster.transform.is_identity:
         raise DataError(f"{path}: does not say where it lies; assign a coordinate reference system and a geotransform")
     return SimpleNamespace(height=raster.height, width=raster.width, crs=raster.crs, transform=raster.transform)
 

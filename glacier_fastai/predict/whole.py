@@ -14,6 +14,7 @@ from rasterio.errors import RasterioError
 
 from ..core.divides import PARAMETERS
 from ..data.scenes.address import Address
+from ..data.scenes.web import sign
 from ..data.sources.inventory import Inventory
 from ..errors import DataError, OutputError, PredictionError, note
 from ..files import file_hash, names_only, work_folder, write_text
@@ -65,9 +66,9 @@ class Wanted:
             if inventory is not None:
                 named = {"inventory": inventory.name, "sha256": inventory.sha256}
             else:
-                named = {"divides": Path(by.divides or "").name, "sha256": file_hash(by.divides or ""), **PARAMETERS}
+                named = {"divides": Path(by.divides or "").name, "sha256": sign(by.divides or ""), **PARAMETERS}
             found["glaciers"] = {**named, "buffer": by.buffer, "min_area": by.min_area}
-            found["glaciers"] |= {"dem": file_hash(dem)} if dem is not None else {}
+            found["glaciers"] |= {"dem": sign(dem)} if dem is not None else {}
         return found
 
     @staticmethod

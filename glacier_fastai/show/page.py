@@ -126,7 +126,7 @@ def _opened(path: Path, kind: str = "classes") -> rasterio.DatasetReader:
     odd = ""
     if raster.count != 1 or raster.dtypes[0] != "uint8":
         odd = f"{raster.count} bands of {raster.dtypes[0]}, so no map of {kind}, which has one of uint8"
-    elif raster.crs is None or raster.transform.is_identity or raster.transform.is_degenerate:
+    elif raster.crs is None or raster.transform.is_identity:
         odd = "does not say where it lies; assign a coordinate reference system and a geotransform"
     if odd:
         raster.close()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from fastai.vision.all import FuncSplitter, RandomSplitter, Transform, noop
+from fastai.vision.all import Flip, FuncSplitter, RandomSplitter, Transform, noop
 from folders import competition_folder
 from scenes import BANDS, made_up, make_store
 
@@ -13,7 +13,7 @@ from glacier_fastai.data.block import GlacierDataLoaders, NormalizeBands
 from glacier_fastai.data.folds import folds_hash, store_folds
 from glacier_fastai.data.tiles import TileStore, TileWriter
 from glacier_fastai.data.types import TensorGlacierMask, TensorMultispectral
-from glacier_fastai.errors import DataError
+from glacier_fastai.errors import DataError, DataNote
 
 
 def loaders(store, **kwargs):
@@ -378,3 +378,6 @@ def test_aspect_is_normalised_so_that_it_can_be_turned_and_turns(tmp_path):
     with pytest.raises(DataError, match="aspect_sin alone"):
         loaders(store, bands=["red", "aspect_sin"], augment=AugmentTiles())
     assert loaders(store, bands=["red", "aspect_sin"]).one_batch()[0].shape[1] == 2
+    with pytest.warns(DataNote, match="Flip turns images, but not the directions in aspect_sin and aspect_cos"):
+        assert loaders(store, bands=bands, batch_tfms=[Flip()]).notes
+    assert loaders(store, bands=["red"], batch_tfms=[Flip()]).notes == []

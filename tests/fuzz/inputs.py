@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -161,7 +162,7 @@ def spoil(kind: Kind, folder: Path, rng: Random) -> tuple[list[str], str]:
             "",
             "model",
         ]
-        value = rng.choice(STRANGE)
+        value = deepcopy(rng.choice(STRANGE))
         text = value if isinstance(value, str) else json.dumps(value)
         item = f"{rng.choice(known)}={text[: rng.choice((1, 10, 10_000))]}".replace("\0", "").encode("utf-8", "replace")
         return [*kind.words, item.decode()], repr(item[:80])
@@ -189,7 +190,7 @@ def _by_structure(data: bytes, suffix: str, rng: Random) -> tuple[bytes, str]:
             parent, node = node, node[key]
         if key is None:
             continue
-        value = rng.choice(STRANGE)
+        value = deepcopy(rng.choice(STRANGE))
         match rng.randrange(4):
             case 0:
                 del parent[key]

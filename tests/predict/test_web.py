@@ -1,18 +1,23 @@
 import json
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
 import rasterio
-from scenes import BANDS, write_scene
+from polygons import outlines, rectangle
+from rasterio.transform import from_origin
+from scenes import BANDS, write_raster, write_scene
 from typer.testing import CliRunner
 from web import Answer, Web
 
 from glacier_fastai.cli import app
 from glacier_fastai.data.scenes import web
+from glacier_fastai.data.scenes.opening import open_scene
 from glacier_fastai.data.sources.scene import prepare_scenes
-from glacier_fastai.errors import DataError
+from glacier_fastai.errors import DataError, OutputError
 from glacier_fastai.model.bundle import ModelBundle
-from glacier_fastai.predict.scene import predict_scene
+from glacier_fastai.predict.glaciers import ByGlacier
+from glacier_fastai.predict.scene import Wanted, predict_scene
 
 
 @pytest.fixture
@@ -85,6 +90,45 @@ def test_a_store_of_a_scene_on_the_network(scene, tmp_path):
     np.testing.assert_array_equal(store.images, here.images)
     np.testing.assert_array_equal(store.masks, here.masks)
     assert store.bands == BANDS and "SECRET" not in (store.path / "dataset.json").read_text()
+
+
+def test_outlines_and_inventories_on_the_network(bundle, scene, tmp_path, monkeypatch):
+    made = outlines(tmp_path / "o.gpkg", [rectangle(10, 10, 30, 40)], rgi_id=["A"])
+    here = prepare_scenes([scene[0]], tmp_path / "here", outlines=[("glacier", made)], tile_size=32)
+    packed = tmp_path / "o.zip"
+    with ZipFile(packed, "w") as file:
+        file.write(made, "in/o.gpkg")
+    with Web({"o.gpkg": made.read_bytes(), "o.zip": packed.read_bytes()}) as server:
+        for name in ("o.gpkg", "o.zip"):
+            url = f"{server.url}/{name}?sig=SECRET"
+            store = prepare_scenes([scene[0]], tmp_path / f"store {name}", outlines=[("glacier", url)], tile_size=32)
+            np.testing.assert_array_equal(store.masks, here.masks)
+            assert "SECRET" not in (store.path / "dataset.json").read_text()
+        url = f"{server.url}/o.gpkg?sig=SECRET"
+        how = {"wanted": Wanted(glaciers=ByGlacier(url)), "force": True}
+        made_by = predict_scene(bundle, scene[0], tmp_path / "maps", **how)
+        assert predict_scene(bundle, scene[0], tmp_path / "maps", **how)["done_before"] and not made_by["done_before"]
+        assert "SECRET" not in "".join(p.read_text() for p in (tmp_path / "maps").glob("*.json"))
+        server.version = '"2"'
+        with pytest.raises(OutputError, match="exists already, of another scene, models or settings"):
+            predict_scene(bundle, scene[0], tmp_path / "maps", **how)
+        monkeypatch.setattr(web, "_cache", web._Cache())
+        server.plan = lambda number, path, start: Answer(drop=0) if start else None
+        with pytest.raises(DataError, match=r"/o\.gpkg: the connection breaks off"):
+            prepare_scenes([scene[0]], tmp_path / "none", outlines=[f"{server.url}/o.gpkg"], tile_size=32)
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_elevation_model_on_the_network(scene, tmp_path):
+    place = from_origin(499_000, 3_101_000, 30, 30)
+    heights = np.add.outer(np.arange(200.0), np.arange(200.0)).astype(np.float32)[None]
+    dem = write_raster(tmp_path / "dem.tif", heights, transform=place)
+    with Web({"dem.tif": dem.read_bytes()}) as server:
+        with open_scene(scene[0], ["slope"], dem=f"{server.url}/dem.tif?sig=SECRET") as there:
+            found = there.read_window([0], 0, 0, 20, 20)[0]
+            assert not any("SECRET" in str(file) for file in there.files)
+        with open_scene(scene[0], ["slope"], dem=dem) as here:
+            np.testing.assert_array_equal(found, here.read_window([0], 0, 0, 20, 20)[0])
 
 
 def test_items_of_an_api_are_mapped(trained, scene, tmp_path):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 import stat
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PureWindowsPath
 from typing import IO
 
 from ...errors import DataError, OutputError
-from ...files import check_room
+from ...files import Scratch, check_room
 from ...reading import opened, refusing
 from ..download import members
 from .address import Address
@@ -32,7 +31,7 @@ class Archive(Folder):
 
     def __init__(self, path: Path):
         self.path, self.chosen, self.archive = path, "", str(path)
-        self._folder: tempfile.TemporaryDirectory | None = None
+        self._scratch: Scratch | None = None
         self._texts: dict[str, bytes] = {}
         local_file(path)
         with opened(path, DataError, link=True) as file:
@@ -42,9 +41,9 @@ class Archive(Folder):
     @property
     def root(self) -> Path:
         """The temporary folder."""
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="glacier_fastai_")
-        return Path(self._folder.name)
+        if self._scratch is None:
+            self._scratch = Scratch()
+        return self._scratch.path
 
     def fetch(self, names: Iterable[str]) -> None:
         """Unpack files that are needed; of a .tar.gz all of it is read for them."""
@@ -81,9 +80,9 @@ class Archive(Folder):
 
     def close(self) -> None:
         """Remove what was unpacked."""
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        if self._scratch is not None:
+            self._scratch.close()
+            self._scratch = None
 
     def _list_tar(self) -> list[str]:
         names: list[str] = []

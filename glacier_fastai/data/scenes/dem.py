@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -22,8 +21,10 @@ from ...core.terrain import REACH, aspect, curvature, slope
 from ...core.tiling import spread
 from ...errors import DataError, note
 from ...memory import fits
+from .address import named
 from .raster import check_crs, horizontal, open_raster, parse_crs, reading, same_crs, steps
 from .units import NONE
+from .web import unversioned
 
 __all__ = ["SceneTerrain", "Terrain"]
 
@@ -45,6 +46,7 @@ CHUNK = 2**19  # pixels of the DEM that are held at once
 HALO = REACH + 1  # pixels of the DEM beyond those around a place that its values depend on
 STEP = 32  # pixels of the DEM between places that are brought to another CRS
 TRUE = 0.01  # relative error of a CRS's lengths up to which they are taken as they are
+FINEST = 4096  # pixels along a side of one of the scene, at most
 ROUND = 33  # places along a side of a grid that are looked up in another
 
 
@@ -62,12 +64,12 @@ class Terrain:
 
     def __init__(
         self,
-        path: str | os.PathLike,  # a GeoTIFF, or another of `raster.DRIVERS`
+        path: str | os.PathLike,  # a GeoTIFF, or another of `raster.DRIVERS`, or an address of one
     ):
-        self.path = Path(path)
-        self.notes: list[str] = []
-        """What is odd about it; said by those who use it."""
+        self.path = named(path)
         self.raster = open_raster(self.path)
+        self.notes = unversioned(self.raster)
+        """What is odd about it; said by those who use it."""
         try:
             with reading(self.path):
                 self._check()
@@ -108,7 +110,7 @@ class Terrain:
         if "complex" in raster.dtypes[self._band - 1] or raster.colorinterp[self._band - 1] == ColorInterp.palette:
             raise DataError(f"{path}: holds colours or complex numbers, no heights; give an elevation model")
         check_crs(raster, path)
-        if raster.transform.is_identity or raster.transform.is_degenerate:
+        if raster.transform.is_identity:
             raise DataError(
                 f"{path}: has no geotransform that says where its pixels lie; warp it to a grid (gdalwarp), or assign "
                 "its edges (gdal_edit.py -a_ullr)"
@@ -265,6 +267,11 @@ class SceneTerrain:
         self._grid = own if self._native else self._own_grid(name)
         a, b, _, d, e, _ = (~self._grid * self.transform)[:6]
         # of a pixel of the scene along its row and column, each looked at between pixels of the DEM
+        if max(map(abs, (a, b, d, e))) > FINEST:
+            raise DataError(
+                f"{terrain.path}: its pixels are more than {FINEST} times finer than those of {name}; average it first "
+                "(gdalwarp -r average -tr)"
+            )
         self._parts = max(1, int(np.ceil(np.hypot(a, d) - 1e-3))), max(1, int(np.ceil(np.hypot(b, e) - 1e-3)))
         self._sides = self._ground_sides()
         if self.transform.b or self.transform.d or self.transform.a < 0 or self.transform.e > 0:

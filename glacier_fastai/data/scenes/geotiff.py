@@ -110,7 +110,7 @@ class SceneRaster(Scene):
                 f"-t_srs EPSG:326XX {path.name} {copy})"
             )
         check_crs(raster, path)
-        if at_home or raster.transform.is_degenerate:
+        if at_home:
             raise DataError(
                 f"{path}: has a coordinate reference system, but no geotransform that says where its pixels lie; "
                 f"assign its edges (gdal_edit.py -a_ullr LEFT TOP RIGHT BOTTOM {path.name})"

@@ -184,7 +184,7 @@ class Masked(Scene):
             return rasterize(shapes, (self.height, self.width), transform=self.transform, dtype="uint8") != 0
 
     def _add_own(self, path: Path | Address) -> None:
-        if isinstance(path, Path) and path.suffix.lower() in SUFFIXES:
+        if Path(path.name).suffix.lower() in SUFFIXES:
             fits(
                 2 * self.height * self.width, f"{path}: burnt on {self.path}", "cut the scene (gdal_translate -srcwin)"
             )

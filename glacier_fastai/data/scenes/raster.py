@@ -63,6 +63,7 @@ DRIVERS = {  # GDAL's names of what is read, and how such files begin
     "VRT": (b"<VRTDataset",),
     "ENVI": (b"",),  # raw numbers, a header beside
 }
+FAR = 1e12  # in a CRS, beyond which nothing lies
 FROM_WEB = ("GTiff", "JP2OpenJPEG", "PNG", "JPEG")  # what needs no other file
 READ = "GeoTIFF, JPEG 2000, PNG, JPEG, ERDAS Imagine, netCDF-3, ENVI and VRT are read; make a GeoTIFF (gdal_translate)"
 
@@ -232,7 +233,13 @@ def _open_address(address: Address) -> rasterio.DatasetReader:
 
 
 def _check_inside(raster: rasterio.DatasetReader, name: str, size: int) -> None:
-    """Refuse a raster that leads to another, of which not even one block can be held, or far longer than its pixels."""
+    """Refuse a raster that leads to another, has no place, blocks that cannot be held, or more bytes than pixels."""
+    place = raster.transform
+    if place.is_degenerate or not all(abs(number) < FAR for number in place[:6]):
+        raise DataError(
+            f"{name}: has no geotransform that says where its pixels lie; assign its edges (gdal_edit.py -a_ullr LEFT "
+            "TOP RIGHT BOTTOM)"
+        )
     if raster.tags(ns="OVERVIEWS"):
         raise DataError(f"{name}: says that its overviews lie in another file; write it anew (gdal_translate)")
     pixel = sum(16 if "complex" in t else np.dtype(t).itemsize for t in raster.dtypes)

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from pathlib import Path
 from threading import Lock
 from typing import Any
 from weakref import WeakSet
@@ -25,15 +26,18 @@ from rasterio.abc import MultiByteRangeResourceContainer
 from rasterio.io import DatasetReader
 
 from ...errors import DataError
+from ...files import check_room, digest, file_hash
 from ..download import HEADERS
-from .address import Address
+from .address import Address, named
 from .s3 import s3_request
 
-__all__ = ["LOST", "Link", "WebRaster", "identity", "is_json", "open_link", "text_at", "unversioned"]
+__all__ = ["LOST", "Link", "WebRaster", "copy_to", "identity", "is_json", "open_link", "sign", "text_at", "unversioned"]
 
 CHUNK = 2**14  # bytes that are kept together
 KEPT = 2**27  # bytes, of all files, that are kept
 LARGEST = 2**25  # bytes of a text
+WHOLE = 2**33  # bytes of a file that is copied
+PART = 2**23  # of them, asked for at once
 AT_ONCE = 8  # parts that are asked for at once
 SLOW = 1000  # bytes a second; what comes slower, over a part, is given up
 CONNECT, SILENCE, RETRIES, DELAY = 10.0, 15.0, 3, 0.5  # seconds, but for retries in a row that bring no byte
@@ -420,6 +424,41 @@ def identity(
     link = Link(address)
     link.close()
     return link.identity or ()
+
+
+def sign(
+    file: str | os.PathLike,  # on this disk, or an address
+) -> str:
+    """Return what tells whether a file is as it was: its SHA-256, on the network that of what `identity` says.
+
+    Raises:
+        DataError: It is not there.
+    """
+    where = named(file)
+    return digest(repr(identity(where))) if isinstance(where, Address) else file_hash(where)
+
+
+def copy_to(
+    address: Address,
+    path: Path,  # file to write
+) -> None:
+    """Copy a file of the network to this disk; raises `DataError`, `OutputError` where there is no room."""
+    link = Link(address)
+    try:
+        if not link.identity:
+            raise DataError(f"{address}: its server sends no parts of files; download it, and name the file")
+        if link.size > WHOLE:
+            raise DataError(
+                f"{address}: has {link.size:,} bytes, and {WHOLE:,} are copied at most; download it yourself"
+            )
+        check_room(path, link.size)
+        with open(path, "wb") as out:
+            for start in range(0, link.size, PART):
+                out.write(link.read(start, start + PART))
+                if link.trouble:
+                    raise DataError(link.trouble)
+    finally:
+        link.close()
 
 
 def is_json(

@@ -67,7 +67,8 @@ def prepare_scenes(
         raise DataError("`align` is for label rasters; polygons are brought to the scene's grid as they are")
     if labels and len(labels) != len(scenes):
         raise DataError(f"{len(scenes)} scenes, but {len(labels)} label rasters: give one per scene, in the same order")
-    shapes = ["=".join(map(str, o)) if isinstance(o, tuple) else str(o) for o in outlines]
+    files = open_outlines(outlines, class_field)
+    shapes = [f"{o[0]}={f.path}" if isinstance(o, tuple) else f.path for o, f in zip(outlines, files, strict=True)]
     made_by = {
         "scenes": [str(p) for p in scenes],
         "labels": [str(named(p)) for p in labels],
@@ -84,7 +85,7 @@ def prepare_scenes(
     for path in scenes:  # open one at a time: a process may not have so many files, and products have many each
         with open_scene(path, **how) as opened:
             looked.append(_look(opened, looked[0] if looked else None, tile_size))
-    first, files, bare = looked[0], open_outlines(outlines, class_field), []
+    first, bare = looked[0], []
     scaling, dtype = _kept(looked)
     pixel = dtype.itemsize * len(first.bands) + 1
     if not (min_ice or min_valid):

@@ -26,7 +26,6 @@ from .terrain import PIXEL, cast_shadow, clear, flow_ice, fractal, lakes, morain
 __all__ = ["DEFAULT_BANDS", "Landscape", "landscape", "observe", "synthetic_store", "write_scene"]
 
 DEFAULT_BANDS = ("blue", "green", "red", "swir1", "thermal")
-CRS = "EPSG:32645"
 SMALLEST = 32
 BACKGROUND, GLACIER, DEBRIS, LAKE = range(4)
 
@@ -299,7 +298,10 @@ def _valid(rng: np.random.Generator, shape: tuple[int, int], scan_gaps: bool) ->
 
 
 def _scene(sensor: str, bands: Sequence[str], size: int, seed: int, number: int):
-    """Return name, image, mask, valid and transform of one scene; scenes never share a landscape or a place."""
+    """Return name, image, mask, valid, CRS and transform of one scene; no two share a landscape or a place.
+
+    Seeds have a zone of UTM each, up to 60 of them.
+    """
     _seeded(seed)
     state = np.random.SeedSequence([seed, number, zlib.crc32(sensor.encode())]).generate_state(2)
     image, mask, valid = observe(landscape(int(state[0]), size), sensor, bands, int(state[1]))
@@ -307,7 +309,8 @@ def _scene(sensor: str, bands: Sequence[str], size: int, seed: int, number: int)
     columns = max(1, 500_000 // step)
     left = 250_000 + number % columns * step
     top = 3_500_000 - number // columns * step + 600_000 * list(_SENSORS).index(sensor)
-    return f"{sensor}_{number:03d}", image, mask, valid, (PIXEL, 0.0, float(left), 0.0, -PIXEL, float(top))
+    place = (PIXEL, 0.0, float(left), 0.0, -PIXEL, float(top))
+    return f"{sensor}_{number:03d}", image, mask, valid, f"EPSG:{32601 + (44 + seed) % 60}", place
 
 
 def synthetic_store(
@@ -334,12 +337,12 @@ def synthetic_store(
     made = {"function": "synthetic_store", "n_scenes": n_scenes, "scene_size": scene_size, "seed": seed}
     with TileWriter(path, bands, tile_size, dtype, source="synthetic", sensor=sensor, made_by=made) as writer:
         for number in range(n_scenes):
-            name, image, mask, valid, (a, _, x, _, e, y) = _scene(sensor, bands, scene_size, seed, number)
+            name, image, mask, valid, crs, (a, _, x, _, e, y) = _scene(sensor, bands, scene_size, seed, number)
             for row in corners:
                 for col in corners:
                     at = (slice(row, row + tile_size), slice(col, col + tile_size))
                     place = (a, 0.0, x + a * col, 0.0, e, y + e * row)
-                    where = {"scene": name, "group": name, "row": row, "col": col, "crs": CRS, "transform": place}
+                    where = {"scene": name, "group": name, "row": row, "col": col, "crs": crs, "transform": place}
                     writer.add(image[:, *at], mask[at], valid=valid[at], **where)
     return TileStore(path)
 
@@ -370,10 +373,10 @@ def write_scene(
         raise OutputError(f"{path}: no folder {path.parent}; make it first")
     label = path.with_name(f"{path.stem}_label{path.suffix}")
     bands = _checked(sensor, bands)
-    _, image, mask, _, place = _scene(sensor, bands, size, seed, number)
+    _, image, mask, _, crs, place = _scene(sensor, bands, size, seed, number)
     jobs = ((label, mask[None], ("class",), IGNORE), (path, image, bands, 0))
     for target, values, names, nodata in jobs:
-        profile = {"driver": "GTiff", "compress": "deflate", "crs": CRS, "transform": Affine(*place), "nodata": nodata}
+        profile = {"driver": "GTiff", "compress": "deflate", "crs": crs, "transform": Affine(*place), "nodata": nodata}
         shape = {"count": len(values), "height": size, "width": size, "dtype": values.dtype.name}
         with whole_file(target) as out, rasterio.open(out, "w", **profile, **shape) as raster:
             raster.write(values)

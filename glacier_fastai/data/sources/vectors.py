@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import sqlite3
-import tempfile
 import time
 import warnings
 import weakref
@@ -29,9 +28,12 @@ from pyproj import CRS
 from pyproj.exceptions import CRSError
 
 from ...errors import DataError
+from ...files import Scratch
 from ...memory import fits
 from ...reading import opened, parse_json, refusing
+from ..scenes.address import Address, named
 from ..scenes.raster import OFFLINE, check_within, local_file, parse_crs
+from ..scenes.web import copy_to
 
 __all__ = ["VectorLayer", "open_vector"]
 
@@ -60,6 +62,7 @@ KEY = re.compile(
 )  # "crs", however written
 OBJECT = re.compile(rb"\s*:\s*(?:(\{[^{}]*(?:\{[^{}]*\}[^{}]*)?\})|[^\s{/])")
 
+ARCHIVE = re.compile(r"(?i)zip://(.+?)(?:!/?(.+))?|/vsizip/\{?(.+?\.zip)\}?(?:/(.+))?")
 PACKED = 2**28, 100  # bytes that an archive may unpack to, or as many times its own
 TEXT = 20  # bytes of memory for each of a text
 
@@ -104,7 +107,7 @@ class VectorLayer:
 
 
 def open_vector(
-    path: str | os.PathLike,  # of one of `DRIVERS`, GeoParquet, a zipped file, or zip://FILE!MEMBER
+    path: str | os.PathLike,  # of one of `DRIVERS`, GeoParquet, a zipped file, zip://FILE!MEMBER, or an address
     layer: str = "",  # that is taken where there are several
 ) -> VectorLayer:
     """Open the one layer of a file that can hold polygons.
@@ -119,17 +122,19 @@ def open_vector(
     (2, [86.0, 28.0, 87.0, 29.0], 1.0)
 
     Raises:
-        DataError: No file on this disk, unreadable, without polygons or coordinate reference system, several layers.
+        DataError: Not there, unreadable, without polygons or coordinate reference system, several layers.
     """
     text = os.fspath(path)
-    folder = tempfile.mkdtemp(prefix="glacier-fastai-")
+    if not os.path.exists(text) and not ARCHIVE.fullmatch(text):
+        text = where if isinstance(where := named(path), Address) else text
+    scratch = Scratch()
     try:
-        file, kind = _linked(text, Path(folder))
+        file, kind = _linked(text, scratch.path)
         found = _open_parquet(text, file) if kind == "parquet" else _open(text, file, kind, layer)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        scratch.close()
         raise
-    weakref.finalize(found, shutil.rmtree, folder, ignore_errors=True)
+    weakref.finalize(found, scratch.close)
     return found
 
 
@@ -209,21 +214,19 @@ def _no_crs(text: str) -> None:
 
 def _linked(text: str, folder: Path) -> tuple[Path, str]:
     """Return a plain name of a file in a temporary folder, with what belongs to it, and what kind of file it is."""
-    named: str | Path = text
-    if os.path.exists(text):
-        file, member = local_file(text), ""
-        archive = file if file.suffix.lower() == ".zip" else None
-    elif found := re.fullmatch(r"zip://(.+?)(?:!/?(.+))?|/vsizip/\{?(.+?\.zip)\}?(?:/(.+))?", text, re.IGNORECASE):
-        named, member = found[1] or found[3], (found[2] or found[4] or "").strip("/")
-        if not os.path.isfile(named):
-            raise DataError(f"{text}: no such file ({named})")
-        archive = local_file(named)
-    elif re.match(r"[a-z][a-z0-9+.-]+://|/vsi", text, re.IGNORECASE):
-        raise DataError(f"{text}: only files on this disk are read; copy it here (an archive: zip://FILE.zip!MEMBER)")
+    inside, member = text, ""
+    if isinstance(text, Address):
+        file = folder / text.name
+        copy_to(text, file)
+    elif not os.path.exists(text) and (found := ARCHIVE.fullmatch(text)):
+        inside, member = found[1] or found[3], (found[2] or found[4] or "").strip("/")
+        if not os.path.isfile(inside):
+            raise DataError(f"{text}: no such file ({inside})")
+        file = local_file(inside)
     else:
-        file, archive = local_file(text), None
-    if archive is not None:
-        file = _unpacked(text, archive, str(named), member, folder)
+        file = local_file(text)
+    if inside is not text or file.suffix.lower() == ".zip":
+        file = _unpacked(text, file, inside, member, folder)
     with opened(file, DataError, link=True) as content:
         start = content.read(START)
     kind = next((k for begin, k in BEGINS.items() if start.startswith(begin)), "")

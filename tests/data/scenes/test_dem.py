@@ -359,6 +359,15 @@ def test_a_file_without_a_grid_or_that_is_none_is_refused(tmp_path):
         Terrain(tmp_path / "none.tif")
 
 
+def test_pixels_finer_than_can_be_averaged_are_refused(tmp_path):
+    path = write_dem(tmp_path / "dem.tif", transform=from_origin(500_900, 5_202_100, 0.005, 0.005))
+    with (
+        Terrain(path) as terrain,
+        pytest.raises(DataError, match=r"dem\.tif: .* 4096 times finer than those of s\.tif"),
+    ):
+        terrain.on(UTM, SCENE, SHAPE, "s.tif")
+
+
 def test_a_file_cut_short_is_refused(tmp_path):
     path = write_dem(tmp_path / "dem.tif")
     path.write_bytes(path.read_bytes()[:60_000])

@@ -296,3 +296,16 @@ def test_a_raster_far_longer_than_its_pixels_is_refused(tmp_path):
     os.truncate(scene, 2**40)
     with pytest.raises(DataError, match=r"s\.tif: has 1,099,511,627,776 bytes for 76,800 of pixels; write it anew"):
         open_raster(scene)
+
+
+@pytest.mark.parametrize("a", [0.0, float("nan"), float("inf"), 1e300])
+def test_a_raster_that_places_its_pixels_nowhere_is_refused(tmp_path, a):
+    scene, _ = write_scene(tmp_path / "s.tif")
+    copy(scene, tmp_path / "s.vrt", driver="VRT")
+    text = (tmp_path / "s.vrt").read_text()
+    place = "<GeoTransform>"
+    (tmp_path / "s.vrt").write_text(
+        f"{text[: text.index(place)]}{place}500000, {a}, 0, 3100000, 0, -30{text[text.index('</GeoTransform>') :]}"
+    )
+    with pytest.raises(DataError, match=r"s\.vrt: has no geotransform that says where its pixels lie"):
+        open_raster(tmp_path / "s.vrt")

@@ -159,20 +159,22 @@ def test_store(tmp_path):
     np.testing.assert_array_equal(store.class_counts(), [[(m == k).sum() for k in range(4)] for m in masks])
     np.testing.assert_array_equal(store.table["n_valid"], ((images != 0).any(1)).sum((1, 2)))
     assert (store.table["group"] == store.table["scene"]).all() and store.table["scene"].nunique() == 2
-    assert set(store.table["crs"]) == {"EPSG:32645"}
+    assert set(store.table["crs"]) == {"EPSG:32650"}
     x = store.table.groupby("scene")["transform"].first().str.split().str[2].astype(float)
     assert abs(x.diff().iloc[1]) >= 45_000
     mean, std = store.statistics(DEFAULT_BANDS)
     assert np.isfinite(mean).all() and (std > 0).all()
     same = synthetic_store(tmp_path / "t", "landsat7", n_scenes=1, tile_size=40, scene_size=96, seed=5)
     np.testing.assert_array_equal(images[: len(same)], same.images)
+    other = synthetic_store(tmp_path / "u", "landsat7", n_scenes=1, tile_size=96, scene_size=96, seed=6)
+    assert not set(other.table["crs"]) & set(store.table["crs"])  # it lies elsewhere, so it is unseen ground
 
 
 def test_scene_is_a_geotiff_that_agrees_with_the_store(tmp_path):
     image, label = write_scene(tmp_path / "a.tif", "landsat8", size=96, seed=2, number=1)
     store = synthetic_store(tmp_path / "s", "landsat8", n_scenes=2, tile_size=96, scene_size=96, seed=2)
     with rasterio.open(image) as file:
-        assert file.descriptions == DEFAULT_BANDS and file.crs.to_string() == "EPSG:32645" and file.nodata == 0
+        assert file.descriptions == DEFAULT_BANDS and file.crs.to_string() == "EPSG:32647" and file.nodata == 0
         np.testing.assert_array_equal(file.read(), store.images[1])
         np.testing.assert_array_equal(list(file.transform)[:6], [float(v) for v in store.table["transform"][1].split()])
     with rasterio.open(label) as file:

@@ -58,10 +58,10 @@ def test_archives_that_cannot_be_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["https://x.org/o.gpkg", "/vsicurl/https://x.org/o.gpkg", "s3://b/o.gpkg", "/vsis3/b/o.gpkg"]
+    "name", ["ftp://x.org/o.gpkg", "/vsigs/b/o.gpkg", "/vsizip//vsicurl/https://x.org/o.zip/o.gpkg", "PG://x"]
 )
-def test_only_files_on_this_disk_are_read(name):
-    refused("only files on this disk", name)
+def test_addresses_of_other_kinds_are_refused(name):
+    refused("only files on this disk|no such file", name)
 
 
 def test_geoparquet_of_other_kinds(tmp_path, monkeypatch):
