@@ -144,7 +144,7 @@ MinArea = Annotated[
 Divides = Annotated[
     str | None,
     typer.Option(
-        "--divides", help="In place of an inventory: elevation model along whose drainage ice is cut into glaciers."
+        "--divides", help="In place of an inventory: elevation model (or address) along whose drainage ice is cut."
     ),
 ]
 

@@ -18,6 +18,7 @@ from scipy.ndimage import find_objects, label
 
 from ..bands import ICE, IGNORE
 from ..core.divides import LEAST, PARAMETERS, divide, margin
+from ..data.scenes.address import named
 from ..data.scenes.dem import Terrain
 from ..data.scenes.raster import reading
 from ..data.scenes.web import sign
@@ -64,7 +65,7 @@ def divided(
         DataError: The elevation model cannot be read, or shows no ground under the ice; or a complex is too large to be
             held.
     """
-    sides, size = pixel_sides(grid), (grid.height, grid.width)
+    dem, sides, size = named(dem), pixel_sides(grid), (grid.height, grid.width)
     held = f"{path}: {size[0]:,} x {size[1]:,} px"
     fits(float(HELD) * size[0] * size[1], held, "cut the map")
     with reading(path):
@@ -116,7 +117,7 @@ def divided(
     ids = glims_ids(places.x.to_numpy(), places.y.to_numpy())
     table = pd.DataFrame({"id": ids, "glims_id": ids}).assign(name="", date="", km2=np.nan)
     order = np.argsort(table["id"].to_numpy(str), kind="stable")
-    made = {"dem": Path(dem).name, "dem_sha256": sign(dem), "by": SOURCE, **PARAMETERS}
+    made = {"dem": dem.name, "dem_sha256": sign(dem), "by": SOURCE, **PARAMETERS}
     sha256 = digest([made, file_hash(path), min_area], 64)
     n = len(polygons)
     return Inventory(
