@@ -141,6 +141,12 @@ Buffer = Annotated[
 MinArea = Annotated[
     float, typer.Option("--min-area-km2", min=0, max=1e6, help="Least area of new glaciers, away from all outlines.")
 ]
+Divides = Annotated[
+    str | None,
+    typer.Option(
+        "--divides", help="In place of an inventory: elevation model (or address) along whose drainage ice is cut."
+    ),
+]
 
 
 @app.callback()
@@ -643,6 +649,7 @@ def predict(
         str | None,
         typer.Option("--glaciers", help="Inventory (RGI, GLIMS): write a table of the ice by glacier, too."),
     ] = None,
+    divides: Divides = None,
     buffer: Buffer = None,
     min_area_km2: MinArea = 0.01,
     stats: Stats = "bundle",
@@ -698,13 +705,13 @@ def predict(
         paths = [*paths, *(item.get_self_href() or "" for item in items)]
     elif bbox or start or end or collection or max_cloud < 100:
         raise DataError("--bbox, --from, --to, --max-cloud and --collection choose items of an API; name it by --stac")
-    if glaciers is None and (buffer is not None or min_area_km2 != 0.01):
-        raise DataError("--buffer and --min-area-km2 are for the ice by glacier; name the inventory by --glaciers")
+    if glaciers is divides is None and (buffer is not None or min_area_km2 != 0.01):
+        raise DataError("--buffer and --min-area-km2 are for the ice by glacier; give --glaciers or --divides")
     if composite_by != "mean" and not composite:
         raise DataError("--composite-by says how several scenes become one map; name that by --composite")
     models, scenes = split_models(paths)
     ensemble = Ensemble.load(models, overrides)
-    by = ByGlacier(glaciers, buffer, min_area_km2) if glaciers else None
+    by = ByGlacier(glaciers, buffer, min_area_km2, divides) if glaciers or divides else None
     wanted = Wanted(probabilities, confidence, outlines or page, geoparquet, simplify, stats, window, glaciers=by)
     how = _how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask, dem)
     use: Any = {"force": force, "batch_size": batch_size or None, "overwrite": overwrite, **how}
@@ -740,15 +747,20 @@ def glaciers(
         typer.Argument(metavar="MAP...", help="Maps made before, SCENE_classes.tif, or patterns of them in quotes."),
     ],
     inventory: Annotated[
-        str, typer.Option("--inventory", help="Outlines of glaciers: RGI 5, 6, 7, GLIMS, or polygons of your own.")
-    ],
+        str | None,
+        typer.Option("--inventory", help="Outlines of glaciers: RGI 5, 6, 7, GLIMS, or polygons of your own."),
+    ] = None,
+    divides: Divides = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the tables. Default: beside each map.")] = None,
     buffer: Buffer = None,
     min_area_km2: MinArea = 0.01,
     date: Annotated[
         str, typer.Option(help="Day of the scene, YYYY-MM-DD. Default: what the map's record or name says.")
     ] = "",
-    dem: Annotated[str | None, typer.Option("--dem", help="Elevation model, for heights, slope and aspect.")] = None,
+    dem: Annotated[
+        str | None,
+        typer.Option("--dem", help="Elevation model, for heights, slope and aspect. Default: that of --divides."),
+    ] = None,
     geoparquet: Annotated[bool, typer.Option("--geoparquet", help="Write the table as GeoParquet, too.")] = False,
     form: Annotated[
         Literal["rgi7", "glims"] | None,
@@ -761,6 +773,7 @@ def glaciers(
     """Give the ice of maps to the glaciers of an inventory: a row for each, with its areas; prints the tables' paths.
 
     Ice within an outline is that glacier's, ice close by the nearest one's; what lies apart becomes new glaciers.
+    Without an inventory, `--divides dem.tif` cuts the map's own ice along the drainage of an elevation model.
     Every pixel of ice counts once. Confidence and intervals come from the maps beside, where there are any.
 
     Example: `glacier-fastai glaciers maps/scene_classes.tif --inventory rgi.gpkg`
@@ -768,7 +781,9 @@ def glaciers(
     from .predict.glaciers import find_maps, summary
     from .predict.glaciers import glaciers as run
 
-    how: dict[str, Any] = {"buffer": buffer, "min_area": min_area_km2, "date": date, "dem": dem}
+    if (inventory is None) == (divides is None):
+        raise DataError("glaciers are those of an inventory or of divides; give --inventory or --divides")
+    how: dict[str, Any] = {"buffer": buffer, "min_area": min_area_km2, "divides": divides, "date": date, "dem": dem}
     how |= {"form": form, "analyst": analyst}
     found = find_maps(maps)
     if date and len(found) > 1:

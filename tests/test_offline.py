@@ -1,12 +1,13 @@
 """No command asks the network but those that are told to."""
 
+import numpy as np
 import pytest
 import rasterio
 from folders import competition_folder
 from fuzz.harness import run
 from hkh_folders import hkh_folder
 from polygons import outlines, rectangle
-from scenes import BANDS, make_store, tiny_recipe, write_scene
+from scenes import BANDS, make_store, tiny_recipe, write_raster, write_scene
 from typer.main import get_command
 from web import Web
 
@@ -29,6 +30,7 @@ def folder(tmp_path_factory):
     weights = build_model("unet", BANDS, **options).state_dict()
     ModelBundle(weights, "unet", options, BANDS, (5000.0,) * 5, (2000.0,) * 5).save(base / "b.safetensors")
     outlines(base / "rgi.gpkg", [rectangle(5, 5, 50, 50)], rgi_id=["RGI2000-v7.0-G-15-00001"])
+    write_raster(base / "dem.tif", np.add.outer(np.arange(64.0), np.arange(64.0))[None].astype(np.float32) + 3000)
     tiny_recipe("train.epochs=1", "data.folds=2").save(base / "r.yaml")
     return base
 
@@ -47,7 +49,7 @@ LINES = {
     "calibrate": "cv --out c.yaml",
     "evaluate": "fine/best.safetensors --data store",
     "predict": "cv/ensemble.yaml scene.tif --out maps --outlines --confidence",
-    "glaciers": f"{MAP} --inventory rgi.gpkg --date 2020-08-01 --out by",
+    "glaciers": f"{MAP} --divides dem.tif --date 2020-08-01 --out by",
     "change": f"{MAP} {MAP} --inventory rgi.gpkg --dates 2020-08-01,2023-08-01 --out ch",
     "page": f"{MAP} --out page.html",
     "export": "b.safetensors --to torch --out b.pt2",

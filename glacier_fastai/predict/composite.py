@@ -91,7 +91,7 @@ def predict_composite(
     made_of = wanted.about(inventory, how.get("dem"))
     about = {
         **{k: v for k, v in first.items() if k not in OF_A_SCENE},
-        "hash": digest([by, place, [each.about["hash"] for each in looked], *([made_of] if inventory else [])]),
+        "hash": digest([by, place, [each.about["hash"] for each in looked], *([made_of] if wanted.glaciers else [])]),
         "scene": name,
         "scene_sha256": digest([each.about["scene_sha256"] for each in looked]),
         "grid": place,
@@ -127,7 +127,7 @@ def predict_composite(
             seen = stack.enter_context(SeenMap(partial / wanted.files(name)["dates"], grid))
             strips = decided(_together(rasters, grid, order, seen), ensemble)
             found["pixels"] = write_map(strips, grid, ensemble, wanted, partial, name)
-        if inventory:
+        if wanted.glaciers:
             found |= by_glacier(wanted, inventory, partial, name, about, how.get("dem"))
         for file in files:
             file.unlink()

@@ -27,7 +27,7 @@ from ..memory import fits
 from .outlines import NOT_ICE, crs_of_areas
 from .sink import ROWS, writing
 
-__all__ = ["BUFFER", "BUFFER_PIXELS", "ENOUGH", "GlacierSums"]
+__all__ = ["BUFFER", "BUFFER_PIXELS", "ENOUGH", "GlacierSums", "pixel_sides"]
 
 BUFFER, BUFFER_PIXELS = 60.0, 2
 """How far around its outline ice belongs to a glacier by default, metres, and the least of it in pixels."""
@@ -61,7 +61,7 @@ class GlacierSums:
         self.notes, self.n, self.min_area = notes, len(inventory), min_area
         self.near = crs_of_areas(grid, maps["classes"].name)
         self.km2 = _PixelAreas(grid, self.near)
-        self.sides = _sides(grid)
+        self.sides = pixel_sides(grid)
         self.pixel = float(np.sqrt(self.sides[0] * self.sides[1]))
         self.buffer = max(BUFFER, BUFFER_PIXELS * self.pixel) if buffer is None else float(buffer)
         self.reach = 1.005 * self.buffer  # a pixel of 30 m is 30.01 m on the ground in the middle of a UTM zone
@@ -318,7 +318,9 @@ class _PixelAreas:
         return self.knots[low] * (1 - part) + self.knots[high] * part
 
 
-def _sides(grid: Any) -> tuple[float, float]:
+def pixel_sides(
+    grid: Any,  # a `Source`: size and grid of a map
+) -> tuple[float, float]:
     """Return height and width of a pixel on the ground at the centre of a scene, metres."""
     t = grid.transform
     x, y = t * (grid.width / 2, grid.height / 2)

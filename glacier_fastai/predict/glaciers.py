@@ -48,11 +48,14 @@ __all__ = [
 class ByGlacier:
     """How ice is given to glaciers."""
 
-    inventory: str | os.PathLike  # outlines of glaciers: RGI, GLIMS, or others
+    inventory: str | os.PathLike | None = None  # outlines of glaciers: RGI, GLIMS, or others
     buffer: float | None = None  # metres around its outline whose ice is a glacier's; default `glacier_sums.BUFFER`
     min_area: float = 0.01  # least area of new glaciers, away from all outlines, km2
+    divides: str | os.PathLike | None = None  # in place of an inventory: elevation model, see `divides.divided`
 
     def __post_init__(self):
+        if (self.inventory is None) == (self.divides is None):
+            raise DataError("ice is given to glaciers by an inventory, or by divides of an elevation model; give one")
         for name, value in (("buffer", self.buffer), ("min_area", self.min_area)):
             if value is not None and not 0 <= value < np.inf:
                 raise DataError(f"{name} {value}: use a number of at least 0")
@@ -71,19 +74,20 @@ def glacier_files(
 
 def glaciers(
     classes: str | os.PathLike,  # map of classes, `SCENE_classes.tif`; what lies beside it is used, too
-    inventory: str | os.PathLike,  # as in `ByGlacier`
+    inventory: str | os.PathLike | None = None,  # as in `ByGlacier`
     out: str | os.PathLike | None = None,  # folder for the tables, default that of the map
     *,
     buffer: float | None = None,  # as in `ByGlacier`
     min_area: float = 0.01,
+    divides: str | os.PathLike | None = None,
     date: str = "",  # of the scene, YYYY-MM-DD; default as the record of the map says, or its name
     geoparquet: bool = False,  # write `SCENE_glaciers.parquet`, too
     form: Format | None = None,  # write `SCENE_FORM.gpkg`, too: an inventory in that format, see `inventories`
     analyst: str = "",  # who answers for that inventory
-    dem: str | os.PathLike | None = None,  # elevation model, for heights, slope and aspect
+    dem: str | os.PathLike | None = None,  # elevation model, for heights, slope and aspect; default `divides`
     overwrite: bool = False,  # replace what is there
 ) -> dict[str, Any]:
-    """Write `SCENE_glaciers.gpkg`, `.csv` and `.json`: the ice of a map by the glaciers of an inventory.
+    """Write `SCENE_glaciers.gpkg`, `.csv` and `.json`: the ice of a map by the glaciers of an inventory, or its own.
 
     >>> import warnings
     >>> from tempfile import TemporaryDirectory
@@ -109,11 +113,11 @@ def glaciers(
         What `SCENE_glaciers.json` says, and `files` (paths by kind).
 
     Raises:
-        DataError: The map or the inventory cannot be read, they lie apart, or what lies beside the map is on another
-            grid.
+        DataError: The map, the inventory or the elevation model cannot be read, they lie apart, or what lies beside the
+            map is on another grid.
         OutputError: A table exists already, is being written by another process, or cannot be written.
     """
-    classes, by, notes = Path(classes), ByGlacier(inventory, buffer, min_area), list[str]()
+    classes, by, notes = Path(classes), ByGlacier(inventory, buffer, min_area, divides), list[str]()
     if date and len(parse_date(date)) < 10:
         raise DataError(f"date {date!r}: write it as YYYY-MM-DD")
     stem = classes.name.removesuffix(".tif").removesuffix("_classes")
@@ -174,8 +178,17 @@ def inventory_on(
     grid: Any,  # a `Source`: size and grid of the scene
     scene: str | os.PathLike,  # for messages
     notes: list[str],  # see `errors.note`
-) -> Inventory:
-    """Return the glaciers of the inventory that lie on a scene; raises `DataError`, see `read_inventory`."""
+) -> Inventory | None:
+    """Return the glaciers of the inventory that lie on a scene; none where it is divided, when there is a map.
+
+    Raises:
+        DataError: See `read_inventory`; or the elevation model cannot be used.
+    """
+    if by.inventory is None:
+        from .divides import check_divides
+
+        check_divides(by.divides or "", grid, scene)
+        return None
     near = crs_of_areas(grid, Path(scene).name)
     return read_inventory(by.inventory, grid.crs, grid.transform, (grid.height, grid.width), near, notes, scene)
 
@@ -183,7 +196,7 @@ def inventory_on(
 def write_glaciers(
     maps: Mapping[str, Path],  # `classes`, and `confidence` and `probabilities` where there are any
     by: ByGlacier,
-    inventory: Inventory,  # of `inventory_on`
+    inventory: Inventory | None,  # of `inventory_on`
     folder: Path,  # where the tables are written
     stem: str,  # of the scene
     record: Mapping[str, Any],  # what `SCENE_prediction.json` says, as far as it is known
@@ -203,6 +216,11 @@ def write_glaciers(
         _check_same_grid(rasters, maps)
         pixel = sum(np.dtype(t).itemsize for raster in rasters.values() for t in raster.dtypes)
         stack.enter_context(block_cache(ROWS * grid.width * pixel))
+        if inventory is None:
+            from .divides import divided
+
+            dem = by.divides if dem is None else dem
+            inventory = divided(rasters["classes"], maps["classes"], grid, by.divides or "", by.min_area, notes)
         work = GlacierSums(rasters, maps, inventory, by.buffer, by.min_area, grid, notes)
         terrain = None
         if dem is not None:
@@ -220,7 +238,7 @@ def write_glaciers(
         "sensor": str(record.get("sensor") or ""),
         "model": _model(record),
         "prediction": str(record.get("hash") or ""),
-        "inventory": {"name": Path(inventory.path).name, "sha256": inventory.sha256, "glaciers": len(inventory)},
+        "inventory": {"name": inventory.name, "sha256": inventory.sha256, "glaciers": len(inventory)},
         "buffer_m": round(work.buffer, 3),
         "min_area_km2": by.min_area,
         "pixel_m": round(work.pixel, 4),
@@ -228,6 +246,8 @@ def write_glaciers(
         "totals": work.totals(),
         "notes": [names_only(text) for text in notes],
     }
+    if inventory.divides:
+        about["inventory"]["divides"] = inventory.divides
     for name in ("scene", "date", "sensor", "model"):
         table[name] = about[name]
     table["inventory"] = about["inventory"]["name"]

@@ -7,7 +7,7 @@ Sources: the RGI 7.0 user guide (doi 10.5067/f6jmovy5navz), and what NSIDC asks 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import rasterio
 import shapely
+from numpy.typing import ArrayLike
 from rasterio.features import shapes
 
 from ..bands import CLASSES
@@ -25,7 +26,7 @@ from ..data.sources.vectors import open_vector
 from ..errors import DataError, note
 from .glacier_sums import ENOUGH
 
-__all__ = ["SCHEMAS", "Format", "check_inventory", "inventory_of"]
+__all__ = ["SCHEMAS", "Format", "check_inventory", "glims_ids", "inventory_of"]
 
 Format = Literal["rgi7", "glims"]
 
@@ -131,13 +132,7 @@ def _described(ice: geopandas.GeoDataFrame, day: str, analyst: str) -> geopandas
     """Add what both formats tell of a glacier."""
     lon, lat = _places(ice.geometry)
     interval = ((ice["area_high_km2"] - ice["area_low_km2"]) / 2).fillna(ice["buffer_km2"])
-    ids: list[str] = []
-    for own, x, y in zip(ice["glims_id"].astype(str), lon, lat, strict=True):
-        wanted, step = own if re.fullmatch(GLIMS_ID, own) else _glims_id(x, y), 0
-        while wanted in ids:  # within 100 m of another
-            step += 1
-            wanted = _glims_id(x + step / 1000, y)
-        ids.append(wanted)
+    ids = glims_ids(lon, lat, ice["glims_id"].astype(str).tolist())
     return ice.assign(cenlon=lon, cenlat=lat, unc=interval, src_date=f"{day}T00:00:00", glims_id=ids, analyst=analyst)
 
 
@@ -147,12 +142,28 @@ def _places(polygons: Any) -> tuple[np.ndarray, np.ndarray]:
     return places.x.round(6).to_numpy(), places.y.round(6).to_numpy()
 
 
-def _glims_id(lon: float, lat: float) -> str:
-    """Return GLIMS's id of a glacier by a place in it: thousandths of degrees, east from 0 to 360, north or south.
+def glims_ids(
+    lon: ArrayLike,  # (n,) degrees, of a place in each glacier
+    lat: ArrayLike,
+    known: Sequence[str] | None = None,  # those that they have; what is no id of GLIMS does not count
+) -> list[str]:
+    """Return ids of glaciers as GLIMS makes them, of thousandths of degrees, each once.
 
-    >>> _glims_id(-73.1236, -46.6473)
-    'G286876E46647S'
+    >>> glims_ids([-73.1236, -73.1237], [-46.6473, -46.6474])
+    ['G286876E46647S', 'G286877E46647S']
     """
+    ids = dict[str, None]()
+    lon, lat = np.asarray(lon), np.asarray(lat)
+    for own, x, y in zip([""] * len(lon) if known is None else known, lon, lat, strict=True):
+        wanted, step = own if re.fullmatch(GLIMS_ID, own) else _glims_id(x, y), 0
+        while wanted in ids:  # within 100 m of another
+            step += 1
+            wanted = _glims_id(x + step / 1000, y)
+        ids[wanted] = None
+    return list(ids)
+
+
+def _glims_id(lon: float, lat: float) -> str:
     return f"G{round(lon % 360 * 1000) % 360_000:06d}E{round(abs(lat) * 1000):05d}{'S' if lat < 0 else 'N'}"
 
 
@@ -178,7 +189,7 @@ def _glims(ice: geopandas.GeoDataFrame, classes: Any, reach: float, pixel: float
     extra = out["line_type"] != "glac_bound"
     out.loc[extra, "area"] = _km2(out.geometry[extra])
     today = f"{date.today()}T00:00:00"
-    text = "mapped by glacier_fastai, ice given to glaciers by the outlines of " + ice["inventory"].iloc[:1].str.cat()
+    text = "mapped by glacier_fastai, ice given to glaciers by " + ice["inventory"].iloc[:1].str.cat()
     return out.assign(
         anlys_time=today,
         glac_stat="exists",

@@ -135,7 +135,7 @@ def predict_scene(
             strips = map_strips(source, models, wanted.window)
             found: dict[str, Any] = {"pixels": write_map(strips, source, ensemble, wanted, partial, name)}
             add_notes(source, about["notes"])
-            if looked.inventory:
+            if wanted.glaciers:
                 found |= by_glacier(wanted, looked.inventory, partial, name, about, how.get("dem"))
             return found | masked_share(source, models, wanted.window, about["notes"])
 
@@ -151,7 +151,7 @@ class Looked:
     about: dict[str, Any]  # for the record, with a hash of it
     parts: dict[str, tuple[Any, ...]]  # its files, and what tells whether they are the same
     grid: Grid
-    inventory: Inventory | None = None  # its glaciers, where they are wanted
+    inventory: Inventory | None = None  # its glaciers, where those of an inventory are wanted
 
     @contextmanager
     def source(self, ensemble: Ensemble, wanted: Wanted) -> Iterator[SceneSource]:
@@ -257,7 +257,7 @@ def _hidden(folder: Path, name: str) -> Path:
 
 def by_glacier(
     wanted: Wanted,  # with `glaciers`
-    inventory: Inventory,
+    inventory: Inventory | None,  # of `inventory_on`
     folder: Path,  # with the files of `write_map`
     name: str,  # see `Wanted.files`
     about: dict[str, Any],  # the record of the map; what is odd is added to its notes

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from rasterio.errors import RasterioError
 
-from ..data.scenes.address import Address
+from ..core.divides import PARAMETERS
+from ..data.scenes.address import Address, named
 from ..data.scenes.web import sign
 from ..data.sources.inventory import Inventory
 from ..errors import DataError, OutputError, PredictionError, note
@@ -58,11 +59,15 @@ class Wanted:
         return names
 
     def about(self, inventory: Inventory | None, dem: str | os.PathLike | None = None) -> dict[str, Any]:
-        """Return all of it for the record; of an inventory its name and SHA-256 tell."""
+        """Return all of it for the record; of an inventory or an elevation model its name and SHA-256 tell."""
+        of: dict[str, Any]
         found = {k: v for k, v in asdict(self).items() if k != "glaciers"}
-        if inventory and (by := self.glaciers):
-            named = {"inventory": Path(inventory.path).name, "sha256": inventory.sha256}
-            found["glaciers"] = {**named, "buffer": by.buffer, "min_area": by.min_area}
+        if by := self.glaciers:
+            if inventory is not None:
+                of = {"inventory": inventory.name, "sha256": inventory.sha256}
+            else:
+                of = {"divides": named(by.divides or "").name, "sha256": sign(by.divides or ""), **PARAMETERS}
+            found["glaciers"] = {**of, "buffer": by.buffer, "min_area": by.min_area}
             found["glaciers"] |= {"dem": sign(dem)} if dem is not None else {}
         return found
 

@@ -135,4 +135,8 @@ def test_a_composite_tells_its_ice_by_glacier(bundle, dates, tmp_path):
     assert made["glaciers"]["totals"]["ice"]["pixels"] == ice
     assert pd.read_csv(made["files"]["glaciers.csv"])["pixels"].sum() == ice
     assert predict_composite(bundle, dates, tmp_path / "maps", "all", wanted)["done_before"]
+    dem = write_raster(tmp_path / "dem.tif", np.add.outer(np.arange(96.0), np.arange(80.0))[None].astype("f4"))
+    own = Wanted(window=64, glaciers=ByGlacier(divides=dem, min_area=0))
+    divided = predict_composite(bundle, dates, tmp_path / "own", "all", own)
+    assert divided["glaciers"]["totals"]["inventory"]["pixels"] == ice
     assert not list((tmp_path / "maps").glob(".*"))

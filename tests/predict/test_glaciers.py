@@ -298,6 +298,13 @@ def test_predict_gives_ice_to_glaciers_at_once(trained, scene, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_predict_without_an_outline_on_the_scene_finds_new_glaciers(trained, scene, tmp_path):
+    bundle = ModelBundle.load(trained[0] / "best.safetensors")
+    rgi = inventory(tmp_path / "rgi.gpkg", [rectangle(-900, -900, 10, 10), rectangle(900, 900, 10, 10)])
+    made = predict_scene(bundle, scene[0], tmp_path / "maps", Wanted(glaciers=ByGlacier(rgi, min_area=0)))
+    assert made["glaciers"]["totals"]["new"]["glaciers"] == len(pd.read_csv(made["files"]["glaciers.csv"])) > 0
+
+
 def test_the_command_prints_tables_and_sums(tmp_path):
     rgi, path = inventory(tmp_path / "rgi.gpkg"), write_map(tmp_path / "maps", ground())
     run = CliRunner().invoke(app, ["glaciers", str(path), "--inventory", str(rgi), "--out", str(tmp_path / "t")])

@@ -131,6 +131,18 @@ def test_an_elevation_model_on_the_network(scene, tmp_path):
             np.testing.assert_array_equal(found, here.read_window([0], 0, 0, 20, 20)[0])
 
 
+def test_ice_is_divided_along_an_elevation_model_on_the_network(bundle, scene, tmp_path):
+    heights = np.add.outer(np.arange(200.0), np.arange(200.0)).astype(np.float32)[None]
+    dem = write_raster(tmp_path / "dem.tif", heights, transform=from_origin(499_000, 3_101_000, 30, 30))
+    with Web({"dem.tif": dem.read_bytes()}) as server:
+        how = {"wanted": Wanted(glaciers=ByGlacier(divides=f"{server.url}/dem.tif?sig=SECRET")), "force": True}
+        made = predict_scene(bundle, scene[0], tmp_path / "maps", **how)
+        assert predict_scene(bundle, scene[0], tmp_path / "maps", **how)["done_before"] and not made["done_before"]
+    about = json.loads((tmp_path / "maps" / "scene_glaciers.json").read_text())
+    assert about["inventory"]["name"] == "divides of dem.tif"
+    assert "SECRET" not in "".join(p.read_text() for p in (tmp_path / "maps").glob("*.json"))
+
+
 def test_items_of_an_api_are_mapped(trained, scene, tmp_path):
     href = scene[0].name
     assets = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,10 @@ METRES = 1e4  # times its outline: an area given in m2, not km2
 
 @dataclass(frozen=True)
 class Inventory:
-    """The glaciers of an inventory that lie on a scene, in the order of their ids."""
+    """The glaciers of an inventory that lie on a scene, in the order of their ids.
+
+    Its own area (`km2`) is empty where there was none before, as of glaciers that the scene's ice was divided into.
+    """
 
     path: str
     sha256: str  # of the file, or what `web.sign` says; empty where it is no single file
@@ -47,9 +50,15 @@ class Inventory:
     shapes: np.ndarray  # (n,) outlines in pixels of the scene
     inside: np.ndarray  # (n,) share of the glacier's area that lies on the scene
     cut: np.ndarray  # (n,) bool, whether an outline reaches the scene's edge, or is a part of its glacier
+    divides: Mapping[str, Any] = field(default_factory=dict)  # how ice was divided by `path`, an elevation model
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables."""
+        return f"divides of {Path(self.path).name}" if self.divides else Path(self.path).name
 
 
 def parse_date(
