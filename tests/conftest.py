@@ -13,6 +13,7 @@ from scenes import EVEREST, make_store, write_scene
 from glacier_fastai.terminal import show_messages
 
 torch.set_num_threads(1)
+torch.ones(1, requires_grad=True).backward()  # after torch.export a process's first one lets no fork have any
 collect_ignore = ["legacy/make.py"]  # runs with the version that it shows
 show_messages()  # as commands and notebooks do
 

@@ -40,7 +40,6 @@ class TestContract(ModelContract):
     test_any_number_of_bands_and_classes = test_every_parameter_gets_a_gradient = None
     test_it_starts_from_weights_of_other_bands_or_refuses = test_it_trains_frozen_and_thawed = None
     test_no_parameter_is_unused_in_two_processes = None
-    test_torch_exports_it = None  # before the first backward of a process, torch.export lets no fork have one
 
     def learner(self, store):
         dls = GlacierDataLoaders.from_store(store, 0, bs=4, folds=3)
