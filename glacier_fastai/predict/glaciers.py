@@ -219,7 +219,7 @@ def write_glaciers(
     glacier = fitted.glacier
     if glacier and not math.isclose(work.buffer, usual := default_reach(work.pixel), rel_tol=0.01):
         note(
-            f"{maps['classes'].name}: intervals of glaciers were fitted to a buffer of {usual:g} m, so with "
+            f"{maps['classes'].name}: intervals of glaciers were fitted to a buffer of {usual:.3g} m, so with "
             f"{work.buffer:g} m they are those of connected ice",
             notes,
         )
