@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
@@ -12,6 +13,7 @@ from .glaciers import nearest_glacier
 
 __all__ = [
     "LEAST",
+    "GlacierFit",
     "area_interval",
     "fit_area_interval",
     "fit_glacier_interval",
@@ -25,7 +27,18 @@ LEAST = 10
 
 POWER = 0.75  # of doubt, to which area errors are proportional; see `_scale`
 STEEPEST = 5.0  # slope of `fit_glacier_interval`; on real ground it was 1.4 to 1.9
+EXACT = 0.02  # relative error under which one glacier is no better than another
 ROUNDING = 1e-9
+
+
+class GlacierFit(NamedTuple):
+    """What `glacier_interval` takes; from `fit_glacier_interval`."""
+
+    slope: float
+    middle: float
+    power: float
+    low: float
+    high: float
 
 
 def matched_area(
@@ -152,20 +165,21 @@ def fit_glacier_interval(
     expected: np.ndarray,  # (n, m), its expected area, as from `outlined_area`
     truth: np.ndarray,  # (n,), true areas
     coverage: float = 0.9,  # share of the glaciers whose interval is to hold the true area
-) -> tuple[float, float, float]:
-    """Return slope, low and high for `glacier_interval`, by split conformal prediction.
+) -> GlacierFit:
+    """Return the numbers of `glacier_interval`, by split conformal prediction.
 
     A glacier of which much was missed has doubtful ice within its outline: the line that leads from the logarithm of
-    expected over mapped area to that of true over mapped area (least squares) is the middle, and low and high are order
-    statistics of what is left. Those of the m outlines of a glacier are alike, so they count as one: with K glaciers
-    and a = 1 - coverage, it is the (floor(m (K + 1) a / 2) - m + 1)-th from either end. If the glaciers and a new one
-    are exchangeable, its true area lies beneath the interval of an outline, drawn by chance of the m, with a
-    probability of at most a / 2, and above it likewise; but for the slope, which is fitted to the same glaciers.
+    expected over mapped area to that of true over mapped area (least squares; its height is the median) is the middle.
+    What is left falls with a power of the area, another line in logarithms. Low and high are order statistics of what
+    is left in units of that. Those of the m outlines of a glacier are alike, so they count as one: with K glaciers and
+    a = 1 - coverage, it is the (floor(m (K + 1) a / 2) - m + 1)-th from either end. If the glaciers and a new one are
+    exchangeable, its true area lies beneath the interval of an outline, drawn by chance of the m, with a probability of
+    at most a / 2, and above it likewise; but for both lines, which are fitted to the same glaciers.
 
     >>> area = np.full((19, 1), 100.0)
-    >>> slope, low, high = fit_glacier_interval(area, area + np.arange(19)[:, None], np.full(19, 101.0))
-    >>> slope, round(low, 2), round(high, 2)
-    (0.0, 0.01, 0.01)
+    >>> fit = fit_glacier_interval(area, area + np.arange(19)[:, None], np.full(19, 101.0))
+    >>> fit.slope, round(fit.middle, 2), fit.power, fit.low, fit.high
+    (0.0, 0.01, 0.0, 0.0, 0.0)
 
     Sources: Lee, Barber and Willett 2023, arXiv 2306.06342 (several scores of one group); else as `fit_area_interval`.
 
@@ -178,41 +192,54 @@ def fit_glacier_interval(
         raise DataError(f"areas {ratio.shape} and true areas {truth.shape}: use (n, m) and one number per glacier")
     (n, m), tail = ratio.shape, _tail(coverage)
     _enough(n, tail, coverage)
-    error = np.log((1 + truth[:, None]) / (1 + np.asarray(area, np.float64)))
-    spread = ratio - ratio.mean()
-    slope = float((spread * error).sum() / max((spread**2).sum(), 1e-9))
-    slope = min(max(slope, 0.0), STEEPEST)  # more ice expected is never less ice
-    left = np.sort((error - slope * ratio).ravel())
+    size = np.log1p(np.asarray(area, np.float64))
+    error = np.log1p(truth)[:, None] - size
+    slope = min(max(0.0, _slope(ratio, error)), STEEPEST)  # more ice expected is never less ice
+    left = error - slope * ratio
+    middle = float(np.median(left))
+    left = left - middle
+    power = min(max(0.0, -_slope(size, np.log(abs(left) + EXACT))), 0.5)  # 0.5: as if every pixel erred on its own
+    left = np.sort((left * np.exp(power * size)).ravel())
     rank = math.floor(m * (n + 1) * tail + ROUNDING) - (m - 1)
-    return slope, float(left[rank - 1]), float(left[-rank])
+    return GlacierFit(slope, middle, power, float(left[rank - 1]), float(left[-rank]))
 
 
 def glacier_interval(
     area: np.ndarray,  # (n,), mapped ice of each glacier, pixels
     expected: np.ndarray,  # (n,), its expected area, as from `outlined_area`
     slope: float,  # as from `fit_glacier_interval`
+    middle: float,
+    power: float,
     low: float,
     high: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the lower and upper ends of the areas, pixels, float64 `(n,)` each.
 
-    As of `area_interval`, an interval always holds the area mapped.
+    They are ``area (expected / area)^slope exp(middle + low / area^power)``, and so with `high`, of pixels plus one
+    each. As of `area_interval`, an interval always holds the area mapped.
 
-    >>> low, high = glacier_interval(np.array([99.0]), np.array([199.0]), 1.0, -0.5, 0.25)
+    >>> low, high = glacier_interval(np.array([99.0]), np.array([199.0]), 1.0, 0.0, 0.0, -0.5, 0.25)
     >>> low.round(), high.round()
     (array([99.]), array([256.]))
 
     Raises:
-        DataError: The input does not fit, `slope` is negative, or `low` is above `high`.
+        DataError: The input does not fit, `slope` or `power` are negative, or `low` is above `high`.
     """
     ratio, area = _log_ratio(area, expected), np.asarray(area, np.float64)
-    if not (-math.inf < low <= high < math.inf and 0 <= slope < math.inf):
+    if not (-math.inf < low <= high < math.inf and 0 <= slope < math.inf and 0 <= power < math.inf):
         raise DataError(
-            f"interval from {low:g} to {high:g}, slope {slope:g}: use two finite numbers in ascending order, and a "
-            "slope of at least 0"
+            f"interval from {low:g} to {high:g}, slope {slope:g}, power {power:g}: use two finite numbers in ascending "
+            "order, and a slope and a power of at least 0"
         )
-    lower, upper = ((1 + area) * np.exp(slope * ratio + end) - 1 for end in (low, high))
+    spread = (1 + area) ** -power
+    lower, upper = ((1 + area) * np.exp(slope * ratio + middle + end * spread) - 1 for end in (low, high))
     return lower.clip(0, area), np.maximum(upper, area)
+
+
+def _slope(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the slope of a line by least squares; 0 where all x are one."""
+    x = x - x.mean()
+    return float((x * y).sum() / max((x**2).sum(), ROUNDING))
 
 
 def _log_ratio(area: np.ndarray, expected: np.ndarray) -> np.ndarray:

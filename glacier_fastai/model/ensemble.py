@@ -6,7 +6,7 @@
     members: [{bundle: fold0/best.safetensors, weight: 1.0}, ...]   paths as seen from the file
     predict: {views: true, scales: [1.0], postprocess: null}        as in a recipe
     calibration: {temperature: 1.3, bias: [0, 0, 0, 0], offsets: [0, 0, 0, 0], area: [-1.2, 1.4],
-                  glacier: [1.7, -0.3, 0.5]}
+                  glacier: [1.5, 0.2, 0.1, -1.2, 1.3]}
     measured: {...}                                                 how well, by `calibrate`; nothing reads it
 """
 

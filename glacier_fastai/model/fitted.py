@@ -14,8 +14,9 @@ __all__ = ["NONE", "Calibration"]
 Logit = Annotated[float, Field(ge=-1e3, le=1e3)]
 PerClass = Annotated[tuple[Logit, ...], Field(strict=False, min_length=len(CLASSES), max_length=len(CLASSES))]
 NONE = (0.0,) * len(CLASSES)
-Slope = Annotated[float, Field(ge=0, le=10)]
+Power = Annotated[float, Field(ge=0, le=10)]
 LogRatio = Annotated[float, Field(ge=-20, le=20)]
+Spread = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
 class Calibration(Section):
@@ -27,8 +28,8 @@ class Calibration(Section):
     area: Annotated[tuple[float, float], Field(strict=False)] | None = Field(
         None, description="low and high of the intervals of connected ice"
     )
-    glacier: Annotated[tuple[Slope, LogRatio, LogRatio], Field(strict=False)] | None = Field(
-        None, description="slope, low and high of the intervals of ice within outlines; without, those of connected ice"
+    glacier: Annotated[tuple[Power, LogRatio, Power, Spread, Spread], Field(strict=False)] | None = Field(
+        None, description="intervals of ice within outlines, `core.areas.GlacierFit`; without, those of connected ice"
     )
 
     @field_validator("area", "glacier")

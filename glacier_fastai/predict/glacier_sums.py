@@ -235,7 +235,7 @@ class GlacierSums:
     def table(
         self,
         area: tuple[float, float] | None,  # of `Calibration`
-        glacier: tuple[float, float, float] | None = None,  # of `Calibration`; needs `expecting`
+        glacier: tuple[float, float, float, float, float] | None = None,  # of `Calibration`; needs `expecting`
     ) -> geopandas.GeoDataFrame:
         """Return a row per glacier, first those of the inventory, then the new ones.
 

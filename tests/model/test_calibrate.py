@@ -61,8 +61,8 @@ def test_temperature_and_offsets_are_found_and_stored(crossvalidated, tmp_path):
     assert found["area"]["glaciers"] > 19 and 0.7 < found["area"]["coverage"] <= 1
     low, high = ensemble.calibration.area
     assert low < high
-    slope, low, high = ensemble.calibration.glacier
-    assert slope >= 0 and low < high
+    slope, _, power, low, high = ensemble.calibration.glacier
+    assert slope >= 0 and power >= 0 and low < high
     assert found["glacier"]["glaciers"] > 19 and 0.7 < found["glacier"]["coverage"] <= 1
     assert found["glacier"]["width"] > 0 and found["area"]["width"] > 0
     assert len(ensemble.members) == 3 and ensemble.predict.views

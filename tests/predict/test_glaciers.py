@@ -148,7 +148,7 @@ def test_confidence_and_intervals_come_from_the_maps_beside(tmp_path):
         glaciers(tmp_path / "maps" / "s_classes.tif", rgi, overwrite=True)
 
 
-def by_outlines(area=(-2.0, 1.0), glacier=(1.5, -0.5, 0.25)):
+def by_outlines(area=(-2.0, 1.0), glacier=(1.5, 0.1, 0.05, -0.5, 0.25)):
     return {**RECORD, "calibration": {"area": area, "glacier": glacier}}
 
 
@@ -167,7 +167,7 @@ def test_intervals_of_glaciers_come_from_the_ice_expected_in_outline_and_buffer(
     away = [(r, c) for r, c in corners if min(abs(r - 10), abs(r - 29)) ** 2 + min(abs(c - 10), abs(c - 49)) ** 2 > 4]
     edge[tuple(np.array(away).T)] = 0
     expected = np.array([ice[edge == k].sum() for k in (1, 2)])
-    low, high = glacier_interval(table["pixels"].to_numpy()[:2], expected, 1.5, -0.5, 0.25)
+    low, high = glacier_interval(table["pixels"].to_numpy()[:2], expected, 1.5, 0.1, 0.05, -0.5, 0.25)
     pixel = table["area_km2"] / table["pixels"]
     np.testing.assert_allclose(table["area_low_km2"][:2], low * pixel[:2], rtol=1e-2)
     np.testing.assert_allclose(table["area_high_km2"][:2], high * pixel[:2], rtol=1e-2)
@@ -203,7 +203,7 @@ def test_where_glaciers_are_not_calibrated_intervals_are_those_of_connected_ice_
     assert table["area_low_km2"].isna().tolist() == [True, False, False]
 
 
-@pytest.mark.parametrize("bad", [{"glacier": [1, 2]}, {"glacier": [1, 0.5, -0.5]}, {"area": ["a", 1]}, [1]])
+@pytest.mark.parametrize("bad", [{"glacier": [1, 2]}, {"glacier": [1, 0, 0, 0.5, -0.5]}, {"area": ["a", 1]}, [1]])
 def test_a_calibration_that_cannot_be_used_is_refused(tmp_path, bad):
     path = write_map(tmp_path / "maps", ground(), record={**RECORD, "calibration": bad})
     with pytest.raises(DataError, match=r"s_classes.tif: the calibration in its record cannot be used \("):
