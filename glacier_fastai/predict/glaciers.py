@@ -208,7 +208,7 @@ def write_glaciers(
         _check_same_grid(rasters, maps)
         pixel = sum(np.dtype(t).itemsize for raster in rasters.values() for t in raster.dtypes)
         stack.enter_context(block_cache(ROWS * grid.width * pixel))
-        fitted = _calibration(record, maps, notes)
+        fitted = _calibration(record, maps, by.inventory is not None, notes)
         expecting = fitted.glacier is not None
         work = GlacierSums(rasters, maps, inventory, by.buffer, by.min_area, grid, notes, expecting)
         terrain = None
@@ -313,8 +313,11 @@ def _record(classes: Path, stem: str, notes: list[str]) -> dict[str, Any]:
     return record
 
 
-def _calibration(record: Mapping[str, Any], maps: Mapping[str, Path], notes: list[str]) -> Calibration:
-    """Return what intervals were calibrated to; says why there are none."""
+def _calibration(record: Mapping[str, Any], maps: Mapping[str, Path], outlined: bool, notes: list[str]) -> Calibration:
+    """Return what intervals were calibrated to; says why there are none.
+
+    Unless outlines come from elsewhere (`outlined`) they are those of connected ice: a map's own tell nothing new of it.
+    """
     name = maps["classes"].name
     try:
         found = Calibration.model_validate(record.get("calibration") or {})
@@ -331,6 +334,8 @@ def _calibration(record: Mapping[str, Any], maps: Mapping[str, Path], notes: lis
     if "probabilities" not in maps:
         note(f"{name}: intervals of areas need the map of probabilities beside it, so there are none", notes)
         return none
+    if not outlined:
+        return found.model_copy(update={"glacier": None})
     if found.glacier is None:
         note(
             f"{name}: its model was calibrated to connected ice alone, so intervals of glaciers are the wider ones of "
