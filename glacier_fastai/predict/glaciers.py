@@ -316,7 +316,7 @@ def _record(classes: Path, stem: str, notes: list[str]) -> dict[str, Any]:
 def _calibration(record: Mapping[str, Any], maps: Mapping[str, Path], outlined: bool, notes: list[str]) -> Calibration:
     """Return what intervals were calibrated to; says why there are none.
 
-    Unless outlines come from elsewhere (`outlined`) they are those of connected ice: a map's own tell nothing new of it.
+    Where outlines are the map's own (not `outlined`), which tell nothing new of it, they are those of connected ice.
     """
     name = maps["classes"].name
     try:
