@@ -68,6 +68,7 @@ def test_a_bundle_says_the_same(legacy, expected, name):
 def test_an_ensemble_and_out_of_fold_predictions_say_the_same(legacy, expected, tmp_path):
     ensemble, store = Ensemble.load([legacy / "crossval" / "ensemble.yaml"]), TileStore(legacy / "store")
     assert (ensemble.calibration.temperature, ensemble.calibration.area) == (1.5, (-1.25, 1.5))
+    assert ensemble.calibration.glacier is None
     found = list(predict_tiles(ensemble, store, expected["tiles"].tolist()))
     np.testing.assert_allclose([t.probs for t in found], expected["ensemble_probabilities"], atol=1e-3)
     assert (np.stack([t.classes for t in found]) != expected["ensemble_classes"]).sum() <= 4

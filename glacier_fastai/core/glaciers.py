@@ -9,12 +9,26 @@ import numpy as np
 from ..errors import DataError
 from .jit import jit
 
-__all__ = ["NO_DATA", "WITHOUT", "glacier_margin", "nearest_glacier"]
+__all__ = ["BUFFER", "BUFFER_PIXELS", "NO_DATA", "WITHOUT", "default_reach", "glacier_margin", "nearest_glacier"]
+
+BUFFER, BUFFER_PIXELS = 60.0, 2
+"""How far around its outline ice belongs to a glacier by default, metres, and the least of it in pixels."""
 
 WITHOUT, NO_DATA = -1, -2
 """Codes beside 0, no ice, and glaciers from 1 on: ice of no glacier, and pixels that were not seen."""
 
 CLOSE = 1 + 1e-9  # squared distances that differ by less are equal but for rounding
+
+
+def default_reach(
+    pixel: float,  # side of a pixel, metres
+) -> float:
+    """Return how far around its outline ice belongs to a glacier by default, metres.
+
+    >>> default_reach(30), default_reach(250)
+    (60.0, 500.0)
+    """
+    return max(BUFFER, BUFFER_PIXELS * float(pixel))
 
 
 def nearest_glacier(

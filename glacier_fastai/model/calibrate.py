@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import reduce
 from operator import add
@@ -22,7 +22,15 @@ from skimage.measure import label as components
 from torch import Tensor
 
 from ..bands import CLASSES, ICE, ICE_OF_ANY_KIND, IGNORE
-from ..core.areas import LEAST, area_interval, fit_area_interval, matched_area
+from ..core.areas import (
+    LEAST,
+    area_interval,
+    fit_area_interval,
+    fit_glacier_interval,
+    glacier_interval,
+    matched_area,
+    outlined_area,
+)
 from ..core.calibration import (
     Reliability,
     calibrated,
@@ -34,15 +42,17 @@ from ..core.calibration import (
     reliability,
 )
 from ..core.confusion import WATCHED, confusion_matrix, watched
+from ..core.glaciers import BUFFER_PIXELS, default_reach
 from ..core.morphology import postprocess
 from ..errors import BundleError, DataError, OutputError
 from ..files import whole_file
 from ..plots import figures
 from ..recipe import PostprocessRecipe
-from .ensemble import NONE, Calibration, Ensemble, Member
+from .ensemble import Ensemble, Member
+from .fitted import NONE, Calibration
 from .oof import OutOfFold
 
-__all__ = ["calibrate", "glacier_areas"]
+__all__ = ["calibrate", "glacier_areas", "outlined_areas"]
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +84,8 @@ def calibrate(
     Returns:
         What was measured: `tiles`, `pixels`; the `temperature` fitted; `nll` and `ece` without and with it; `mcc` and
         `ice_mcc` of the most probable class (`plain`), with `offsets`, and of both with the default post-processing; of
-        area intervals, the number of mapped `glaciers`, and the `coverage` (None where they are too few).
+        intervals of connected ice (`area`) and of ice within outlines (`glacier`), the number of `glaciers`, and the
+        `coverage` and median `width`, in true areas (None where they are too few).
 
     Raises:
         DataError: No out-of-fold predictions, or of tiles of different sizes, or of one fold alone.
@@ -118,9 +129,12 @@ def calibrate(
         best = _offsets(best, probs, labels)
     else:
         fits = {f: c.model_copy(update={"offsets": NONE}) for f, c in fits.items()}
-    areas = _areas(predictions, fits, ensemble.predict.postprocess)
-    interval, coverage = _interval(areas)
-    best = best.model_copy(update={"area": interval})
+    pixel = ensemble.pixel_size
+    reach = default_reach(pixel) / pixel if pixel else BUFFER_PIXELS
+    patches, outlined = _areas(predictions, fits, ensemble.predict.postprocess, reach)
+    area, of_patches = _interval(patches, _fit_patches, _patch_ends)
+    glacier, of_outlined = _interval(outlined, _fit_outlined, _outlined_ends)
+    best = best.model_copy(update={"area": area, "glacier": glacier})
 
     measured = {
         "tiles": sum(1 for _ in _tiles(predictions)),
@@ -129,7 +143,8 @@ def calibrate(
         "nll": [round(loss, 4) for loss in losses],
         "ece": [round(expected_calibration_error(table), 4) for table in tables],
         **maps,
-        "area": {"glaciers": len(areas), "coverage": coverage},
+        "area": of_patches,
+        "glacier": of_outlined,
     }
     figure = figures.reliability(
         {"as predicted": tables[0], f"temperature {fitted.temperature:.2f}": tables[1]},
@@ -155,9 +170,13 @@ def _told(measured: dict[str, Any]) -> str:
         lines.append(f"{name.upper():<32}{measured[name][0]:.4f} -> {measured[name][1]:.4f}")
     for name in ("plain", "offsets", "plain postprocessed", "offsets postprocessed"):
         lines.append(f"MCC, {name:<27}{measured[name]['mcc']:.4f}, ice {measured[name]['ice_mcc']:.4f}")
-    coverage, glaciers = measured["area"]["coverage"], measured["area"]["glaciers"]
-    covered = "too few for intervals" if coverage is None else f"intervals of 0.9 hold {coverage:.3f}"
-    return "\n".join([*lines, f"areas: {glaciers} mapped glaciers, {covered}"])
+    for name, what in (("area", "mapped glaciers"), ("glacier", "glaciers within outlines")):
+        found = measured[name]
+        covered = "too few for intervals"
+        if found["coverage"] is not None:
+            covered = f"intervals of 0.9 hold {found['coverage']:.3f}, {found['width']:.2f} areas wide (median)"
+        lines.append(f"areas: {found['glaciers']} {what}, {covered}")
+    return "\n".join(lines)
 
 
 def _ensemble(predictions: Sequence[OutOfFold]) -> Ensemble:
@@ -262,11 +281,31 @@ def glacier_areas(
     return np.stack([area, doubt, truth], 1)[area >= LEAST]
 
 
-def _areas(
-    predictions: Sequence[OutOfFold], fits: dict[int, Calibration], cleaning: PostprocessRecipe | None
+def outlined_areas(
+    classes: np.ndarray,  # (H, W) mapped codes, 255 where there is no data or no truth
+    ice: np.ndarray,  # (H, W) float32, calibrated probability of ice
+    labels: np.ndarray,  # (H, W) true codes, 254 = ice of unknown kind, 255 = unknown
+    reach: float,  # pixels around an outline whose ice belongs to it
 ) -> np.ndarray:
-    """Return fold, area, doubt and truth of every mapped glacier, `(n, 4)`."""
-    found = [np.empty((0, 4))]
+    """Return true, mapped and expected areas of each true glacier with `LEAST` pixels mapped, pixels, `(n, 5)`.
+
+    The outline is that of connected true ice; and for a second mapped and expected area it is too large by `reach`,
+    as those of older inventories are, for glaciers shrink.
+    """
+    outlines = components(np.isin(labels, (*ICE, ICE_OF_ANY_KIND)), connectivity=1).astype(np.int32)
+    found = [np.bincount(outlines.ravel())[1:]]
+    mapped, seen = np.isin(classes, ICE), classes != IGNORE
+    for far in (reach, 2 * reach):
+        found += outlined_area(outlines, mapped, ice, seen, far)
+    rows = np.stack(found, 1)
+    return rows[rows[:, 1] >= LEAST]
+
+
+def _areas(
+    predictions: Sequence[OutOfFold], fits: dict[int, Calibration], cleaning: PostprocessRecipe | None, reach: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return fold and `glacier_areas` of every mapped glacier, and fold and `outlined_areas` of every true one."""
+    patches, outlined = [np.empty((0, 4))], [np.empty((0, 6))]
     for fold, probs, labels in _tiles(predictions):
         c = fits[fold]
         sure = calibrated(probs, c.temperature, c.bias)
@@ -274,21 +313,43 @@ def _areas(
         classes[labels == IGNORE] = IGNORE
         if cleaning is not None:
             classes = postprocess(classes, **cleaning.by_code())
-        areas = glacier_areas(classes, 1 - sure[list(ICE)].sum(0).numpy(), labels)
-        found.append(np.insert(areas, 0, fold, 1))
-    return np.concatenate(found)
+        ice = sure[list(ICE)].sum(0).numpy()
+        patches.append(np.insert(glacier_areas(classes, 1 - ice, labels), 0, fold, 1))
+        outlined.append(np.insert(outlined_areas(classes, ice, labels, reach), 0, fold, 1))
+    return np.concatenate(patches), np.concatenate(outlined)
 
 
-def _interval(areas: np.ndarray) -> tuple[tuple[float, float] | None, float | None]:
-    """Return the interval fitted to all glaciers, and the coverage of those of each fold, fitted to the others."""
+def _fit_patches(rows: np.ndarray) -> tuple[float, ...]:
+    return fit_area_interval(*rows[:, 1:].T)
+
+
+def _patch_ends(rows: np.ndarray, fit: tuple[float, ...]) -> tuple[np.ndarray, ...]:
+    return rows[:, 3], *area_interval(*rows[:, 1:3].T, *fit)
+
+
+def _fit_outlined(rows: np.ndarray) -> tuple[float, ...]:
+    return fit_glacier_interval(rows[:, 2::2], rows[:, 3::2], rows[:, 1])
+
+
+def _outlined_ends(rows: np.ndarray, fit: tuple[float, ...]) -> tuple[np.ndarray, ...]:
+    return rows[:, 1], *glacier_interval(*rows[:, 2:4].T, *fit)
+
+
+def _interval(
+    rows: np.ndarray,  # (n, ...) of `_areas`
+    fit: Callable[[np.ndarray], tuple[float, ...]],
+    ends: Callable[[np.ndarray, tuple[float, ...]], tuple[np.ndarray, ...]],  # true areas, and both ends
+) -> tuple[Any, dict[str, Any]]:
+    """Return what was fitted to all glaciers, and how it does on those of each fold, fitted to the others."""
+    found: dict[str, Any] = {"glaciers": len(rows), "coverage": None, "width": None}
     try:
-        fitted = fit_area_interval(*areas[:, 1:].T)
-        inside: list[np.ndarray] = []
-        for fold in np.unique(areas[:, 0]):
-            here = areas[:, 0] == fold
-            area, doubt = areas[here, 1:3].T
-            low, high = area_interval(area, doubt, *fit_area_interval(*areas[~here, 1:].T))
-            inside.append((low <= areas[here, 3]) & (areas[here, 3] <= high))
+        fitted = fit(rows)
+        each = [ends(rows[here], fit(rows[~here])) for here in (rows[:, 0] == k for k in np.unique(rows[:, 0]))]
     except DataError:  # too few of them
-        return None, None
-    return fitted, round(float(np.concatenate(inside).mean()), 3)
+        return None, found
+    truth, low, high = (np.concatenate(part) for part in zip(*each, strict=True))
+    found["coverage"] = round(float(((low <= truth) & (truth <= high)).mean()), 3)
+    found["width"] = round(
+        float(np.median((high - low) / np.maximum(truth, 1))), 3
+    )  # of ice where there is none, in px
+    return fitted, found

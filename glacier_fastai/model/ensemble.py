@@ -5,7 +5,8 @@
     version: 1
     members: [{bundle: fold0/best.safetensors, weight: 1.0}, ...]   paths as seen from the file
     predict: {views: true, scales: [1.0], postprocess: null}        as in a recipe
-    calibration: {temperature: 1.3, bias: [0, 0, 0, 0], offsets: [0, 0, 0, 0], area: [-1.2, 1.4]}
+    calibration: {temperature: 1.3, bias: [0, 0, 0, 0], offsets: [0, 0, 0, 0], area: [-1.2, 1.4],
+                  glacier: [1.5, 0.2, 0.1, -1.2, 1.3]}
     measured: {...}                                                 how well, by `calibrate`; nothing reads it
 """
 
@@ -22,7 +23,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from ..bands import CLASSES
@@ -33,28 +34,9 @@ from ..files import file_hash, identity, whole_file
 from ..reading import read_yaml
 from ..recipe import PredictRecipe, Section, explain, predict_with
 from .bundle import ModelBundle
+from .fitted import Calibration
 
 __all__ = ["Calibration", "Ensemble", "Member"]
-
-Logit = Annotated[float, Field(ge=-1e3, le=1e3)]
-PerClass = Annotated[tuple[Logit, ...], Field(strict=False, min_length=len(CLASSES), max_length=len(CLASSES))]
-NONE = (0.0,) * len(CLASSES)
-
-
-class Calibration(Section):
-    """What was fitted to out-of-fold predictions (`core.calibration`). By default it changes nothing."""
-
-    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
-    bias: PerClass = NONE
-    offsets: PerClass = Field(NONE, description="added to the log probabilities before the class is chosen")
-    area: Annotated[tuple[float, float], Field(strict=False)] | None = None
-
-    @field_validator("area")
-    @classmethod
-    def _ascending(cls, area: tuple[float, float] | None) -> tuple[float, float] | None:
-        if area and not area[0] <= area[1]:
-            raise ValueError("use two numbers in ascending order")
-        return area
 
 
 class _Listed(Section):
@@ -178,7 +160,7 @@ class Ensemble:
             ensemble = cls(members, members[0].bundle.predict)
         predict = predict_with(ensemble.predict, overrides)
         if predict != ensemble.predict:  # area intervals hold for the maps that they were fitted to
-            unfit = ensemble.calibration.model_copy(update={"area": None})
+            unfit = ensemble.calibration.model_copy(update={"area": None, "glacier": None})
             ensemble = replace(ensemble, predict=predict, calibration=unfit)
         return ensemble
 

@@ -17,8 +17,8 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 
 from ..bands import CLASSES, ICE, IGNORE
-from ..core.areas import LEAST, area_interval
-from ..core.glaciers import NO_DATA, WITHOUT, glacier_margin, nearest_glacier
+from ..core.areas import LEAST, area_interval, glacier_interval
+from ..core.glaciers import NO_DATA, WITHOUT, default_reach, glacier_margin, nearest_glacier
 from ..data.scenes.dem import SceneTerrain
 from ..data.scenes.raster import reading, steps
 from ..data.sources.inventory import Inventory
@@ -27,10 +27,8 @@ from ..memory import fits
 from .outlines import NOT_ICE, crs_of_areas
 from .sink import ROWS, writing
 
-__all__ = ["BUFFER", "BUFFER_PIXELS", "ENOUGH", "GlacierSums", "pixel_sides"]
+__all__ = ["ENOUGH", "GlacierSums", "pixel_sides"]
 
-BUFFER, BUFFER_PIXELS = 60.0, 2
-"""How far around its outline ice belongs to a glacier by default, metres, and the least of it in pixels."""
 ENOUGH = 0.95
 """Share of a glacier that must be seen for its area to be compared with another."""
 
@@ -52,10 +50,11 @@ class GlacierSums:
         rasters: Mapping[str, rasterio.DatasetReader],  # `classes`, `confidence`, `probabilities`, open
         maps: Mapping[str, Path],  # their files, for messages
         inventory: Inventory,
-        buffer: float | None,  # metres, see `BUFFER`
+        buffer: float | None,  # metres, see `core.glaciers.default_reach`
         min_area: float,  # of new glaciers, km2
         grid: Any,  # a `Source`: size and grid of the map
         notes: list[str],  # see `errors.note`
+        expecting: bool = False,  # sum up the probability of ice within each outline, for `table`
     ):
         self.rasters, self.maps, self.inventory, self.grid = rasters, maps, inventory, grid
         self.notes, self.n, self.min_area = notes, len(inventory), min_area
@@ -63,12 +62,13 @@ class GlacierSums:
         self.km2 = _PixelAreas(grid, self.near)
         self.sides = pixel_sides(grid)
         self.pixel = float(np.sqrt(self.sides[0] * self.sides[1]))
-        self.buffer = max(BUFFER, BUFFER_PIXELS * self.pixel) if buffer is None else float(buffer)
+        self.buffer = default_reach(self.pixel) if buffer is None else float(buffer)
         self.reach = 1.005 * self.buffer  # a pixel of 30 m is 30.01 m on the ground in the middle of a UTM zone
         self.halo = min(int(self.reach / self.sides[0]), grid.height)
         held = (HELD * ROWS + 8 * self.halo) * grid.width
         fits(held, f"{maps['classes']}: {ROWS} rows of {grid.width:,} px", "use a smaller buffer, or cut the map")
         self.outline = np.zeros((4, self.n))  # of each outline: pixels, those seen, those of ice; lake, km2
+        self.expected = np.zeros(self.n) if expecting else None  # pixels of ice within it and the buffer
         self.new: np.ndarray = np.empty(0, object)  # patches of ice that become glaciers
         self.heights: list[tuple[np.ndarray, np.ndarray]] = []  # numbers of glaciers, and heights of their pixels
 
@@ -131,7 +131,12 @@ class GlacierSums:
                 rows = top + height + min(self.halo, self.grid.height - row - height)
                 outlines = self.burned(shapes_, row - top, rows, lambda i: int(i) + 1)
                 seen, ice = classes != IGNORE, np.isin(classes, ICE)
-                found = nearest_glacier(outlines, ice, top, self.sides, self.reach)
+                every = ice if self.expected is None else seen
+                found = nearest_glacier(outlines, every, top, self.sides, self.reach)
+                if self.expected is not None:
+                    probs = self.read("probabilities", row, height)[list(ICE)].sum(0)
+                    self.expected += np.bincount(found.clip(0).ravel(), probs.ravel(), n + 1)[1:]
+                    found[~ice] = 0
                 own = outlines[top : top + height]
                 lake = (classes == LAKE) * self.km2(row, height)
                 for k, weight in enumerate((None, seen, ice, lake)):
@@ -227,8 +232,15 @@ class GlacierSums:
             for k, layer in enumerate((None, *ground[1:, sloped])):
                 self.slopes[k] += np.bincount(of[sloped], layer, self.slopes.shape[1] + 1)[1:]
 
-    def table(self, area: tuple[float, float] | None) -> geopandas.GeoDataFrame:
-        """Return a row per glacier, first those of the inventory, then the new ones."""
+    def table(
+        self,
+        area: tuple[float, float] | None,  # of `Calibration`
+        glacier: tuple[float, float, float, float, float] | None = None,  # of `Calibration`; needs `expecting`
+    ) -> geopandas.GeoDataFrame:
+        """Return a row per glacier, first those of the inventory, then the new ones.
+
+        Intervals are those of ice within outlines, else, and of new ones, those of connected ice.
+        """
         own, n, m = self.inventory, self.n, len(self.new)
         sums = dict(zip(SUMS, self.sums[:, 1:], strict=True))
         pixels, km2 = sums["pixels"], sums["area_km2"]
@@ -239,11 +251,12 @@ class GlacierSums:
             np.concatenate([x, np.full(m, np.nan)]) for x in (share, recall, lake, own.table["km2"])
         )
         change = np.where(share >= ENOUGH, km2 - given, np.nan)
-        low = high = np.full(n + m, np.nan)
+        ends = np.full((2, n + m), np.nan)
         if area:
-            ends = area_interval(pixels, sums["doubt"].clip(0, pixels), *area)
-            scale = np.divide(km2, pixels, out=np.full(n + m, np.nan), where=pixels >= LEAST)
-            low, high = (end * scale for end in ends)
+            ends = np.stack(area_interval(pixels, sums["doubt"].clip(0, pixels), *area))
+        if glacier and self.expected is not None:
+            ends[:, :n] = glacier_interval(pixels[:n], self.expected, *glacier)
+        low, high = ends * np.divide(km2, pixels, out=np.full(n + m, np.nan), where=pixels >= LEAST)
         cut = self.edge | np.concatenate([own.cut, np.zeros(m, bool)])
         mean = {k: np.divide(sums[k], d, out=np.full(n + m, np.nan), where=d > 0) for k, d in
                 (("debris_km2", km2), ("confidence", pixels))}  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,16 +16,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import rasterio
+from pydantic import ValidationError
 
 from .. import __version__
 from ..bands import CLASSES, IGNORE
+from ..core.glaciers import default_reach
 from ..data.scenes.dem import Terrain
 from ..data.scenes.names import DAY
 from ..data.scenes.raster import block_cache, open_raster, reading, same_crs, same_grid
 from ..data.sources.inventory import Inventory, parse_date, read_inventory
 from ..errors import DataError, OutputError, cell, note
 from ..files import digest, file_hash, names_only, whole_file, work_folder, write_text
+from ..model.fitted import Calibration
 from ..reading import read_json
+from ..recipe import explain
 from .glacier_sums import GlacierSums
 from .outlines import crs_of_areas, write_layer
 from .sink import ROWS
@@ -49,7 +54,7 @@ class ByGlacier:
     """How ice is given to glaciers."""
 
     inventory: str | os.PathLike | None = None  # outlines of glaciers: RGI, GLIMS, or others
-    buffer: float | None = None  # metres around its outline whose ice is a glacier's; default `glacier_sums.BUFFER`
+    buffer: float | None = None  # metres around its outline whose ice is a glacier's, see `core.glaciers.default_reach`
     min_area: float = 0.01  # least area of new glaciers, away from all outlines, km2
     divides: str | os.PathLike | None = None  # in place of an inventory: elevation model, see `divides.divided`
 
@@ -221,13 +226,23 @@ def write_glaciers(
 
             dem = by.divides if dem is None else dem
             inventory = divided(rasters["classes"], maps["classes"], grid, by.divides or "", by.min_area, notes)
-        work = GlacierSums(rasters, maps, inventory, by.buffer, by.min_area, grid, notes)
+        fitted = _calibration(record, maps, by.inventory is not None, notes)
+        expecting = fitted.glacier is not None
+        work = GlacierSums(rasters, maps, inventory, by.buffer, by.min_area, grid, notes, expecting)
         terrain = None
         if dem is not None:
             place = grid.crs, grid.transform, (grid.height, grid.width)
             terrain = stack.enter_context(Terrain(dem)).on(*place, maps["classes"].name)
         work.run(folder / f".{stem}_labels.tif", terrain)
-    table = work.table(_interval(record, work, notes))
+    glacier = fitted.glacier
+    if glacier and not math.isclose(work.buffer, usual := default_reach(work.pixel), rel_tol=0.01):
+        note(
+            f"{maps['classes'].name}: intervals of glaciers were fitted to a buffer of {usual:.3g} m, so with "
+            f"{work.buffer:g} m they are those of connected ice",
+            notes,
+        )
+        glacier = None
+    table = work.table(fitted.area, glacier)
     for text in terrain.notes if terrain else ():
         note(text, notes)
     about: dict[str, Any] = {
@@ -318,19 +333,36 @@ def _record(classes: Path, stem: str, notes: list[str]) -> dict[str, Any]:
     return record
 
 
-def _interval(record: Mapping[str, Any], work: GlacierSums, notes: list[str]) -> tuple[float, float] | None:
-    """Return what intervals were calibrated to; says why there are none."""
-    calibration = record.get("calibration")
-    area = calibration.get("area") if isinstance(calibration, dict) else None
-    name = work.maps["classes"].name
-    if not isinstance(area, list | tuple) or len(area) != 2:
+def _calibration(record: Mapping[str, Any], maps: Mapping[str, Path], outlined: bool, notes: list[str]) -> Calibration:
+    """Return what intervals were calibrated to; says why there are none.
+
+    Unless outlines come from elsewhere (`outlined`) they are those of connected ice: a map's own tell nothing new of it.
+    """
+    name = maps["classes"].name
+    try:
+        found = Calibration.model_validate(record.get("calibration") or {})
+    except ValidationError as err:
+        raise DataError(
+            f"{name}: the calibration in its record cannot be used ({explain(err, Calibration)}); map the scene again, "
+            "or remove the record to do without intervals"
+        ) from err
+    none = found.model_copy(update={"area": None, "glacier": None})
+    if found.area is None and found.glacier is None:
         if record:
             note(f"{name}: its model has no calibrated area intervals, so there are none of glaciers", notes)
-        return None
-    if "probabilities" not in work.maps:
+        return none
+    if "probabilities" not in maps:
         note(f"{name}: intervals of areas need the map of probabilities beside it, so there are none", notes)
-        return None
-    return float(area[0]), float(area[1])
+        return none
+    if not outlined:
+        return found.model_copy(update={"glacier": None})
+    if found.glacier is None:
+        note(
+            f"{name}: its model was calibrated to connected ice alone, so intervals of glaciers are the wider ones of "
+            "that; calibrate it anew for others",
+            notes,
+        )
+    return found
 
 
 def _date(given: str, record: Mapping[str, Any], stem: str, notes: list[str]) -> str:
@@ -351,6 +383,7 @@ def _model(record: Mapping[str, Any]) -> str:
     models = record.get("models")
     if not isinstance(models, list):
         return ""
-    return digest(
-        [[[m.get("weight"), m.get("sha256")] for m in models], record.get("predict"), record.get("calibration")]
-    )
+    calibration = record.get("calibration")
+    if isinstance(calibration, dict):  # maps of before do not know these intervals, and are made the same
+        calibration = {k: v for k, v in calibration.items() if k != "glacier"}
+    return digest([[[m.get("weight"), m.get("sha256")] for m in models], record.get("predict"), calibration])

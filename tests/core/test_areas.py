@@ -6,7 +6,14 @@ from scipy.ndimage import gaussian_filter, label
 from scipy.special import ndtr
 
 from glacier_fastai.core import areas
-from glacier_fastai.core.areas import area_interval, fit_area_interval, matched_area
+from glacier_fastai.core.areas import (
+    area_interval,
+    fit_area_interval,
+    fit_glacier_interval,
+    glacier_interval,
+    matched_area,
+    outlined_area,
+)
 from glacier_fastai.errors import DataError
 
 
@@ -191,3 +198,115 @@ def test_areas_that_cannot_be_used():
             fit_area_interval(area, area / 2, area, coverage)
     with pytest.raises(DataError, match="interval from 1 to -1: use two finite numbers in ascending order"):
         area_interval(area, area / 2, 1.0, -1.0)
+
+
+def forests(g: np.random.Generator, n: int, perimeter: float = 0.6):
+    """Mapped, expected and true areas of made-up glaciers: errors grow with the perimeter, doubt tells of them."""
+    truth = np.exp(g.uniform(np.log(30), np.log(30_000), n))
+    missed = g.beta(1, 3, n)  # share of the margin that was not mapped
+    rim = np.minimum(perimeter * 4 * np.sqrt(truth) * g.uniform(1, 3, n), 0.8 * truth)
+    area = np.rint(truth - missed * rim)
+    expected = area + missed * rim * g.uniform(0.4, 0.8, n) + g.normal(0, 0.02, n) * area
+    return area, expected.clip(1), truth
+
+
+def test_intervals_by_expected_ice_cover_and_are_narrower_than_those_without():
+    g, held, widths, plain = np.random.default_rng(0), [], [], []
+    for _ in range(300):
+        area, expected, truth = forests(g, 79)
+        fit = fit_glacier_interval(area[:, None], expected[:, None], truth)
+        other = fit_glacier_interval(area[:, None], area[:, None], truth)
+        assert fit.slope > 0 == other.slope
+        area, expected, truth = forests(g, 50)
+        low, high = glacier_interval(area, expected, *fit)
+        assert (low <= area).all() and (area <= high).all() and (low >= 0).all()
+        held.append(((low <= truth) & (truth <= high)).mean())
+        widths.append(np.median((high - low) / truth))
+        low, high = glacier_interval(area, area, *other)
+        plain.append(np.median((high - low) / truth))
+    assert 0.89 < np.mean(held) < 0.97  # more than 0.9, as intervals are widened to hold what was mapped
+    assert np.mean(widths) < 0.6 * np.mean(plain)
+
+
+def test_several_outlines_of_a_glacier_count_as_one():
+    g = np.random.default_rng(1)
+    area, expected, truth = forests(g, 59)
+    one = fit_glacier_interval(area[:, None], expected[:, None], truth)
+    twice = fit_glacier_interval(np.stack([area, area], 1), np.stack([expected, expected], 1), truth)
+    assert twice[:3] == pytest.approx(one[:3])
+    left = np.log((1 + truth) / (1 + area)) - one.slope * np.log((1 + expected) / (1 + area))
+    assert np.median(left) == pytest.approx(one.middle)
+    left = np.sort((left - one.middle) * (1 + area) ** one.power)
+    assert one[3:] == pytest.approx((left[2], left[-3]))  # the third from either end: 60 / 20
+    assert twice[3:] == pytest.approx(one[3:])  # the fifth of twice as many, so that of the third
+    wide = fit_glacier_interval(np.stack([area, area], 1), np.stack([expected, 2 * expected], 1), truth)
+    low, high = (glacier_interval(area, expected, *fit) for fit in (one, wide))  # of an outline that is too large
+    assert np.median(high[1] - high[0]) > np.median(low[1] - low[0])
+
+
+def test_intervals_narrow_with_area_as_errors_do():
+    g = np.random.default_rng(2)
+    area = np.exp(g.uniform(np.log(30), np.log(30_000), 400))
+    for power in (0.0, 0.2):
+        truth = area * np.exp(g.normal(0, 1, 400) * (1 + area) ** -power)
+        fit = fit_glacier_interval(area[:, None], area[:, None], truth)
+        assert fit.power == pytest.approx(power, abs=0.06)
+        low, high = glacier_interval(area, area, *fit)
+        for part in (area < 1000, area >= 1000):
+            assert ((low <= truth) & (truth <= high))[part].mean() == pytest.approx(0.9, abs=0.05)
+
+
+def test_a_slope_is_never_negative_nor_found_in_nothing():
+    area = np.linspace(100, 200, 40)[:, None]
+    truth = np.linspace(90, 260, 40)
+    assert fit_glacier_interval(area, area, truth).slope == 0  # as much as was mapped
+    falling = area * np.exp(-np.log((1 + truth[:, None]) / (1 + area)))
+    assert fit_glacier_interval(area, falling, truth).slope == 0
+    for scale in (1, 1000):  # whatever the size
+        low, high = glacier_interval(np.array([0.0, 10 * scale]), np.array([0.0, 0.0]), 1.5, 0.1, 0.2, -0.5, 0.5)
+        assert np.isfinite(high).all() and (low >= 0).all() and (low <= high).all()
+
+
+def test_outlined_area_by_hand():
+    outlines = np.zeros((6, 9), np.int32)
+    outlines[1:3, 1:3], outlines[1:3, 6:8] = 1, 2
+    ice, seen = outlines > 0, np.ones((6, 9), bool)
+    ice[1, 1], ice[1, 3], ice[5, 0] = False, True, True
+    seen[2, 2] = ice[2, 2] = False
+    p = np.where(ice, 0.75, 0.25)
+    area, expected = outlined_area(outlines, ice, p, seen, 1)
+    assert area.tolist() == [3, 4]
+    # 11 seen pixels at most one away from the first, three of them ice; 12 of the second, four of them ice
+    assert expected.tolist() == [3 * 0.75 + 8 * 0.25, 4 * 0.75 + 8 * 0.25]
+    assert outlined_area(0 * outlines, ice, p, seen, 1)[0].shape == (0,)
+    with pytest.raises(DataError, match=r"seen \(6, 8\): use one shape \(H, W\)"):
+        outlined_area(outlines, ice, p, seen[:, 1:], 1)
+
+
+@pytest.mark.parametrize(("coverage", "needed"), [(0.8, 9), (0.9, 19)])
+@pytest.mark.parametrize("ways", [1, 2, 3])
+def test_too_few_glaciers_within_outlines_are_refused(coverage, needed, ways):
+    area = np.repeat(np.arange(needed, dtype=float)[:, None] + 10, ways, 1)
+    truth = area[:, 0] + 3
+    fit = fit_glacier_interval(area, area, truth, coverage)
+    left = (np.log((1 + truth) / (1 + area[:, 0])) - fit.middle) * (1 + area[:, 0]) ** fit.power
+    assert fit.slope == 0 and (fit.low, fit.high) == pytest.approx((left.min(), left.max()))
+    with pytest.raises(DataError, match=f"{needed - 1} glaciers: intervals that cover {coverage} need at least"):
+        fit_glacier_interval(area[1:], area[1:], truth[1:], coverage)
+
+
+def test_expected_areas_that_cannot_be_used():
+    area = np.full((30, 2), 10.0)
+    with pytest.raises(DataError, match=r"areas \(30, 2\) and expected areas \(30, 1\) differ in shape"):
+        fit_glacier_interval(area, area[:, :1], area[:, 0])
+    for bad in (-area, area * math.nan, area * math.inf):
+        with pytest.raises(DataError, match="areas and expected areas: use pixels, at least 0"):
+            fit_glacier_interval(area, bad, area[:, 0])
+    for truth in (area, area[1:, 0], -area[:, 0], area[:, 0] * math.nan):
+        with pytest.raises(DataError, match="one number per glacier"):
+            fit_glacier_interval(area, area, truth)
+    with pytest.raises(DataError, match="coverage 90: use a number between 0 and 1"):
+        fit_glacier_interval(area, area, area[:, 0], 90)
+    for slope, power, low, high in ((1, 0, 0.5, -0.5), (-1, 0, -0.5, 0.5), (1, -0.1, 0, 1), (1, 0, -math.inf, 0.5)):
+        with pytest.raises(DataError, match="ascending order, and a slope and a power of at least 0"):
+            glacier_interval(area[:, 0], area[:, 0], slope, 0.0, power, low, high)

@@ -15,7 +15,7 @@ from glacier_fastai.core.confusion import confusion_matrix, mcc
 from glacier_fastai.errors import BundleError, DataError, OutputError
 from glacier_fastai.files import file_hash
 from glacier_fastai.model.bundle import ModelBundle
-from glacier_fastai.model.calibrate import calibrate, glacier_areas
+from glacier_fastai.model.calibrate import calibrate, glacier_areas, outlined_areas
 from glacier_fastai.model.ensemble import Calibration, Ensemble
 from glacier_fastai.model.evaluate import predict_tiles
 
@@ -61,6 +61,10 @@ def test_temperature_and_offsets_are_found_and_stored(crossvalidated, tmp_path):
     assert found["area"]["glaciers"] > 19 and 0.7 < found["area"]["coverage"] <= 1
     low, high = ensemble.calibration.area
     assert low < high
+    slope, _, power, low, high = ensemble.calibration.glacier
+    assert slope >= 0 and power >= 0 and low < high
+    assert found["glacier"]["glaciers"] > 19 and 0.7 < found["glacier"]["coverage"] <= 1
+    assert found["glacier"]["width"] > 0 and found["area"]["width"] > 0
     assert len(ensemble.members) == 3 and ensemble.predict.views
     assert yaml.safe_load((tmp_path / "e.yaml").read_text())["measured"] == json.loads(json.dumps(found))
     assert plt.imread(tmp_path / "e.png").std() > 0.05
@@ -92,7 +96,7 @@ def test_what_does_not_help_on_other_folds_is_left_out(crossvalidated, tmp_path)
     assert found["nll"][1] > found["nll"][0] and abs(found["temperature"] - 1) > 0.1
     assert found["offsets"]["mcc"] < found["plain"]["mcc"]
     fitted = Ensemble.load([tmp_path / "e.yaml"]).calibration
-    assert fitted.model_copy(update={"area": None}) == Calibration()
+    assert fitted.model_copy(update={"area": None, "glacier": None}) == Calibration()
 
 
 def test_several_cross_validations_become_one_ensemble_of_mean_predictions(crossvalidated, tmp_path):
@@ -147,6 +151,34 @@ def test_areas_by_hand():
     for kind in (1, 254):
         (row,) = glacier_areas(classes, np.full((40, 40), 0.2, np.float32), kind * labels)
         np.testing.assert_allclose(row, [100, 20, 130], rtol=1e-6)
+
+
+def test_areas_within_outlines_by_hand():
+    classes, labels = np.zeros((40, 40), np.uint8), np.zeros((40, 40), np.uint8)
+    labels[5:15, 5:15], classes[5:15, 5:13], classes[5:15, 18:20] = 1, 1, 2
+    labels[30:33, 30:33] = classes[30:33, 30:33] = 1  # too small to count
+    labels[:, 0] = classes[:, 0] = 255
+    ice = np.where(np.isin(classes, (1, 2)), 0.75, 0.25).astype(np.float32)
+    for kind in (1, 254):
+        (row,) = outlined_areas(classes, ice, np.where(labels == 1, kind, labels), 2.0)
+        # within two pixels: 180 of them and 4 in a circle's corners; within four, where there is ice apart, too
+        near, far = (np.hypot(*(np.maximum(abs(np.arange(40) - 9.5) - 4.5, 0)[s] for s in np.ix_(*[range(40)] * 2)))
+                     <= k for k in (2, 4))  # fmt: skip
+        far &= labels != 255
+        mapped = np.isin(classes, (1, 2))
+        want = [100, 80, ice[near].sum(), (mapped & far).sum(), ice[far].sum()]
+        np.testing.assert_allclose(row, want, rtol=1e-6)
+        assert want[3] == 90
+
+
+def test_too_few_glaciers_have_no_intervals(crossvalidated, tmp_path):
+    folder = fake(tmp_path / "cv", crossvalidated[0], 0)
+    labels = np.load(folder / "oof" / "labels.npy")
+    labels[:, 9:], labels[:, :, 4:] = 0, 0  # ice in a corner alone
+    np.save(folder / "oof" / "labels.npy", labels)
+    found = calibrate([folder], tmp_path / "e.yaml")
+    fitted = Ensemble.load([tmp_path / "e.yaml"]).calibration
+    assert found["glacier"]["glaciers"] < 19 and found["glacier"]["coverage"] is None and fitted.glacier is None
 
 
 def test_refusals(crossvalidated, tmp_path):

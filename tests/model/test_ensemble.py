@@ -185,6 +185,9 @@ def test_refusals(saved, tmp_path):
     refuse("members: [{bundle: a, weight: -1}]", "members.0.weight")
     refuse("members: [{bundle: a}]\ncalibration: {bias: [1, 2]}", "calibration.bias")
     refuse("members: [{bundle: a}]\ncalibration: {area: [2, 1]}", "calibration.area: .*ascending")
+    refuse("members: [{bundle: a}]\ncalibration: {glacier: [1, 0, 0, 2, 1]}", "calibration.glacier: .*ascending")
+    refuse("members: [{bundle: a}]\ncalibration: {glacier: [-1, 0, 0, 1, 2]}", "calibration.glacier.*0")
+    refuse("members: [{bundle: a}]\ncalibration: {glacier: [1, 2]}", "calibration.glacier")
     refuse("members: [{bundle: a.safetensors}]", r"a\.safetensors: no such file")
     with pytest.raises(BundleError, match="names its own bundles; leave out"):
         Ensemble.load([file, saved[0]])

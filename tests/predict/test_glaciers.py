@@ -16,7 +16,7 @@ from scipy.ndimage import label
 from typer.testing import CliRunner
 
 from glacier_fastai.cli import app
-from glacier_fastai.core.areas import area_interval
+from glacier_fastai.core.areas import area_interval, glacier_interval
 from glacier_fastai.errors import DataError, DataNote, OutputError
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.predict import glacier_sums as module
@@ -146,6 +146,69 @@ def test_confidence_and_intervals_come_from_the_maps_beside(tmp_path):
     (tmp_path / "maps" / "s_probabilities.tif").unlink()
     with pytest.warns(DataNote, match="intervals of areas need the map of probabilities"):
         glaciers(tmp_path / "maps" / "s_classes.tif", rgi, overwrite=True)
+
+
+def by_outlines(area=(-2.0, 1.0), glacier=(1.5, 0.1, 0.05, -0.5, 0.25)):
+    return {**RECORD, "calibration": {"area": area, "glacier": glacier}}
+
+
+@pytest.mark.parametrize("rows", [module.ROWS, 7])
+def test_intervals_of_glaciers_come_from_the_ice_expected_in_outline_and_buffer(tmp_path, monkeypatch, rows):
+    monkeypatch.setattr(module, "ROWS", rows)
+    classes, rng = ground(), np.random.default_rng(0)
+    classes[12:20, 12:20] = 0  # missed
+    probs = rng.dirichlet([1, 1, 1, 1], classes.shape).transpose(2, 0, 1)
+    rgi = inventory(tmp_path / "rgi.gpkg")
+    table = tabled(write_map(tmp_path / "maps", classes, probs, record=by_outlines()), rgi)[0]
+    ice = np.where(classes == 255, 0, probs[[1, 2]].sum(0))
+    edge = np.zeros(classes.shape, int)
+    edge[8:32, 8:30], edge[8:32, 30:52] = 1, 2  # 60 m are two pixels
+    corners = [(r, c) for r in (8, 9, 30, 31) for c in (8, 9, 50, 51) if r in (8, 31) or c in (8, 51)]
+    away = [(r, c) for r, c in corners if min(abs(r - 10), abs(r - 29)) ** 2 + min(abs(c - 10), abs(c - 49)) ** 2 > 4]
+    edge[tuple(np.array(away).T)] = 0
+    expected = np.array([ice[edge == k].sum() for k in (1, 2)])
+    low, high = glacier_interval(table["pixels"].to_numpy()[:2], expected, 1.5, 0.1, 0.05, -0.5, 0.25)
+    pixel = table["area_km2"] / table["pixels"]
+    np.testing.assert_allclose(table["area_low_km2"][:2], low * pixel[:2], rtol=1e-2)
+    np.testing.assert_allclose(table["area_high_km2"][:2], high * pixel[:2], rtol=1e-2)
+    doubt = probs[(0, 3), 40:50, 60:72].sum()  # new ice has no outline
+    low, high = area_interval(np.array([120]), np.array([doubt]), -2.0, 1.0)
+    np.testing.assert_allclose(table["area_high_km2"][2], high * pixel[2], rtol=1e-2)
+    before = tabled(write_map(tmp_path / "before", classes, probs), rgi)[0]
+    pd.testing.assert_frame_equal(*(t.filter(regex="^(?!area_(low|high)|model)") for t in (before, table)))
+    assert (before["model"] == table["model"]).all()  # it makes the same maps
+
+
+def test_where_glaciers_are_not_calibrated_intervals_are_those_of_connected_ice_or_none(tmp_path):
+    classes = ground()
+    probs = np.full((4, *classes.shape), 0.25)
+    rgi = inventory(tmp_path / "rgi.gpkg")
+    with pytest.warns(DataNote, match="calibrated to connected ice alone, so intervals of glaciers are the wider ones"):
+        glaciers(write_map(tmp_path / "old", classes, probs), rgi)
+    old = pd.read_csv(tmp_path / "old" / "s_glaciers.csv")
+    path = write_map(tmp_path / "maps", classes, probs, record=by_outlines())
+    with pytest.warns(DataNote, match="fitted to a buffer of 60 m, so with 100 m they are those of connected ice"):
+        glaciers(path, rgi, buffer=100)
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "maps" / "s_glaciers.csv")["area_low_km2"], old["area_low_km2"])
+    path = write_map(tmp_path / "none", classes, probs, record=by_outlines(area=None))
+    table = tabled(path, rgi)[0]
+    assert table["area_low_km2"].notna().tolist() == [True, True, False]
+    with pytest.warns(DataNote, match="those of connected ice"):
+        glaciers(path, rgi, buffer=100, overwrite=True)
+    assert pd.read_csv(tmp_path / "none" / "s_glaciers.csv")["area_low_km2"].isna().all()
+    few = classes.copy()
+    few[10:30, 10:30] = 0
+    few[12, 12:21] = 1  # nine pixels: too few for an interval
+    table = tabled(write_map(tmp_path / "few", few, probs, record=by_outlines()), rgi)[0]
+    assert table["area_low_km2"].isna().tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("bad", [{"glacier": [1, 2]}, {"glacier": [1, 0, 0, 0.5, -0.5]}, {"area": ["a", 1]}, [1]])
+def test_a_calibration_that_cannot_be_used_is_refused(tmp_path, bad):
+    path = write_map(tmp_path / "maps", ground(), record={**RECORD, "calibration": bad})
+    with pytest.raises(DataError, match=r"s_classes.tif: the calibration in its record cannot be used \("):
+        glaciers(path, inventory(tmp_path / "rgi.gpkg"))
+    assert not (tmp_path / "maps" / "s_glaciers.csv").exists()
 
 
 def test_a_glacier_that_is_cut_or_unseen_is_marked_and_not_compared(tmp_path):
