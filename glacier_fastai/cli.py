@@ -631,6 +631,12 @@ def predict(
         bool, typer.Option("--outlines", help="Write polygons of glaciers and classes with areas (GeoPackage).")
     ] = False,
     geoparquet: Annotated[bool, typer.Option("--geoparquet", help="Write them as GeoParquet, too.")] = False,
+    doubtful: Annotated[
+        int,
+        typer.Option(
+            min=0, max=10_000, help="Write this many places where looking pays most, as boxes to tick (GeoPackage)."
+        ),
+    ] = 0,
     page: Annotated[
         bool, typer.Option("--page", help="Write a page to look at the map with its scene (HTML), and outlines for it.")
     ] = False,
@@ -704,7 +710,8 @@ def predict(
     models, scenes = split_models(paths)
     ensemble = Ensemble.load(models, overrides)
     by = ByGlacier(glaciers, buffer, min_area_km2) if glaciers else None
-    wanted = Wanted(probabilities, confidence, outlines or page, geoparquet, simplify, stats, window, glaciers=by)
+    what: Any = {"glaciers": by, "doubtful": doubtful}
+    wanted = Wanted(probabilities, confidence, outlines or page, geoparquet, simplify, stats, window, **what)
     how = _how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask, dem)
     use: Any = {"force": force, "batch_size": batch_size or None, "overwrite": overwrite, **how}
     write_page: Any = None

@@ -25,6 +25,7 @@ from ..data.scenes.raster import same_crs
 from ..errors import DataError, OutputError, PredictionError
 from ..files import whole_file
 from .sink import RasterMap, Strip, writing
+from .styles import write_styles
 
 __all__ = ["LAYERS", "Outlines", "check_layer", "crs_of_areas", "equal_area_crs", "polygonize", "write_layer"]
 
@@ -184,6 +185,7 @@ class Outlines(RasterMap):
                 for name, table in self.tables().items():
                     parquet = self.path.with_name(f"{self.path.stem}_{name}.parquet") if self.geoparquet else None
                     write_layer(table, self.path, name, "Polygon", parquet)
+                write_styles(self.path, {"glaciers": "glaciers", "classes": "classes"})
         finally:
             self.discard()
 
