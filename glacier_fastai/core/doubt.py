@@ -77,7 +77,7 @@ class DoubtSums:
             x[:-1, :-1] + x[1:, :-1] + x[:-1, 1:] + x[1:, 1:]
             for x in (self._wrong.astype(np.float64), self._known.astype(np.int64))
         )
-        left, found = wrong.copy(), []
+        left, found = wrong.copy(), list[tuple[int, int]]()
         while len(found) < n and (at := int(left.argmax()), left.flat[at])[1] > 0:
             row, col = divmod(at, left.shape[1])
             found.append((row, col))

@@ -60,16 +60,16 @@ def prepare_scenes(
         DataError: Anything about the input that cannot be used, in one line.
         OutputError: `out` exists already or cannot be written.
     """
-    scenes = [named(scene) for scene in scenes]
+    paths = [named(scene) for scene in scenes]
     if bool(labels) == bool(outlines):
         raise DataError("give either label rasters (`labels`) or polygons (`outlines`)")
     if align and not labels:
         raise DataError("`align` is for label rasters; polygons are brought to the scene's grid as they are")
-    if labels and len(labels) != len(scenes):
-        raise DataError(f"{len(scenes)} scenes, but {len(labels)} label rasters: give one per scene, in the same order")
+    if labels and len(labels) != len(paths):
+        raise DataError(f"{len(paths)} scenes, but {len(labels)} label rasters: give one per scene, in the same order")
     shapes = ["=".join(map(str, o)) if isinstance(o, tuple) else str(o) for o in outlines]
     made_by = {
-        "scenes": [str(p) for p in scenes],
+        "scenes": [str(p) for p in paths],
         "labels": [str(named(p)) for p in labels],
         "align": align,
         "outlines": shapes,
@@ -98,14 +98,14 @@ def prepare_scenes(
             yield mask
         if len(bare) == len(looked):
             raise DataError(
-                f"{', '.join(shapes)}: no polygon lies on {', '.join(map(str, scenes))}; check that both show the same "
+                f"{', '.join(shapes)}: no polygon lies on {', '.join(map(str, paths))}; check that both show the same "
                 "place"
             )
         for path in bare:
             held = "background, as empty_is_background says" if empty_is_background else "unlabelled"
             writer.note(f"{path}: no polygon lies on it, though some lie on other scenes; its tiles are {held}")
 
-    return cut_scenes(scenes, out, masks, made_by, tile_size, overlap, min_ice, min_valid, **how)
+    return cut_scenes(paths, out, masks, made_by, tile_size, overlap, min_ice, min_valid, **how)
 
 
 def cut_scenes(
