@@ -13,7 +13,7 @@ from xml.sax.saxutils import quoteattr
 
 import pandas as pd
 from matplotlib.colors import to_rgb
-from pyogrio import write_dataframe
+from pyogrio import list_layers, write_dataframe
 from pyogrio.errors import DataLayerError, DataSourceError
 
 from ..bands import CLASS_COLOURS, CLASSES
@@ -25,6 +25,7 @@ Look = Literal["classes", "glaciers", "doubtful"]
 """Of polygons with a column `class`; of outlines with an `id`; of boxes with a `rank` and a box to tick, `checked`."""
 
 TABLE = "layer_styles"
+OPTIONS = {"FID": "id", "DATETIME_PRECISION": "MILLISECOND"}  # older GDAL finds fault with whole seconds
 OPTIONS = {"FID": "id", "DATETIME_PRECISION": "MILLISECOND"}  # older GDAL finds fault with whole seconds
 ICE_LINE, LABEL = "#0b3c8c", "#1a1a1a"
 CONFIDENCE = ((0.0, 0.5, "#b2182b"), (0.5, 0.7, "#ef8a62"), (0.7, 0.9, "#fddbc7"), (0.9, 1.0, "#67a9cf"))
@@ -70,9 +71,9 @@ def write_styles(
             )
     try:
         table = pd.DataFrame(rows).astype({"ui": "str"})
-        write_dataframe(
-            table, path, layer=TABLE, driver="GPKG", layer_options={"FID": "id", "DATETIME_PRECISION": "MILLISECOND"}
-        )
+        write_dataframe(table, path, layer=TABLE, driver="GPKG", layer_options=OPTIONS)
+        if not {*layers, TABLE} <= {str(name) for name, _ in list_layers(path)}:
+            raise OSError("its layers are not there any more")
     except (DataLayerError, DataSourceError, OSError) as err:
         cause = " ".join(str(err).split())[:200]
         raise OutputError(f"{path}: cannot be written ({cause}); make room, or choose another folder") from err

@@ -2,16 +2,19 @@
 
     python tests/benchmarks/corrections.py DATA [--arch forest|network] [--seeds 3] [--out FOLDER]
 
-DATA holds the folder `everest`. Its scene is cut into three parts, apart by 15 pixels: on one a model is trained, it maps
-the second, of which places are corrected, and the third judges the model that is trained anew (a forest) or fine-tuned
-(a network) with them. Places are those of `predict --doubtful`, or boxes as large drawn at random; a person's edits are
-the true labels as polygons, laid in by `correct --checked`. Every part is the judge once; the rest goes by `--seeds`.
+DATA holds the folder `everest`. A model is trained on a third of its scene, 2 of 6 rows of blocks of 104 x 104
+pixels. It maps the rest, the blocks of which take turns: on one half places are corrected, the other half judges the
+model that is trained anew (a forest) or fine-tuned (a network) with them; pixels less than 8 from the edge of a block
+do not judge, so that no window of the forest reaches from one half to the other. Places are those of `predict
+--doubtful`, or boxes as large drawn at random; a person's edits are the true labels as polygons, laid in by `correct
+--checked`. Each third is trained on once per seed.
 """
 
 from __future__ import annotations
 
 import argparse
 import warnings
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,32 +38,40 @@ from glacier_fastai.predict.whole import Wanted
 from glacier_fastai.recipe import load_recipe
 from glacier_fastai.train.run import train
 
-ROWS, GAP, TILE = 208, 15, 104
+TILE, BLOCKS, RIM = 104, (6, 5), 8
 PLACES = (10, 50, 200)
 SIDE = 16  # of a place, pixels
+STEPS = range(0, TILE - SIDE + 1, SIDE)
 BANDS = "bands=[blue, green, red, nir]"
 RECIPES = {
-    "forest": ("forest", [BANDS, f"data.tile_size={TILE}", f"data.crop={TILE}", "model.options={trees: 100}"]),
+    "forest": (
+        "forest",
+        [BANDS, f"data.tile_size={TILE}", f"data.crop={TILE}", "model.options={trees: 40, pixels: 30000}"],
+    ),
     "network": ("everest", [f"data.tile_size={TILE}", "data.crop=96", "model.size=tiny", "predict.views=false"]),
 }
 
 
-def parts(data: Path, folder: Path) -> list[tuple[Path, Path, Path]]:
-    """Cut the scene; return of each part the scene, its labels, and a raster without any label."""
-    found = []
-    for k in range(3):
-        made = []
-        for name, empty in (("scene", False), ("label", False), ("label", True)):
-            with rasterio.open(data / "everest" / f"{name}.tif") as file:
-                window = Window(0, k * (ROWS + GAP), file.width, ROWS)
-                profile = {**file.profile, "height": ROWS, "transform": file.window_transform(window)}
-                profile.pop("blockysize", None)
-                values, path = file.read(window=window), folder / f"{name}{k}{'_none' if empty else ''}.tif"
-                with rasterio.open(path, "w", **{**profile, **({"nodata": 255} if name == "label" else {})}) as out:
-                    out.write(np.full_like(values, 255) if empty else values)
-                    out.descriptions = file.descriptions
-            made.append(path)
-        found.append(tuple(made))
+def grounds(data: Path, folder: Path, third: int, parity: int) -> dict[str, Path]:
+    """Write the scene, labels to train on, labels that judge, all labels, and a mask of all that is not corrected."""
+    row, col = np.mgrid[: BLOCKS[0] * TILE, : BLOCKS[1] * TILE]
+    rows, cols = row // TILE, col // TILE
+    known = rows // 2 == third
+    judges = ~known & ((rows + cols) % 2 == parity)
+    inner = (np.minimum(row % TILE, col % TILE) >= RIM) & (np.maximum(row % TILE, col % TILE) < TILE - RIM)
+    window, found = Window(0, 0, *known.shape[::-1]), {}
+    with rasterio.open(data / "everest" / "scene.tif") as scene, rasterio.open(data / "everest" / "label.tif") as label:
+        truth = label.read(1, window=window)
+        layers = {"known": np.where(known, truth, 255), "judge": np.where(judges & inner, truth, 255), "truth": truth}
+        layers["mask"] = (known | judges).astype(np.uint8)
+        for name, values in {"scene": scene.read(window=window), **{k: v[None] for k, v in layers.items()}}.items():
+            profile = {"driver": "GTiff", "count": len(values), "dtype": "uint8", "crs": scene.crs}
+            profile |= {"height": known.shape[0], "width": known.shape[1], "transform": scene.transform}
+            profile["nodata"] = 255 if name in ("known", "judge") else None
+            found[name] = folder / f"{name}.tif"
+            with rasterio.open(found[name], "w", **profile) as file:
+                file.write(values.astype(np.uint8))
+                file.descriptions = scene.descriptions if name == "scene" else ("",)
     return found
 
 
@@ -75,11 +86,22 @@ def true_outlines(label: Path, path: Path) -> Path:
     return path
 
 
-def at_random(scene: Path, seed: int) -> geopandas.GeoDataFrame:
-    """Return all boxes of a grid of places, in an order that is drawn."""
-    with rasterio.open(scene) as file:
-        at = np.stack(np.meshgrid(np.arange(0, file.width - SIDE + 1, SIDE), np.arange(0, file.height, SIDE)), -1)
-        at = np.random.default_rng(seed).permutation(at.reshape(-1, 2))
+def box_of(mask: Path) -> shapely.Geometry:
+    """Return what is not masked."""
+    with rasterio.open(mask) as file:
+        hidden = file.read(1)
+        found = shapes(hidden, hidden == 0, transform=file.transform)
+        return shapely.union_all([shapely.geometry.shape(polygon) for polygon, _ in found])
+
+
+def at_random(mask: Path, seed: int) -> geopandas.GeoDataFrame:
+    """Return all boxes of a grid of places that can be corrected, in an order that is drawn."""
+    with rasterio.open(mask) as file:
+        hidden, half = file.read(1), SIDE // 2
+        corners = [(c, r) for r in range(0, file.height, half) for c in range(0, file.width, half)]
+        blocks = {(c // TILE, r // TILE) for c, r in corners if not hidden[r, c]}
+        at = np.array([(c * TILE + x, r * TILE + y) for c, r in blocks for x in STEPS for y in STEPS])
+        at = np.random.default_rng(seed).permutation(at[np.lexsort(at.T)])
         (x0, y0), (x1, y1) = (file.transform * corner.T for corner in (at, at + SIDE))
         return geopandas.GeoDataFrame(geometry=shapely.box(x0, y1, x1, y0), crs=file.crs)
 
@@ -88,32 +110,35 @@ def fitted(arch: str, store: Any, out: Path, seed: int, weights: ModelBundle | N
     """Grow a forest, or train a network, on all labels of a store."""
     name, settings = RECIPES[arch]
     more = ["train.epochs=10", "train.lr=1e-4"] if weights is not None else ["train.epochs=60"]
-    recipe = load_recipe(name, [*settings, f"seed={seed}", *(more if arch == "network" else [])])
+    recipe = load_recipe(
+        name, [f"data.tile_size={TILE}", *settings, f"seed={seed}", *(more if arch == "network" else [])]
+    )
     train(recipe, store, out, fold=None, weights=weights if arch == "network" else None)
     return ModelBundle.load(out / "best.safetensors")
 
 
-def trial(arch: str, found: list[tuple[Path, Path, Path]], k: int, seed: int, folder: Path) -> list[dict[str, Any]]:
-    """Return the scores where part k judges."""
-    first, second = ((k + 1) % 3, (k + 2) % 3) if seed % 2 == 0 else ((k + 2) % 3, (k + 1) % 3)
-    (a, a_label, _), (b, b_label, b_none), (c, c_label, _) = found[first], found[second], found[k]
-    judge = prepare_scenes([c], folder / "judge", labels=[c_label], tile_size=TILE)
-    tiles = prepare_scenes([a, b], folder / "tiles", labels=[a_label, b_none], tile_size=TILE)
-    edited = true_outlines(b_label, folder / "edited.gpkg")
+def trial(arch: str, data: Path, third: int, seed: int, folder: Path) -> list[dict[str, Any]]:
+    """Return the scores where a third of the scene is trained on."""
+    made = grounds(data, folder, third, seed % 2)
+    tiles, judge = (
+        prepare_scenes([made["scene"]], folder / f"tiles_{k}", labels=[made[k]], tile_size=TILE)
+        for k in ("known", "judge")
+    )
+    judges = np.flatnonzero(judge.class_counts().sum(1))
+    edited = true_outlines(made["truth"], folder / "edited.gpkg")
 
     def score(model: ModelBundle, rule: str, n: int) -> dict[str, Any]:
-        told = evaluate(model, judge, range(len(judge)))
-        row = {"judge": k, "seed": seed, "rule": rule, "places": n, "mcc": told["mcc"], "ice": told["ice_mcc"]}
+        told = evaluate(model, judge, judges)
+        row = {"third": third, "seed": seed, "rule": rule, "places": n, "mcc": told["mcc"], "ice": told["ice_mcc"]}
         print(row, flush=True)
         return row
 
     start = fitted(arch, tiles, folder / "start", seed, None)
     rows = [score(start, "none", 0)]
-    made = predict_scene(start, b, folder / "maps", Wanted(doubtful=max(PLACES)))
-    orders = {
-        "doubtful": geopandas.read_file(made["files"]["doubtful"], layer="doubtful"),
-        "random": at_random(b, seed),
-    }
+    maps = predict_scene(start, made["scene"], folder / "maps", Wanted(doubtful=max(PLACES)), mask=made["mask"])
+    doubtful = geopandas.read_file(maps["files"]["doubtful"], layer="doubtful")
+    doubtful = doubtful.clip(box_of(made["mask"])).sort_values("rank")
+    orders = {"doubtful": doubtful, "random": at_random(made["mask"], seed)}
     runs = [(rule, n) for rule in orders for n in PLACES] + [("random", len(orders["random"]))]
     for rule, n in runs:
         boxes = orders[rule].head(n).assign(checked=True)
@@ -153,16 +178,14 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     with TemporaryDirectory() as name:
-        found = parts(given.data, Path(name))
-        for seed in range(given.seeds):
-            for k in range(3):
-                with TemporaryDirectory(dir=name) as folder:
-                    rows += trial(given.arch, found, k, seed, Path(folder))
+        for seed, third in product(range(given.seeds), range(3)):
+            with TemporaryDirectory(dir=name) as folder:
+                rows += trial(given.arch, given.data, third, seed, Path(folder))
     table = pd.DataFrame(rows)
-    start = table[table["rule"] == "none"].set_index(["judge", "seed"])
+    start = table[table["rule"] == "none"].set_index(["third", "seed"])
     for kind in ("mcc", "ice"):
         table[f"{kind} gain"] = (
-            table[kind] - start[kind].loc[[*zip(table["judge"], table["seed"], strict=True)]].to_numpy()
+            table[kind] - start[kind].loc[[*zip(table["third"], table["seed"], strict=True)]].to_numpy()
         )
     table.to_csv(given.out / f"{given.arch}.csv", index=False)
     drawn(table, given.out / f"{given.arch}.png")
