@@ -221,8 +221,8 @@ class _Corrections:
             )
         if not self.counts["looked at"]:
             raise DataError(
-                f"{path}: says of {where} what the map says, so nothing was corrected; edits belong into the layer "
-                "`classes`, and where the map is right, name the ground that was checked"
+                f"{path}: on {where} it says what the map says, so nothing was corrected there; edits belong into the "
+                "layer `classes`, and where the map is right, name the ground that was checked"
             )
         about = {"edited": path, "checked": self.checked and self.checked.path, "maps": self.maps}
         writer.info["made_by"] |= {**about, "pixels": dict(self.counts)}
