@@ -15,7 +15,7 @@ BLOCK = 8
 
 
 class Places(NamedTuple):
-    """Boxes of a map, those first where most of it is expected to be wrong."""
+    """Boxes of a map, in the order in which looking pays."""
 
     row: np.ndarray  # (n,) first row of the box, pixels
     col: np.ndarray  # (n,) first column
@@ -71,7 +71,8 @@ class DoubtSums:
     ) -> Places:
         """Return places whose boxes do not overlap, each the most doubtful of what the ones before left.
 
-        There are fewer than `n` where nothing more is in doubt.
+        What lies less than a box away from a place counts half: who looks there sees much of it. There are fewer than
+        `n` where nothing more is in doubt.
         """
         wrong, known = (
             x[:-1, :-1] + x[1:, :-1] + x[:-1, 1:] + x[1:, 1:]
@@ -81,6 +82,7 @@ class DoubtSums:
         while len(found) < n and (at := int(left.argmax()), left.flat[at])[1] > 0:
             row, col = divmod(at, left.shape[1])
             found.append((row, col))
+            left[max(row - 3, 0) : row + 4, max(col - 3, 0) : col + 4] /= 2
             left[max(row - 1, 0) : row + 2, max(col - 1, 0) : col + 2] = 0
         rows, cols = np.array(found, int).reshape(-1, 2).T
         return Places(rows * BLOCK, cols * BLOCK, wrong[rows, cols], known[rows, cols])

@@ -14,7 +14,7 @@ import numpy as np
 import rasterio
 import shapely
 from affine import Affine
-from rasterio.features import rasterize, shapes
+from rasterio.features import rasterize
 from scipy.ndimage import binary_dilation
 
 from ..bands import CLASSES, ICE, IGNORE
@@ -31,6 +31,7 @@ from ..data.tiles import TileStore, TileWriter
 from ..errors import DataError, did_you_mean, note
 from ..files import check_room
 from ..memory import fits
+from .outlines import regions_of
 from .source import Grid
 from .whole import read_record
 
@@ -269,11 +270,11 @@ class _Corrections:
         with open_raster(path) as raster, reading(path):
             values, t = raster.read(1), raster.transform
         values[values == IGNORE] = 0
-        found = [(shapely.geometry.shape(p), int(k)) for p, k in shapes(values, values > 0, transform=t)]
-        if not found:
+        found, codes = regions_of(values, (values > 0).astype(np.uint8), t)
+        if not len(found):
             return base
-        simple = shapely.coverage_simplify([p for p, _ in found], tolerance * abs(t.determinant) ** 0.5)
-        shown = _burned(to_pixels(simple), np.array([k for _, k in found]), shape, None)
+        simple = shapely.coverage_simplify(found, tolerance * abs(t.determinant) ** 0.5)  # as they were written
+        shown = _burned(to_pixels(simple), codes, shape, None)
         return np.where(base == IGNORE, IGNORE, shown)
 
     def _beside(self, name: str) -> Path | None:

@@ -27,8 +27,8 @@ class Doubtful:
     """Sums up doubt while a map comes, and writes its most doubtful places when all of it has come.
 
     A place is a box of 16 x 16 pixels. Doubt is 1 - p, p the calibrated probability of the class that the map shows;
-    its sum is how much of a box is expected to be wrong, and boxes are ranked by it: those that are uncertain, and most
-    of them. No box lies on another.
+    its sum is how much of a box is expected to be wrong. Boxes are ranked by it: those that are uncertain, and most of
+    them. No box lies on another, and near one that was taken doubt counts half, so that places lie apart.
     """
 
     def __init__(

@@ -23,10 +23,16 @@ def test_places_are_those_of_a_plain_search(shape):
     lost, side = np.where(known, doubt, 0), 2 * BLOCK
     rows, cols = (range(0, max(1, -(-n // BLOCK) - 1) * BLOCK, BLOCK) for n in shape)
     boxes = [(lost[r : r + side, c : c + side].sum(), r, c) for r in rows for c in cols]
-    wanted = []
-    for wrong, row, col in sorted(boxes, key=lambda box: -box[0]):
-        if wrong > 0 and all(abs(row - r) >= side or abs(col - c) >= side for _, r, c in wanted):
-            wanted.append((wrong, row, col))
+    wanted, left = [], {(r, c): wrong for wrong, r, c in boxes}
+    while left and max(left.values()) > 0:
+        row, col = max(left, key=left.get)
+        wanted.append((next(w for w, r, c in boxes if (r, c) == (row, col)), row, col))
+        for r, c in [*left]:
+            away = max(abs(row - r), abs(col - c))
+            if away < side:
+                del left[r, c]
+            elif away < 2 * side:
+                left[r, c] /= 2
     found = summed(doubt, known, 7).places(10_000)
     assert list(zip(found.row, found.col, strict=True)) == [(r, c) for _, r, c in wanted]
     np.testing.assert_allclose(found.wrong, [w for w, _, _ in wanted], rtol=1e-5)
