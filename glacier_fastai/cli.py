@@ -860,7 +860,9 @@ def correct(
     mask_buffer: MaskBuffer = 0.0,
     mask: Mask = "",
     dem: Dem = None,
-    tile_size: Annotated[int, typer.Option(min=32, max=65536, help="Side of a scene's tiles, pixels.")] = 128,
+    tile_size: Annotated[
+        int | None, typer.Option(min=32, max=65536, help="Side of a scene's tiles, pixels. Default: 128.")
+    ] = None,
 ) -> None:
     """Make labels of outlines that you corrected in a GIS, to train on with `finetune --weights`. Prints the store.
 

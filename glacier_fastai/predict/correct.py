@@ -53,10 +53,27 @@ def correct(
     checked: str | os.PathLike | None = None,  # polygons of ground where all was looked at
     mapped: str | os.PathLike | None = None,  # the map they were outlines of; default `SCENE_classes.tif` beside them
     class_field: str = "class",  # column of class names or codes
-    tile_size: int = 128,  # of a scene's tiles, pixels
+    tile_size: int | None = None,  # of a scene's tiles, pixels; default 128
     **how: Unpack[HowRead],
 ) -> TileStore:
     """Make a tile store whose labels are what a person corrected.
+
+    >>> import warnings
+    >>> from tempfile import TemporaryDirectory
+    >>> from geopandas import GeoDataFrame
+    >>> from glacier_fastai.data.sources.synthetic import write_scene
+    >>> with TemporaryDirectory() as folder:
+    ...     scene, mapped = write_scene(Path(folder) / "scene.tif", size=64)
+    ...     with rasterio.open(mapped) as file:
+    ...         lake = shapely.box(*file.window_bounds(((8, 12), (20, 24))))
+    ...         GeoDataFrame({"class": ["lake"]}, geometry=[lake], crs=file.crs).to_file(f"{folder}/edited.gpkg")
+    ...         around = GeoDataFrame(geometry=[shapely.box(*file.bounds)], crs=file.crs)
+    ...     around.to_file(f"{folder}/checked.gpkg")
+    ...     names = {"edited": f"{folder}/edited.gpkg", "checked": f"{folder}/checked.gpkg", "tile_size": 64}
+    ...     with warnings.catch_warnings(action="ignore"):
+    ...         store = correct(scene, out=Path(folder) / "corrected", **names)
+    >>> store.class_counts().tolist()
+    [[4080, 0, 0, 16]]
 
     Labels stand where somebody looked, that is
 
@@ -74,7 +91,7 @@ def correct(
     scene = named(source)
     work = _Corrections.opened(edited, checked, mapped, class_field)
     if isinstance(scene, Path) and (scene / "dataset.json").is_file():
-        if given := next((name for name, value in how.items() if value), None):
+        if given := next((k for k, value in {"tile_size": tile_size, **how}.items() if value), None):
             raise DataError(f"{scene}: a tile store says all of itself; leave out {given}")
         return _correct_store(TileStore(scene), work, out)
 
@@ -83,7 +100,7 @@ def correct(
         yield work.labels(place, scene_name(scene), writer.info["notes"])
         work.finish(writer)
 
-    return cut_scenes([scene], out, masks, {"scenes": [str(scene)]}, tile_size, labelled=True, **how)
+    return cut_scenes([scene], out, masks, {"scenes": [str(scene)]}, tile_size or 128, labelled=True, **how)
 
 
 def _correct_store(store: TileStore, work: _Corrections, out: str | os.PathLike) -> TileStore:
@@ -97,23 +114,22 @@ def _correct_store(store: TileStore, work: _Corrections, out: str | os.PathLike)
         writer.info["notes"] += store.info.get("notes", [])
         if store.standardised:
             writer.info["standardised"] = True
-        masks, touched = np.array(store.masks), 0
+        masks = dict[int, np.ndarray]()  # of tiles that are corrected
         for scene, place, tiles in _places(store):
             labels = work.labels(place, scene, writer.info["notes"])
             for i, row, col in tiles:
-                store.check(i, "mask")
                 label = labels[row : row + store.size, col : col + store.size]
-                masks[i] = np.where(label != IGNORE, label, masks[i])
-                touched += bool((label != IGNORE).any())
+                if (label != IGNORE).any():
+                    masks[i] = np.where(label != IGNORE, label, store.labels(i))
         work.finish(writer)
-        if not touched:
+        if not masks:
             raise DataError(f"{work.edited.path}: what was corrected lies on no tile of {store.path}")
-        log.info(f"{store.path}: {touched} of {len(store)} tiles have new labels")
+        log.info(f"{store.path}: {len(masks)} of {len(store)} tiles have new labels")
         keep = ("scene", "row", "col", "crs", "group", "split")
         for i, tile in enumerate(store.table.to_dict("records")):
             store.check(i, "image")
             about = {"transform": [float(v) for v in tile["transform"].split()], **{k: tile[k] for k in keep}}
-            writer.add(np.array(store.images[i]), masks[i], name=tile["id"], **about)
+            writer.add(np.array(store.images[i]), masks.get(i, store.labels(i)), name=tile["id"], **about)
     return TileStore(out)
 
 

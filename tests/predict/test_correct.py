@@ -91,8 +91,8 @@ def wanted(truth, looked):
     return out
 
 
-def corrected(*args, **kwargs):
-    return labels(correct(*args, **{"tile_size": 32, **kwargs}))
+def corrected(scene, edited, out, **kwargs):
+    return labels(correct(scene, edited, out, tile_size=32, **kwargs))
 
 
 def test_what_was_changed_is_labelled_with_a_rim(scene, maps, tmp_path):
@@ -196,11 +196,12 @@ def test_a_part_of_the_outlines_erases_the_rest_and_that_is_said(scene, maps, tm
         correct(scene, edit(maps, lambda t: t[t["class"] == "lake"]), tmp_path / "c", tile_size=32)
 
 
-def refused(message, *args, **kwargs):
+def refused(message, source, edited, out, **kwargs):
+    size = {} if source.is_dir() else {"tile_size": 32}
     with pytest.raises(DataError, match=message) as err:
-        correct(*args, **{"tile_size": 32, **kwargs})
+        correct(source, edited, out, **size, **kwargs)
     assert "\n" not in str(err.value)
-    assert not args[2].exists()
+    assert not out.exists()
 
 
 def test_what_cannot_be_used_is_one_line(scene, maps, tmp_path):
