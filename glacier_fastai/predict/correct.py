@@ -281,7 +281,7 @@ class _Corrections:
         _compare(record, name, f"{self.edited.path}: edits {path}", notes)
         wanted = record.get("wanted")
         tolerance = wanted.get("simplify") if isinstance(wanted, dict) else None
-        if not isinstance(tolerance, int | float) or not tolerance > 0:
+        if not isinstance(tolerance, int | float) or not 0 < tolerance < np.inf:
             return base
         with open_raster(path) as raster, reading(path):
             values, t = raster.read(1), raster.transform

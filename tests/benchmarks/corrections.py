@@ -164,6 +164,22 @@ def drawn(table: pd.DataFrame, path: Path) -> None:
     axes[1].set_ylabel("gain of MCC, ice")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def summarise(rows: list[dict[str, Any]], arch: str, out: Path) -> None:
+    """Write and print what was measured so far."""
+    table = pd.DataFrame(rows)
+    start = table[table["rule"] == "none"].set_index(["third", "seed"])
+    trials = [*zip(table["third"], table["seed"], strict=True)]
+    for kind in ("mcc", "ice"):
+        table[f"{kind} gain"] = table[kind] - start[kind].loc[trials].to_numpy()
+    table.to_csv(out / f"{arch}.csv", index=False)
+    drawn(table, out / f"{arch}.png")
+    about = table.groupby(["rule", "places"])[["mcc", "ice", "mcc gain", "ice gain"]].agg(["mean", "std"])
+    print(about.round(4).to_string())
+    each = table.pivot_table(index=["third", "seed"], columns=["places", "rule"], values="mcc gain")
+    print(each.round(3).to_string(), flush=True)
 
 
 def main() -> None:
@@ -181,16 +197,7 @@ def main() -> None:
         for seed, third in product(range(given.seeds), range(3)):
             with TemporaryDirectory(dir=name) as folder:
                 rows += trial(given.arch, given.data, third, seed, Path(folder))
-    table = pd.DataFrame(rows)
-    start = table[table["rule"] == "none"].set_index(["third", "seed"])
-    for kind in ("mcc", "ice"):
-        table[f"{kind} gain"] = (
-            table[kind] - start[kind].loc[[*zip(table["third"], table["seed"], strict=True)]].to_numpy()
-        )
-    table.to_csv(given.out / f"{given.arch}.csv", index=False)
-    drawn(table, given.out / f"{given.arch}.png")
-    about = table.groupby(["rule", "places"])[["mcc", "ice", "mcc gain", "ice gain"]].agg(["mean", "std"])
-    print(about.round(4).to_string())
+            summarise(rows, given.arch, given.out)
 
 
 if __name__ == "__main__":
