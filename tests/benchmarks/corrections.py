@@ -109,7 +109,7 @@ def at_random(mask: Path, seed: int) -> geopandas.GeoDataFrame:
 def fitted(arch: str, store: Any, out: Path, seed: int, weights: ModelBundle | None) -> ModelBundle:
     """Grow a forest, or train a network, on all labels of a store."""
     name, settings = RECIPES[arch]
-    more = ["train.epochs=10", "train.lr=1e-4"] if weights is not None else ["train.epochs=60"]
+    more = ["train.epochs=6", "train.lr=1e-4"] if weights is not None else ["train.epochs=30"]
     recipe = load_recipe(
         name, [f"data.tile_size={TILE}", *settings, f"seed={seed}", *(more if arch == "network" else [])]
     )

@@ -131,6 +131,8 @@ def test_ground_that_was_checked_is_labelled_whole(scene, maps, tmp_path):
     truth[52:56, 4:8] = 3
     found = corrected(scene, edited, tmp_path / "c", checked=area)
     np.testing.assert_array_equal(found, wanted(truth, looked | around(truth != ground())))
+    geopandas.read_file(area).to_file(edited, layer="checked")  # a layer beside the outlines does as well
+    np.testing.assert_array_equal(corrected(scene, edited, tmp_path / "b", checked=edited), found)
     # without the map, what was edited elsewhere is not known
     (maps / "s_classes.tif").unlink()
     with pytest.warns(DataNote, match="no map lies beside it, so what was changed outside"):
