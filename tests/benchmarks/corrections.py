@@ -106,7 +106,7 @@ def at_random(mask: Path, seed: int) -> geopandas.GeoDataFrame:
         return geopandas.GeoDataFrame(geometry=shapely.box(x0, y1, x1, y0), crs=file.crs)
 
 
-def fitted(arch: str, store: Any, out: Path, seed: int, weights: ModelBundle | None) -> ModelBundle:
+def fitted(arch: str, store: Any, out: Path, seed: int, weights: Path | None) -> ModelBundle:
     """Grow a forest, or train a network, on all labels of a store."""
     name, settings = RECIPES[arch]
     more = ["train.epochs=6", "train.lr=1e-4"] if weights is not None else ["train.epochs=30"]
@@ -144,7 +144,7 @@ def trial(arch: str, data: Path, third: int, seed: int, folder: Path) -> list[di
         boxes = orders[rule].head(n).assign(checked=True)
         boxes.to_file(folder / f"{rule}{n}.gpkg", layer="checked")
         store = correct(tiles.path, edited, folder / f"{rule}{n}", checked=folder / f"{rule}{n}.gpkg")
-        model = fitted(arch, store, folder / f"run_{rule}{n}", seed, start)
+        model = fitted(arch, store, folder / f"run_{rule}{n}", seed, folder / "start" / "best.safetensors")
         rows.append(score(model, rule, n))
     return rows
 
