@@ -638,6 +638,12 @@ def predict(
         bool, typer.Option("--outlines", help="Write polygons of glaciers and classes with areas (GeoPackage).")
     ] = False,
     geoparquet: Annotated[bool, typer.Option("--geoparquet", help="Write them as GeoParquet, too.")] = False,
+    doubtful: Annotated[
+        int,
+        typer.Option(
+            min=0, max=10_000, help="Write this many places where looking pays most, as boxes to tick (GeoPackage)."
+        ),
+    ] = 0,
     page: Annotated[
         bool, typer.Option("--page", help="Write a page to look at the map with its scene (HTML), and outlines for it.")
     ] = False,
@@ -712,7 +718,8 @@ def predict(
     models, scenes = split_models(paths)
     ensemble = Ensemble.load(models, overrides)
     by = ByGlacier(glaciers, buffer, min_area_km2, divides) if glaciers or divides else None
-    wanted = Wanted(probabilities, confidence, outlines or page, geoparquet, simplify, stats, window, glaciers=by)
+    what: Any = {"glaciers": by, "doubtful": doubtful}
+    wanted = Wanted(probabilities, confidence, outlines or page, geoparquet, simplify, stats, window, **what)
     how = _how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask, dem)
     use: Any = {"force": force, "batch_size": batch_size or None, "overwrite": overwrite, **how}
     write_page: Any = None
@@ -837,6 +844,54 @@ def change(
         print(json.dumps(made, indent=1))
     else:
         print(*made["files"].values(), sep="\n")
+
+
+@app.command()
+def correct(
+    source: Annotated[
+        str, typer.Argument(metavar="SCENE|STORE", help="The scene that was mapped, or a tile store of its ground.")
+    ],
+    edited: Annotated[
+        Path, typer.Argument(help="The map's outlines as you left them: polygons with a column of classes, any format.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Tile store to make; must not exist.")],
+    checked: Annotated[
+        Path | None,
+        typer.Option(
+            "--checked",
+            help="Polygons of ground where you looked at everything; with a column checked (as in SCENE_doubtful.gpkg) "
+            "those that are ticked. Default: only what was changed, and 3 pixels around.",
+        ),
+    ] = None,
+    mapped: Annotated[
+        Path | None, typer.Option("--map", help="The map. Default: SCENE_classes.tif beside the edited outlines.")
+    ] = None,
+    class_field: Annotated[str, typer.Option(help="Column that holds class names or codes.")] = "class",
+    bands: Bands = "",
+    sensor: Sensor = "",
+    scale: Scale = "",
+    offset: Offset = "",
+    resolution: Resolution = 0.0,
+    keep: Keep = "",
+    mask_buffer: MaskBuffer = 0.0,
+    mask: Mask = "",
+    dem: Dem = None,
+    tile_size: Annotated[
+        int | None, typer.Option(min=32, max=65536, help="Side of a scene's tiles, pixels. Default: 128.")
+    ] = None,
+) -> None:
+    """Make labels of outlines that you corrected in a GIS, to train on with `finetune --weights`. Prints the store.
+
+    Of a scene, tiles with labels where you looked, and none elsewhere; of a tile store, all its tiles with new labels
+    there. Without a polygon, ground that you looked at is background.
+
+    Example: `glacier-fastai correct scene.tif maps/scene_outlines.gpkg --out corrected`
+    """
+    from .predict.correct import correct as run
+
+    how = _how(bands, sensor, scale, offset, resolution, keep, mask_buffer, mask, dem)
+    use: Any = {"checked": checked, "mapped": mapped, "class_field": class_field, "tile_size": tile_size}
+    _describe(run(source, edited, out, **use, **how))
 
 
 @app.command()

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pandas as pd
 import pytest
@@ -88,6 +89,7 @@ COMMANDS = [
     ["evaluate"],
     ["calibrate"],
     ["predict"],
+    ["correct"],
     ["submit"],
     ["report"],
     ["recipes"],
@@ -441,3 +443,23 @@ def test_bands_in_files_of_their_own_and_a_composite(trained, tmp_path, run):
         32,
     )
     assert store.returncode == 0 and "4 tiles" in store.stderr, store.stderr
+
+
+def test_from_a_corrected_map_to_a_model_that_learned_of_it(trained, tmp_path, run):
+    bundle, (scene, _) = trained[0] / "best.safetensors", write_scene(tmp_path / "scene.tif")
+    done = run("predict", bundle, scene, "--out", tmp_path / "maps", "--outlines", "--doubtful", 4)
+    assert done.returncode == 0, done.stderr
+    _, outlines, places = done.stdout.splitlines()
+    for path, layer in ((outlines, "classes"), (places, "doubtful")):  # as a person does it in a GIS
+        table = geopandas.read_file(path, layer=layer)
+        table["class" if layer == "classes" else "checked"] = "debris" if layer == "classes" else True
+        table.to_file(path, layer=layer)
+    words = ["--checked", places, "--tile-size", 32, "--out", tmp_path / "corrected"]
+    done = run("correct", scene, outlines, *words)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'corrected'}\n"), done.stderr
+    assert re.search(r"[\d,]+ pixels of another class, [\d,]+ pixels looked at", done.stderr)
+    words = ["--recipe", "demo", "--fold", "all", "--weights", bundle, "--data", tmp_path / "corrected"]
+    done = run("finetune", *words, *SET, "--out", tmp_path / "run")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'run' / 'best.safetensors'}\n"), done.stderr
+    done = run("correct", scene, outlines, "--map", scene, "--out", tmp_path / "no")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr

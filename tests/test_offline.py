@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
     options = {"encoder": "resnet18", "attention": "scse"}
     weights = build_model("unet", BANDS, **options).state_dict()
     ModelBundle(weights, "unet", options, BANDS, (5000.0,) * 5, (2000.0,) * 5).save(base / "b.safetensors")
-    outlines(base / "rgi.gpkg", [rectangle(5, 5, 50, 50)], rgi_id=["RGI2000-v7.0-G-15-00001"])
+    outlines(base / "rgi.gpkg", [rectangle(5, 5, 50, 50)], rgi_id=["RGI2000-v7.0-G-15-00001"], kind=["debris"])
     write_raster(base / "dem.tif", np.add.outer(np.arange(64.0), np.arange(64.0))[None].astype(np.float32) + 3000)
     tiny_recipe("train.epochs=1", "data.folds=2").save(base / "r.yaml")
     return base
@@ -48,7 +48,8 @@ LINES = {
     "crossval": "--recipe r.yaml --data store --out cv",
     "calibrate": "cv --out c.yaml",
     "evaluate": "fine/best.safetensors --data store",
-    "predict": "cv/ensemble.yaml scene.tif --out maps --outlines --confidence",
+    "predict": "cv/ensemble.yaml scene.tif --out maps --outlines --confidence --doubtful 3",
+    "correct": f"scene.tif rgi.gpkg --class-field kind --map {MAP} --out t5 {SMALL}",
     "glaciers": f"{MAP} --divides dem.tif --date 2020-08-01 --out by",
     "change": f"{MAP} {MAP} --inventory rgi.gpkg --dates 2020-08-01,2023-08-01 --out ch",
     "page": f"{MAP} --out page.html",

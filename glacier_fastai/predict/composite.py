@@ -126,7 +126,7 @@ def predict_composite(
             rasters = [stack.enter_context(rasterio.open(file)) for file in files]
             seen = stack.enter_context(SeenMap(partial / wanted.files(name)["dates"], grid))
             strips = decided(_together(rasters, grid, order, seen), ensemble)
-            found["pixels"] = write_map(strips, grid, ensemble, wanted, partial, name)
+            found["pixels"] = write_map(strips, grid, ensemble, wanted, partial, name, about["notes"])
         if wanted.glaciers:
             found |= by_glacier(wanted, inventory, partial, name, about, how.get("dem"))
         for file in files:

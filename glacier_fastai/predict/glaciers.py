@@ -33,6 +33,7 @@ from ..recipe import explain
 from .glacier_sums import GlacierSums
 from .outlines import crs_of_areas, write_layer
 from .sink import ROWS
+from .styles import write_styles
 
 if TYPE_CHECKING:
     from .inventories import Format
@@ -276,6 +277,7 @@ def write_glaciers(
         check_inventory(files["inventory"], form)
         about["notes"] = [names_only(text) for text in notes]
     write_layer(table, files["glaciers.gpkg"], "glaciers", "MultiPolygon", files.get("glaciers.parquet"))
+    write_styles(files["glaciers.gpkg"], {"glaciers": "glaciers"})
     with whole_file(files["glaciers.csv"]) as file:
         as_csv(pd.DataFrame(table.drop(columns="geometry")), file)
     about["sha256"] = {p.name: file_hash(p) for k, p in files.items() if k != "glaciers.json"}
@@ -336,7 +338,7 @@ def _record(classes: Path, stem: str, notes: list[str]) -> dict[str, Any]:
 def _calibration(record: Mapping[str, Any], maps: Mapping[str, Path], outlined: bool, notes: list[str]) -> Calibration:
     """Return what intervals were calibrated to; says why there are none.
 
-    Unless outlines come from elsewhere (`outlined`) they are those of connected ice: a map's own tell nothing new of it.
+    Unless outlines come from elsewhere (`outlined`) they are those of connected ice: a map's own tell nothing new.
     """
     name = maps["classes"].name
     try:

@@ -25,8 +25,18 @@ from ..data.scenes.raster import same_crs
 from ..errors import DataError, OutputError, PredictionError
 from ..files import whole_file
 from .sink import RasterMap, Strip, writing
+from .styles import write_styles
 
-__all__ = ["LAYERS", "Outlines", "check_layer", "crs_of_areas", "equal_area_crs", "polygonize", "write_layer"]
+__all__ = [
+    "LAYERS",
+    "Outlines",
+    "check_layer",
+    "crs_of_areas",
+    "equal_area_crs",
+    "polygonize",
+    "regions_of",
+    "write_layer",
+]
 
 NOT_ICE = [k for k in range(len(CLASSES)) if k not in ICE]
 LAYERS = ("glaciers", "classes")
@@ -62,12 +72,23 @@ def polygonize(
     [1800.0, 900.0]
     """
     layer = rasterio.band(raster, band)
-    found = np.array([shapely.geometry.shape(outline) for outline, _ in shapes(layer, layer)], object)
+    return regions_of(layer, layer, raster.transform)[0]
+
+
+def regions_of(
+    values: Any,  # raster band, or (H, W) of bytes
+    mask: Any,  # the same, 0 where no polygon is wanted
+    transform: Any,  # affine transform from (col, row)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the polygons of `polygonize`, and the value of each."""
+    drawn = list(shapes(values, mask, transform=transform))
+    found = np.array([shapely.geometry.shape(outline) for outline, _ in drawn], object)
     xy, polygon = shapely.get_coordinates(shapely.get_exterior_ring(found), return_index=True)
-    corners = np.rint(_affine(xy, ~raster.transform))  # column, row
+    corners = np.rint(_affine(xy, ~transform))  # column, row
     top_left = np.lexsort((*corners.T, polygon))
     first = corners[top_left[np.unique(polygon[top_left], return_index=True)[1]]]
-    return found[np.lexsort(first.T)]
+    order = np.lexsort(first.T)
+    return found[order], np.array([int(value) for _, value in drawn], int)[order]
 
 
 def _affine(xy: np.ndarray, transform: Any) -> np.ndarray:
@@ -184,6 +205,7 @@ class Outlines(RasterMap):
                 for name, table in self.tables().items():
                     parquet = self.path.with_name(f"{self.path.stem}_{name}.parquet") if self.geoparquet else None
                     write_layer(table, self.path, name, "Polygon", parquet)
+                write_styles(self.path, {"glaciers": "glaciers", "classes": "classes"})
         finally:
             self.discard()
 

@@ -32,6 +32,7 @@ from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
 from ..model.fit import check_fit
 from ..model.predictor import Predictor
+from .doubtful import Doubtful
 from .glaciers import inventory_on, write_glaciers
 from .outlines import Outlines
 from .postprocess import postprocessed
@@ -133,7 +134,9 @@ def predict_scene(
             models = predictor() if predictor else Predictor(ensemble, device, batch_size)
             models.normalise_by(source.statistics() if wanted.statistics == "scene" else None)
             strips = map_strips(source, models, wanted.window)
-            found: dict[str, Any] = {"pixels": write_map(strips, source, ensemble, wanted, partial, name)}
+            found: dict[str, Any] = {
+                "pixels": write_map(strips, source, ensemble, wanted, partial, name, about["notes"])
+            }
             add_notes(source, about["notes"])
             if wanted.glaciers:
                 found |= by_glacier(wanted, looked.inventory, partial, name, about, how.get("dem"))
@@ -211,6 +214,7 @@ def write_map(
     wanted: Wanted,
     folder: Path,  # where the files are written
     name: str,  # see `Wanted.files`
+    notes: list[str],  # see `errors.note`
 ) -> dict[str, int]:
     """Write the files of a map, and return its pixels by class; raises `DataError` if none has data."""
     counts = np.zeros(256, np.int64)
@@ -229,6 +233,8 @@ def write_map(
             area = ensemble.calibration.area
             outlines = Outlines(files["outlines"], source, area, wanted.simplify, wanted.geoparquet)
             sinks.append(stack.enter_context(outlines))
+        if "doubtful" in files:
+            sinks.append(stack.enter_context(Doubtful(files["doubtful"], source, wanted.doubtful, notes)))
 
         def write(strip: Strip) -> None:
             nonlocal counts

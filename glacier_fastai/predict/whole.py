@@ -20,6 +20,7 @@ from ..errors import DataError, OutputError, PredictionError, note
 from ..files import file_hash, names_only, work_folder, write_text
 from ..model.predictor import out_of_memory
 from ..reading import read_json
+from .doubtful import DOUBTFUL
 from .glaciers import ByGlacier, glacier_files
 from .outlines import LAYERS, check_layer
 from .sink import SIDECAR, checksums
@@ -40,6 +41,7 @@ class Wanted:
     window: int = 512  # side of a window, pixels
     dates: bool = False  # `SCENE_dates.tif`, of a composite: how many scenes see a pixel
     glaciers: ByGlacier | None = None  # `SCENE_glaciers.gpkg`, `.csv` and `.json`: the ice by glacier
+    doubtful: int = 0  # places of `SCENE_doubtful.gpkg`, where looking pays most
 
     def files(self, stem: str) -> dict[str, str]:
         """Return the names of the files of a scene, by kind."""
@@ -54,6 +56,8 @@ class Wanted:
             names |= {f"{k} parquet": f"{stem}_outlines_{k}.parquet" for k in LAYERS}
         if self.dates:
             names["dates"] = f"{stem}_dates.tif"
+        if self.doubtful:
+            names["doubtful"] = f"{stem}_doubtful.gpkg"
         if self.glaciers:
             names |= glacier_files(stem, self.geoparquet)
         return names
@@ -61,7 +65,7 @@ class Wanted:
     def about(self, inventory: Inventory | None, dem: str | os.PathLike | None = None) -> dict[str, Any]:
         """Return all of it for the record; of an inventory or an elevation model its name and SHA-256 tell."""
         of: dict[str, Any]
-        found = {k: v for k, v in asdict(self).items() if k != "glaciers"}
+        found = {k: v for k, v in asdict(self).items() if k != "glaciers" and (k != "doubtful" or v)}
         if by := self.glaciers:
             if inventory is not None:
                 of = {"inventory": inventory.name, "sha256": inventory.sha256}
@@ -74,7 +78,7 @@ class Wanted:
     @staticmethod
     def every(stem: str) -> list[str]:
         """Return the names of all files that there may be of a scene."""
-        names = Wanted("uint8", True, True, True, dates=True, glaciers=ByGlacier("")).files(stem).values()
+        names = Wanted("uint8", True, True, True, dates=True, glaciers=ByGlacier(""), doubtful=1).files(stem).values()
         return [*names, page_name(stem)]
 
 
@@ -155,7 +159,8 @@ def _whole(made: Sequence[Path], record: dict[str, Any], overwrite: bool) -> boo
     for path in made:
         try:
             if path.suffix == ".gpkg":  # which programs write into that only show it
-                for layer in LAYERS[:1] if path.name.endswith("_glaciers.gpkg") else LAYERS:
+                kind = path.stem.rpartition("_")[2]
+                for layer in {"glaciers": LAYERS[:1], DOUBTFUL: (DOUBTFUL,)}.get(kind, LAYERS):
                     check_layer(path, layer)
             elif not isinstance(sums, dict) or file_hash(path) != sums.get(path.name):
                 if path.suffix == ".tif":

@@ -138,10 +138,10 @@ def test_what_cannot_be_compared_fairly_is_refused(two, tmp_path):
     edited = inventory(tmp_path / "edited.gpkg", [TWO[0], rectangle(10, 30, 20, 19)], rgi_id=["A", "B"])
     edited = tabled(other("edited"), edited)[2]["files"]["glaciers.gpkg"]
     refused(r"different inventories \(rgi\.gpkg, edited\.gpkg\)", a, edited)
-    lost = geopandas.read_file(a).drop(columns=["share_seen", "date"])
+    lost = geopandas.read_file(a, layer="glaciers").drop(columns=["share_seen", "date"])
     lost.to_file(tmp_path / "lost.gpkg")
     refused(r"lost\.gpkg: no column date, share_seen; give SCENE_glaciers\.gpkg", a, tmp_path / "lost.gpkg")
-    twice = pd.concat([geopandas.read_file(a)] * 2)
+    twice = pd.concat([geopandas.read_file(a, layer="glaciers")] * 2)
     twice.to_file(tmp_path / "twice.gpkg")
     refused(r"twice\.gpkg: A occurs twice", tmp_path / "twice.gpkg", second["glaciers.gpkg"])
     with pytest.warns(DataNote, match="different models, whose errors differ; they were compared all the same"):

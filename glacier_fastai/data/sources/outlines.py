@@ -76,6 +76,7 @@ class OutlineFile:
 def open_outlines(
     outlines: Iterable[Outlines],
     class_field: str | None = None,  # column of class names or codes, in files without class; default: all are ice
+    layer: str = "",  # that is taken where a file has several
 ) -> list[OutlineFile]:
     """Open files of outlines for `burn_outlines`.
 
@@ -88,14 +89,13 @@ def open_outlines(
         name, path = item if isinstance(item, tuple) else (None, item)
         if name is not None and name not in CLASSES:
             raise DataError(f"{path}: {name!r} is no class; use {', '.join(CLASSES)}{did_you_mean(name, CLASSES)}")
-        layer = open_vector(path)
-        _check_degrees(layer)
+        opened = open_vector(path, layer)
+        _check_degrees(opened)
         column = class_field if name is None else None
-        if column is not None and column not in layer.columns:
-            raise DataError(
-                f"{path}: no column {column!r}; it has {', '.join(layer.columns)}{did_you_mean(column, layer.columns)}"
-            )
-        files.append(OutlineFile(layer, name, column))
+        if column is not None and column not in opened.columns:
+            held = ", ".join(opened.columns) or "none"
+            raise DataError(f"{path}: no column {column!r}; it has {held}{did_you_mean(column, opened.columns)}")
+        files.append(OutlineFile(opened, name, column))
     return files
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -26,7 +26,7 @@ from ..tiles import TileStore, TileWriter, store_dtype
 from .labels import label_masks
 from .outlines import Outlines, burn_outlines, open_outlines
 
-__all__ = ["prepare_scenes"]
+__all__ = ["cut_scenes", "prepare_scenes"]
 
 
 def prepare_scenes(
@@ -60,17 +60,17 @@ def prepare_scenes(
         DataError: Anything about the input that cannot be used, in one line.
         OutputError: `out` exists already or cannot be written.
     """
-    scenes = [named(scene) for scene in scenes]
+    paths = [named(scene) for scene in scenes]
     if bool(labels) == bool(outlines):
         raise DataError("give either label rasters (`labels`) or polygons (`outlines`)")
     if align and not labels:
         raise DataError("`align` is for label rasters; polygons are brought to the scene's grid as they are")
-    if labels and len(labels) != len(scenes):
-        raise DataError(f"{len(scenes)} scenes, but {len(labels)} label rasters: give one per scene, in the same order")
+    if labels and len(labels) != len(paths):
+        raise DataError(f"{len(paths)} scenes, but {len(labels)} label rasters: give one per scene, in the same order")
     files = open_outlines(outlines, class_field)
     shapes = [f"{o[0]}={f.path}" if isinstance(o, tuple) else f.path for o, f in zip(outlines, files, strict=True)]
     made_by = {
-        "scenes": [str(p) for p in scenes],
+        "scenes": [str(p) for p in paths],
         "labels": [str(named(p)) for p in labels],
         "align": align,
         "outlines": shapes,
@@ -81,52 +81,73 @@ def prepare_scenes(
         "min_ice": min_ice,
         "min_valid": min_valid,
     }
+
+    def masks(looked: Sequence[_Looked], writer: TileWriter) -> Iterator[np.ndarray]:
+        if labels:
+            yield from label_masks(labels, looked, align, writer.note)
+            return
+        bare = []
+        for scene in looked:
+            grid = (scene.crs, scene.transform, (scene.height, scene.width))
+            mask, found = burn_outlines(
+                files, *grid, all_touched=all_touched, notes=writer.info["notes"], scene=scene.path
+            )
+            if not found:
+                bare.append(scene.path)
+                mask[:] = 0 if empty_is_background else IGNORE
+            yield mask
+        if len(bare) == len(looked):
+            raise DataError(
+                f"{', '.join(shapes)}: no polygon lies on {', '.join(map(str, paths))}; check that both show the same "
+                "place"
+            )
+        for path in bare:
+            held = "background, as empty_is_background says" if empty_is_background else "unlabelled"
+            writer.note(f"{path}: no polygon lies on it, though some lie on other scenes; its tiles are {held}")
+
+    return cut_scenes(paths, out, masks, made_by, tile_size, overlap, min_ice, min_valid, **how)
+
+
+def cut_scenes(
+    scenes: Sequence[Path | Address],
+    out: str | os.PathLike,  # folder of the store to make
+    masks: Callable[[Sequence[_Looked], TileWriter], Iterator[np.ndarray]],  # yields the mask of each scene, `(H, W)`
+    made_by: dict[str, Any],  # for the record of the store
+    tile_size: int,  # these as in `prepare_scenes`
+    overlap: int = 0,
+    min_ice: float = 0.0,
+    min_valid: float = 0.0,
+    labelled: bool = False,  # keep only tiles with a label
+    **how: Unpack[HowRead],
+) -> TileStore:
+    """Cut scenes with any masks into a tile store; returns and raises as `prepare_scenes`."""
     looked: list[_Looked] = []
     for path in scenes:  # open one at a time: a process may not have so many files, and products have many each
         with open_scene(path, **how) as opened:
             looked.append(_look(opened, looked[0] if looked else None, tile_size))
-    first, bare = looked[0], []
+    first = looked[0]
     scaling, dtype = _kept(looked)
     pixel = dtype.itemsize * len(first.bands) + 1
-    if not (min_ice or min_valid):
+    if not (min_ice or min_valid or labelled):
         check_room(out, sum(s.height * s.width * s.valid for s in looked) * pixel / 2)
     writer = TileWriter(out, first.bands, tile_size, dtype, "scene", first.sensor or "", made_by, scaling)
     with writer, block_cache(max(scene.cached_bytes for scene in looked)):
         for scene in looked:
             for text in (*scene.notes, *_other_values(first, scene)):
                 writer.note(text)
-        masks = label_masks(labels, looked, align, writer.note) if labels else iter(())
-        for scene in looked:
-            if labels:
-                mask = next(masks)
-            else:
-                grid = (scene.crs, scene.transform, (scene.height, scene.width))
-                mask, found = burn_outlines(
-                    files, *grid, all_touched=all_touched, notes=writer.info["notes"], scene=scene.path
-                )
-                if not found:
-                    bare.append(scene.path)
-                    mask[:] = 0 if empty_is_background else IGNORE
+        for scene, mask in zip(looked, masks(looked, writer), strict=True):
             with open_scene(scene.path, **how) as opened:
                 if _look(opened, first, tile_size) != scene:
                     raise DataError(f"{scene.path}: was changed while it was read; begin again when nobody writes it")
-                if not _cut(opened, mask, writer, tile_size, overlap, min_ice, min_valid):
+                if not _cut(opened, mask, writer, tile_size, overlap, min_ice, min_valid, labelled):
                     raise DataError(f"{scene.path}: every pixel is nodata")
                 if (counts := MaskCounts.of(opened)).lost:
                     writer.note(f"{scene.path}: {counts.text}")
-        if outlines and len(bare) == len(looked):
-            raise DataError(
-                f"{', '.join(shapes)}: no polygon lies on {', '.join(map(str, scenes))}; check that both show the same "
-                "place"
-            )
-        for path in bare:
-            held = "background, as empty_is_background says" if empty_is_background else "unlabelled"
-            writer.note(f"{path}: no polygon lies on it, though some lie on other scenes; its tiles are {held}")
         if not writer.rows:
-            raise DataError(
-                f"{', '.join(map(str, scenes))}: no tile has {min_ice:.0%} ice and {min_valid:.0%} data; lower min_ice "
-                "or min_valid"
+            lacking = (
+                "a label" if labelled else f"{min_ice:.0%} ice and {min_valid:.0%} data; lower min_ice or min_valid"
             )
+            raise DataError(f"{', '.join(map(str, scenes))}: no tile has {lacking}")
     return TileStore(out)
 
 
@@ -202,7 +223,14 @@ def _other_values(first: _Looked, scene: _Looked) -> list[str]:
 
 
 def _cut(
-    scene: Scene, mask: np.ndarray, writer: TileWriter, size: int, overlap: int, min_ice: float, min_valid: float
+    scene: Scene,
+    mask: np.ndarray,
+    writer: TileWriter,
+    size: int,
+    overlap: int,
+    min_ice: float,
+    min_valid: float,
+    labelled: bool,
 ) -> bool:
     """Write the tiles of a scene that are to be kept, and return whether any of its pixels has data."""
     index = [scene.bands.index(b) for b in writer.bands]
@@ -216,8 +244,8 @@ def _cut(
             any_data |= bool(valid.any())
             label = mask[row : row + size, col : col + size]
             known = label[valid & (label != IGNORE)]
-            least = max(1, min_ice * known.size) if min_ice else 0
-            if not valid.any() or valid.mean() < min_valid or np.isin(known, (*ICE, ICE_OF_ANY_KIND)).sum() < least:
+            ice, least = np.isin(known, (*ICE, ICE_OF_ANY_KIND)).sum(), max(1, min_ice * known.size) if min_ice else 0
+            if not valid.any() or valid.mean() < min_valid or ice < least or (labelled and not known.size):
                 continue
             writer.add(
                 values,
