@@ -132,9 +132,9 @@ def glaciers(
         if (path := classes.with_name(f"{stem}_{kind}.tif")).is_file():
             maps[kind] = path
     out = classes.parent if out is None else Path(out)
-    record = _record(classes, stem, notes)
-    with open_raster(classes) as raster:
+    with open_raster(classes) as raster:  # one far longer than its pixels is refused here, and not hashed
         own = inventory_on(by, _grid(raster, classes), classes, notes)
+    record = _record(classes, stem, notes)
     files = {kind: out / name for kind, name in glacier_files(stem, geoparquet, form).items()}
     every = [out / name for name in glacier_files(stem, True, form).values()]
     busy = f"{out}: another process is writing the glaciers of {stem}; wait until it ends"
@@ -383,7 +383,7 @@ def _date(given: str, record: Mapping[str, Any], stem: str, notes: list[str]) ->
 def _model(record: Mapping[str, Any]) -> str:
     """Return a hash of the models of a map and how they were used."""
     models = record.get("models")
-    if not isinstance(models, list):
+    if not isinstance(models, list) or not all(isinstance(m, dict) for m in models):
         return ""
     calibration = record.get("calibration")
     if isinstance(calibration, dict):  # maps of before do not know these intervals, and are made the same

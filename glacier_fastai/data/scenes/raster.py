@@ -13,10 +13,11 @@ import re
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from xml.etree import ElementTree
 
@@ -63,6 +64,7 @@ DRIVERS = {  # GDAL's names of what is read, and how such files begin
     "VRT": (b"<VRTDataset",),
     "ENVI": (b"",),  # raw numbers, a header beside
 }
+_one_is_silent = Lock()
 FAR = 1e12  # in a CRS, beyond which nothing lies
 FROM_WEB = ("GTiff", "JP2OpenJPEG", "PNG", "JPEG")  # what needs no other file
 READ = "GeoTIFF, JPEG 2000, PNG, JPEG, ERDAS Imagine, netCDF-3, ENVI and VRT are read; make a GeoTIFF (gdal_translate)"
@@ -191,7 +193,7 @@ def _open(path: Path, name: str, home: str, above: tuple[str, ...]) -> rasterio.
         _look_into(path, name, home, above)
     what = "not a raster, cut short or damaged"
     with refusing(name, DataError, what, f"copy it again; {READ}"), rasterio.Env(DummySession(), **OFFLINE):
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _silent() if driver == "JP2OpenJPEG" else nullcontext():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             raster = rasterio.open(path, driver=driver)
         try:
@@ -204,6 +206,22 @@ def _open(path: Path, name: str, home: str, above: tuple[str, ...]) -> rasterio.
             raster.close()
             raise
         return raster
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Let nothing come out at stderr, to which libgeotiff itself writes what is odd in the place of a JPEG 2000."""
+    with _one_is_silent, ExitStack() as stack:
+        try:
+            kept = os.dup(2)
+        except OSError:  # it is closed
+            yield
+            return
+        stack.callback(os.close, kept)
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        stack.callback(os.dup2, kept, 2)
+        yield
 
 
 def _open_address(address: Address) -> rasterio.DatasetReader:
