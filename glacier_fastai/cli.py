@@ -151,7 +151,7 @@ Divides = Annotated[
 
 @app.callback()
 def _options(debug: Debug = False) -> None:
-    pass
+    show_messages()  # now, for typer has hooks of its own
 
 
 def main() -> None:
@@ -180,7 +180,6 @@ def _run() -> None:
             os.environ.pop("RANK", None)  # a batch script's, which fastai would read as a number
         if mine := rank():
             who += f", process {mine}"
-        show_messages()
         app()
     except GlacierError as err:
         if debug:

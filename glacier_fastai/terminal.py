@@ -120,8 +120,12 @@ def show_messages() -> None:
         _show_note.others = warnings.showwarning  # type: ignore[attr-defined]
         warnings.showwarning = _show_note
         warnings.simplefilter("always", DataNote)  # `errors.note` says each once
+    if sys.unraisablehook is not _unraisable:
         _unraisable.others = sys.unraisablehook  # type: ignore[attr-defined]
         sys.unraisablehook = _unraisable
+    if sys.excepthook is not _uncaught:
+        _uncaught.others = sys.excepthook  # type: ignore[attr-defined]
+        sys.excepthook = _uncaught
 
 
 def _show_note(message, category, filename, lineno, file=None, line=None) -> None:
@@ -134,6 +138,11 @@ def _show_note(message, category, filename, lineno, file=None, line=None) -> Non
 def _unraisable(about) -> None:
     if "rasterio._env.log_error" not in str(about.object):  # which cannot log names in a file that are not UTF-8
         _unraisable.others(about)  # type: ignore[attr-defined]
+
+
+def _uncaught(kind, value, trace) -> None:
+    if kind is not UnicodeDecodeError or trace is not None:  # of `log_error` it comes here first, from nowhere
+        _uncaught.others(kind, value, trace)  # type: ignore[attr-defined]
 
 
 def in_terminal() -> bool:

@@ -112,4 +112,5 @@ def test_what_gdal_says_in_another_encoding_is_no_noise(tmp_path, capfd):
     show_messages()
     said = SimpleNamespace(object="rasterio._env.log_error", exc_type=UnicodeDecodeError, exc_value=None)
     sys.unraisablehook(SimpleNamespace(**vars(said), exc_traceback=None, err_msg="x"))
+    sys.excepthook(UnicodeDecodeError, UnicodeDecodeError("utf-8", b"x", 0, 1, "odd"), None)
     assert capfd.readouterr().err == ""
