@@ -1,4 +1,5 @@
 import json
+import os
 
 import geopandas
 import numpy as np
@@ -261,6 +262,8 @@ def test_what_is_odd_about_a_map_is_said(tmp_path):
     with pytest.warns(DataNote, match=r"s_classes\.tif: is not as s_prediction\.json says; it was changed"):
         made = glaciers(path, rgi, date="2001-02-03")
     assert made["date"] == "2001-02-03" and "calibrated" not in "".join(made["notes"])
+    odd = write_map(tmp_path / "odd", classes, record={**RECORD, "models": ["-1"]})
+    assert glaciers(odd, rgi)["model"] == ""
 
 
 def test_what_cannot_be_used_is_refused_and_leaves_nothing(tmp_path):
@@ -288,6 +291,9 @@ def test_what_cannot_be_used_is_refused_and_leaves_nothing(tmp_path):
     refused(r"s_prediction\.json: damaged", path)
     floats = write_raster(tmp_path / "f.tif", classes[None].astype("f4"))
     refused(r"f\.tif: 1 bands of float32, so no map of classes", floats)
+    long = write_map(tmp_path / "long", classes)
+    os.truncate(long, 2**40)
+    refused(r"s_classes\.tif: has 1,099,511,627,776 bytes", long)
     zero = write_raster(tmp_path / "z.tif", classes[None], nodata=0)
     refused(r"z\.tif: declares 0 as nodata; in a map of classes it is 255", zero)
     for wrong in ({"buffer": -1}, {"buffer": np.nan}, {"min_area": np.inf}):

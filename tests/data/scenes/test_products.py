@@ -171,6 +171,18 @@ def test_coarser_images_where_the_finest_are_not_there(tmp_path):
         assert sum("as no finer image is there" in note for note in scene.notes) == 4
 
 
+def test_a_place_that_libgeotiff_cannot_read_is_one_line(tmp_path, capfd):
+    made = sentinel2(tmp_path)
+    data = bytearray(made.files["red"].read_bytes())
+    at = data.index(b"II*\0") if b"II*\0" in data else data.index(b"MM\0*")
+    (entry,) = [k for k in range(at, at + 400) if data[k : k + 4] == b"\xaf\x87\x03\0"]  # GeoKeyDirectory, of shorts
+    data[int.from_bytes(data[entry + 8 : entry + 12], "little") + at + 12] = 0  # its first key has a count of 0
+    made.files["red"].write_bytes(data)
+    with pytest.raises(DataError, match="no coordinate reference system"):
+        open_scene(made.path, ["red"])
+    assert capfd.readouterr().err == ""
+
+
 def test_polygons_of_clouds(tmp_path):
     (x, y), k = UL, 60
     box = [(x + k, y - 3 * k), (x + 4 * k, y - 3 * k), (x + 4 * k, y - 5 * k), (x + k, y - 5 * k), (x + k, y - 3 * k)]
