@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .errors import DataError, GlacierError, RunStopped, TrainingError, printable
-from .terminal import close_stdout, launched, open_streams, progress, rank, show_messages
+from .terminal import close_stdout, launched, mute_rasterio, open_streams, progress, rank, show_messages
 
 __all__ = ["app", "main"]
 
@@ -151,7 +151,7 @@ Divides = Annotated[
 
 @app.callback()
 def _options(debug: Debug = False) -> None:
-    show_messages()  # now, for typer has hooks of its own
+    mute_rasterio()  # again, for typer has hooks of its own
 
 
 def main() -> None:
@@ -180,6 +180,7 @@ def _run() -> None:
             os.environ.pop("RANK", None)  # a batch script's, which fastai would read as a number
         if mine := rank():
             who += f", process {mine}"
+        show_messages()
         app()
     except GlacierError as err:
         if debug:

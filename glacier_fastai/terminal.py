@@ -24,6 +24,7 @@ __all__ = [
     "close_stdout",
     "in_terminal",
     "launched",
+    "mute_rasterio",
     "one_arena",
     "open_streams",
     "progress",
@@ -120,6 +121,11 @@ def show_messages() -> None:
         _show_note.others = warnings.showwarning  # type: ignore[attr-defined]
         warnings.showwarning = _show_note
         warnings.simplefilter("always", DataNote)  # `errors.note` says each once
+    mute_rasterio()
+
+
+def mute_rasterio() -> None:
+    """Let what GDAL says in another encoding, which rasterio cannot log, be no noise."""
     if sys.unraisablehook is not _unraisable:
         _unraisable.others = sys.unraisablehook  # type: ignore[attr-defined]
         sys.unraisablehook = _unraisable
