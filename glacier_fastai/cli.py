@@ -852,11 +852,11 @@ def correct(
         str, typer.Argument(metavar="SCENE|STORE", help="The scene that was mapped, or a tile store of its ground.")
     ],
     edited: Annotated[
-        Path, typer.Argument(help="The map's outlines as you left them: polygons with a column of classes, any format.")
+        str, typer.Argument(help="The map's outlines as you left them: polygons with a column of classes, any format.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Tile store to make; must not exist.")],
     checked: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--checked",
             help="Polygons of ground where you looked at everything; with a column checked (as in SCENE_doubtful.gpkg) "
@@ -864,7 +864,7 @@ def correct(
         ),
     ] = None,
     mapped: Annotated[
-        Path | None, typer.Option("--map", help="The map. Default: SCENE_classes.tif beside the edited outlines.")
+        str | None, typer.Option("--map", help="The map. Default: SCENE_classes.tif beside the edited outlines.")
     ] = None,
     class_field: Annotated[str, typer.Option(help="Column that holds class names or codes.")] = "class",
     bands: Bands = "",

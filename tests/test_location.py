@@ -13,6 +13,8 @@ from scenes import BANDS, TINY, made_up, make_store, tiny_recipe, write_raster
 
 from glacier_fastai.bands import LOCATION
 from glacier_fastai.data.block import GlacierDataLoaders
+from glacier_fastai.data.channels import channels_of
+from glacier_fastai.data.scenes.opening import open_scene
 from glacier_fastai.data.sources.scene import prepare_scenes
 from glacier_fastai.errors import BundleError, DataNote
 from glacier_fastai.model.bundle import ModelBundle
@@ -21,6 +23,7 @@ from glacier_fastai.model.ensemble import Ensemble, Member
 from glacier_fastai.model.evaluate import evaluate, predict_tiles
 from glacier_fastai.model.registry import build_model
 from glacier_fastai.predict.scene import Wanted, predict_scene
+from glacier_fastai.predict.source import SceneSource
 from glacier_fastai.predict.submission import write_submission
 from glacier_fastai.recipe import PredictRecipe
 from glacier_fastai.show.interpret import GlacierInterpretation
@@ -75,6 +78,18 @@ def test_the_map_of_a_scene_is_that_of_its_tile(model, scene, tmp_path):
     assert np.abs(other - want)[:, valid].max() > 0.01
     small = mapped(model(), scene, tmp_path / "small", window=32)  # windows of several strips see other parts
     assert np.isfinite(small[:, valid]).all()
+
+
+def test_rows_and_windows_of_a_scene_know_their_place(scene, tmp_path):
+    mask = write_raster(tmp_path / "mask.tif", np.zeros((1, 64, 64), np.uint8))
+    with open_scene(scene, mask=mask) as opened:
+        source = SceneSource(opened, channels_of(TAKEN))
+        whole = source.read(0, 64)
+        for row in (0, 20, 63):
+            np.testing.assert_array_equal(source.read(row, 1), whole[:, row : row + 1])
+        assert np.unique(whole[1][~np.isnan(whole[1])]).size > 60  # latitudes
+        image, _ = source.behind(30, 10, 16)
+        np.testing.assert_array_equal(image[TAKEN.index("longitude")], whole[3, 30:46, 10:26])
 
 
 def test_a_scene_in_degrees_is_where_the_same_scene_in_metres_is(scene, tmp_path):

@@ -349,7 +349,6 @@ def _interval(
         return None, found
     truth, low, high = (np.concatenate(part) for part in zip(*each, strict=True))
     found["coverage"] = round(float(((low <= truth) & (truth <= high)).mean()), 3)
-    found["width"] = round(
-        float(np.median((high - low) / np.maximum(truth, 1))), 3
-    )  # of ice where there is none, in px
+    width = (high - low) / np.maximum(truth, 1)  # in pixels where there is no ice
+    found["width"] = round(float(np.median(width)), 3)
     return fitted, found

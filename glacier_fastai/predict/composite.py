@@ -31,7 +31,7 @@ from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
 from ..model.predictor import Predictor
 from .glaciers import inventory_on
-from .scene import add_notes, by_glacier, decided, look_at, masked_share, mean_strips, write_map
+from .scene import add_notes, by_glacier, decided, look_at, masked_share, mean_strips, note_unused_dem, write_map
 from .sink import RasterMap, Strip, check_grid, writing
 from .source import Grid
 from .whole import Wanted, make_whole
@@ -87,6 +87,7 @@ def predict_composite(
     grid, first = _union(out / name, grids), looked[0].about
     place = [grid.height, grid.width, *grid.transform[:6]]
     notes = list[str]()
+    note_unused_dem(looked, wanted, how, notes)
     inventory = inventory_on(wanted.glaciers, grid, grid.path, notes) if wanted.glaciers else None
     made_of = wanted.about(inventory, how.get("dem"))
     about = {

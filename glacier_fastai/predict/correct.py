@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
-import rasterio
 import shapely
 from affine import Affine
+from pyproj.exceptions import CRSError
 from rasterio.features import rasterize
 from scipy.ndimage import binary_dilation
 
 from ..bands import CLASSES, ICE, IGNORE
 from ..data.scenes.address import Address, named
 from ..data.scenes.opening import HowRead, scene_name
-from ..data.scenes.raster import open_raster, reading
+from ..data.scenes.raster import open_raster, parse_crs, reading
 from ..data.scenes.scene import Place
 from ..data.scenes.units import Scaling
 from ..data.sources.labels import label_masks
@@ -59,6 +59,7 @@ def correct(
     """Make a tile store whose labels are what a person corrected.
 
     >>> import warnings
+    >>> import rasterio
     >>> from tempfile import TemporaryDirectory
     >>> from geopandas import GeoDataFrame
     >>> from glacier_fastai.data.sources.synthetic import write_scene
@@ -147,12 +148,16 @@ def _places(store: TileStore) -> Iterator[tuple[str, Grid, list[tuple[int, int, 
             found.setdefault((tile["scene"], tile["crs"], origin.a, origin.b, origin.d, origin.e, *lies), []).append(i)
     if not found:
         raise DataError(f"{store.path}: its tiles do not say where they lie, so no polygon can be laid on them")
-    for (scene, crs, *_), tiles in found.items():
+    for (scene, text, *_), tiles in found.items():
+        try:
+            crs = parse_crs(text)
+        except CRSError as err:
+            raise DataError(f"{store.path}: the coordinate reference system of {scene} cannot be used ({err})") from err
         at = np.array([(rows[i]["row"], rows[i]["col"]) for i in tiles])
         top, left = at.min(0).tolist()
         height, width = (np.ptp(at, axis=0) + store.size).tolist()
         grid = _origin(rows[tiles[0]], top, left)
-        place = Grid(Path(f"{store.path}, scene {scene}"), rasterio.CRS.from_user_input(crs), grid, height, width)
+        place = Grid(Path(f"{store.path}, scene {scene}"), crs, grid, height, width)
         yield scene, place, [(i, r - top, c - left) for i, (r, c) in zip(tiles, at.tolist(), strict=True)]
 
 

@@ -21,7 +21,7 @@ from ..core.divides import LEAST, PARAMETERS, divide, margin
 from ..data.scenes.address import named
 from ..data.scenes.dem import Terrain
 from ..data.scenes.raster import reading
-from ..data.scenes.web import sign
+from ..data.scenes.web import fingerprint
 from ..data.sources.inventory import Inventory
 from ..errors import DataError, note
 from ..files import digest, file_hash
@@ -117,7 +117,7 @@ def divided(
     ids = glims_ids(places.x.to_numpy(), places.y.to_numpy())
     table = pd.DataFrame({"id": ids, "glims_id": ids}).assign(name="", date="", km2=np.nan)
     order = np.argsort(table["id"].to_numpy(str), kind="stable")
-    made = {"dem": dem.name, "dem_sha256": sign(dem), "by": SOURCE, **PARAMETERS}
+    made = {"dem": dem.name, "dem_sha256": fingerprint(dem), "by": SOURCE, **PARAMETERS}
     sha256 = digest([made, file_hash(path), min_area], 64)
     n = len(polygons)
     return Inventory(

@@ -57,11 +57,11 @@ class Doubtful:
         found = self.sums.places(self.many)
         right, bottom = (np.minimum(x + 2 * BLOCK, n) for x, n in ((found.col, width), (found.row, height)))
         boxes = shapely.box(found.col, found.row, right, bottom)
-        a, b, c, d, e, f = self.source.transform[:6]
-        boxes = shapely.transform(
-            boxes, lambda x, y: (a * x + b * y + c, d * x + e * y + f), interleaved=False
-        )  # fmt: skip
-        km2 = geopandas.GeoSeries(boxes, crs=CRS(self.source.crs)).to_crs(self.near).area.to_numpy() / 1e6
+        t = self.source.transform
+        placed = (
+            geopandas.GeoSeries(boxes).affine_transform([t.a, t.b, t.d, t.e, t.c, t.f]).set_crs(CRS(self.source.crs))
+        )
+        km2 = placed.to_crs(self.near).area.to_numpy() / 1e6
         pixel = km2 / ((right - found.col) * (bottom - found.row))
         columns = {
             "rank": np.arange(1, len(boxes) + 1),
@@ -69,7 +69,7 @@ class Doubtful:
             "wrong_km2": found.wrong * pixel,
             "checked": np.zeros(len(boxes), bool),
         }
-        return geopandas.GeoDataFrame(columns, geometry=boxes, crs=CRS(self.source.crs))
+        return geopandas.GeoDataFrame(columns, geometry=placed)
 
     def __exit__(self, kind, value, trace) -> None:
         if kind is None:

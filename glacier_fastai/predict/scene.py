@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -126,6 +126,7 @@ def predict_scene(
     wanted, ensemble = wanted or Wanted(), Ensemble.of(model)
     out, name, looked = Path(out), scene_name(scene), look_at(scene, ensemble, wanted, force, how)
     about = {**looked.about}
+    note_unused_dem([looked], wanted, how, about["notes"])
 
     def make(partial: Path) -> dict[str, Any]:
         with looked.source(ensemble, wanted) as source:
@@ -194,9 +195,14 @@ def look_at(
         about = _about(ensemble, wanted.about(inventory, how.get("dem")), raster, masks, parts)
         about |= {"tells_debris": ensemble.tells_debris, "notes": notes}
         grid = Grid(path, raster.crs, raster.transform, raster.height, raster.width)
-        if how.get("dem") is not None and not wanted.glaciers and not {*TERRAIN} & {*raster.bands}:
-            note(f"{path}: no model takes a band of terrain, so the elevation model {how['dem']} is not used", notes)
         return Looked(path, opened, about, parts, grid, inventory)
+
+
+def note_unused_dem(looked: Sequence[Looked], wanted: Wanted, how: HowRead, notes: list[str]) -> None:
+    """Say that an elevation model plays no part in a map."""
+    bands = {band for each in looked for band in each.about["bands"]}
+    if (dem := how.get("dem")) is not None and not wanted.glaciers and not bands & {*TERRAIN}:
+        note(f"{dem}: no model takes a band of terrain, so this elevation model is not used", notes)
 
 
 def _check_memory(source: SceneSource, wanted: Wanted) -> None:
@@ -343,6 +349,9 @@ def _about(
     models: list[dict[str, Any]] = [
         {"bundle": m.path and m.path.name, "weight": m.weight, "sha256": m.fingerprint} for m in ensemble.members
     ]
+    calibration = ensemble.calibration.model_dump(mode="json")
+    if calibration["glacier"] is None:  # as in records of before, whose maps are the same
+        del calibration["glacier"]
     about = {
         "version": __version__,
         "scene": raster.path.name,
@@ -355,7 +364,7 @@ def _about(
         "grid": [raster.height, raster.width, *raster.transform[:6]],
         "models": models,
         "predict": ensemble.predict.model_dump(mode="json"),
-        "calibration": ensemble.calibration.model_dump(mode="json"),
+        "calibration": calibration,
         "wanted": wanted,
         "masks": masks,
     }

@@ -26,7 +26,6 @@ Look = Literal["classes", "glaciers", "doubtful"]
 
 TABLE = "layer_styles"
 OPTIONS = {"FID": "id", "DATETIME_PRECISION": "MILLISECOND"}  # older GDAL finds fault with whole seconds
-OPTIONS = {"FID": "id", "DATETIME_PRECISION": "MILLISECOND"}  # older GDAL finds fault with whole seconds
 ICE_LINE, LABEL = "#0b3c8c", "#1a1a1a"
 CONFIDENCE = ((0.0, 0.5, "#b2182b"), (0.5, 0.7, "#ef8a62"), (0.7, 0.9, "#fddbc7"), (0.9, 1.0, "#67a9cf"))
 

@@ -14,7 +14,7 @@ from rasterio.errors import RasterioError
 
 from ..core.divides import PARAMETERS
 from ..data.scenes.address import Address, named
-from ..data.scenes.web import sign
+from ..data.scenes.web import fingerprint
 from ..data.sources.inventory import Inventory
 from ..errors import DataError, OutputError, PredictionError, note
 from ..files import file_hash, names_only, work_folder, write_text
@@ -70,9 +70,9 @@ class Wanted:
             if inventory is not None:
                 of = {"inventory": inventory.name, "sha256": inventory.sha256}
             else:
-                of = {"divides": named(by.divides or "").name, "sha256": sign(by.divides or ""), **PARAMETERS}
+                of = {"divides": named(by.divides or "").name, "sha256": fingerprint(by.divides or ""), **PARAMETERS}
             found["glaciers"] = {**of, "buffer": by.buffer, "min_area": by.min_area}
-            found["glaciers"] |= {"dem": sign(dem)} if dem is not None else {}
+            found["glaciers"] |= {"dem": fingerprint(dem)} if dem is not None else {}
         return found
 
     @staticmethod

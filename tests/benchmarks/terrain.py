@@ -1,7 +1,7 @@
 """Slope, aspect and curvature against xdem on real elevation models: the largest difference of each.
 
     pip install xdem
-    python tests/benchmarks/terrain.py /work/shared/data/inventories/*.tif
+    python tests/benchmarks/terrain.py DATA/inventories/*.tif
 
 A model in degrees is brought to UTM first, for xdem wants metres. Aspect is compared where the slope is over 1 degree;
 xdem's curvature along and across the slope (Zevenbergen and Thorne's, per 100 m) add up to ours where it is not flat.

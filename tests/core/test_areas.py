@@ -240,6 +240,11 @@ def test_several_outlines_of_a_glacier_count_as_one():
     assert one[3:] == pytest.approx((left[2], left[-3]))  # the third from either end: 60 / 20
     assert twice[3:] == pytest.approx(one[3:])  # the fifth of twice as many, so that of the third
     wide = fit_glacier_interval(np.stack([area, area], 1), np.stack([expected, 2 * expected], 1), truth)
+    every = np.log((1 + truth) / (1 + area))[:, None] - wide.slope * np.log(
+        (1 + np.stack([expected, 2 * expected], 1)) / (1 + area[:, None])
+    )
+    every = np.sort(((every - wide.middle) * (1 + area[:, None]) ** wide.power).ravel())
+    assert wide[3:] == pytest.approx((every[4], every[-5]))  # 2 x 60 / 20 - 1
     low, high = (glacier_interval(area, expected, *fit) for fit in (one, wide))  # of an outline that is too large
     assert np.median(high[1] - high[0]) > np.median(low[1] - low[0])
 

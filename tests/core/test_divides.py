@@ -86,6 +86,22 @@ def test_where_the_map_ends_nothing_is_joined():
     assert glaciers.max() > 3
 
 
+def test_a_moraine_keeps_no_ice_back():
+    y, x = places()
+    ice = (abs(x) < 2) & (abs(y) < 1)
+    dammed = 4000 - 300 * abs(x) + 90 * (~ice & (x < 0.1))  # all around, higher than the ice beside it
+    assert divided(ice, dammed)[0].max() == 2
+
+
+def test_tongues_beside_each_other_are_two_glaciers():
+    y, x = places()
+    tongues = (abs(abs(x) - 0.35) < 0.2) & (y > -1.1) & (y < 2)
+    basin = (abs(x) < 0.55) & (y > -2) & (y < -1)
+    glaciers, _ = divided(tongues | basin, 4000 - 200 * y - 150 * np.minimum(abs(x), 0.3) * (y < -0.9))
+    assert glaciers.max() == 2  # though one ends within 500 m of the other's ice, beyond rock
+    assert len(np.unique(glaciers[tongues & (x < 0)])) == len(np.unique(glaciers[tongues & (x > 0)])) == 1
+
+
 def test_ice_drains_across_rock_but_glaciers_do_not():
     y, x = places()
     heights = 4000 - 200 * y

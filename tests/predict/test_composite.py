@@ -1,4 +1,5 @@
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from rasterio.transform import from_origin
 from rasterio.warp import transform as warp_points
 from scenes import BANDS, TINY, made_up, write_raster
 
-from glacier_fastai.errors import DataError
+from glacier_fastai.errors import DataError, DataNote
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.model.registry import build_model
 from glacier_fastai.predict.composite import predict_composite
@@ -137,6 +138,12 @@ def test_a_composite_tells_its_ice_by_glacier(bundle, dates, tmp_path):
     assert predict_composite(bundle, dates, tmp_path / "maps", "all", wanted)["done_before"]
     dem = write_raster(tmp_path / "dem.tif", np.add.outer(np.arange(96.0), np.arange(80.0))[None].astype("f4"))
     own = Wanted(window=64, glaciers=ByGlacier(divides=dem, min_area=0))
-    divided = predict_composite(bundle, dates, tmp_path / "own", "all", own)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        divided = predict_composite(bundle, dates, tmp_path / "own", "all", own, dem=dem)
+    assert not any("not used" in str(each.message) for each in said)
+    with pytest.warns(DataNote, match=r"dem\.tif: no model takes a band of terrain") as said:
+        predict_composite(bundle, dates, tmp_path / "plain", "all", Wanted(window=64), dem=dem)
+    assert sum("not used" in str(each.message) for each in said) == 1
     assert divided["glaciers"]["totals"]["inventory"]["pixels"] == ice
     assert not list((tmp_path / "maps").glob(".*"))

@@ -13,6 +13,7 @@ from scenes import BANDS, make_store, write_raster
 
 from glacier_fastai.bands import CLASSES
 from glacier_fastai.data.sources.scene import prepare_scenes
+from glacier_fastai.data.tiles import TileWriter
 from glacier_fastai.errors import DataError, DataNote
 from glacier_fastai.predict.correct import RIM, correct
 from glacier_fastai.predict.outlines import Outlines
@@ -112,6 +113,14 @@ def test_what_was_changed_is_labelled_with_a_rim(scene, maps, tmp_path):
     pixels = {"added to ice": 100, "erased from ice": 80, "of another class": 16 + 6 * 36}
     assert store.info["made_by"]["pixels"] == {**pixels, "looked at": int(around(differs).sum())}
     assert store.info["made_by"]["maps"] == [str(maps / "s_classes.tif")]
+
+
+def test_where_the_map_has_no_data_nobody_looked(scene, maps, tmp_path):
+    seen = ground()
+    seen[:, 81:] = 255  # as under clouds
+    write_map(tmp_path / "maps", seen, record=RECORD)
+    found = corrected(scene, edit(maps, lambda t: draw(t, ("glacier", rectangle(30, 78, 10, 3)))), tmp_path / "c")
+    assert (found[:, 81:] == 255).all() and (found[30:40, 78:81] == 1).all()
 
 
 def test_what_is_drawn_lies_over_what_was_there(scene, maps, tmp_path):
@@ -283,6 +292,10 @@ def test_stores_that_cannot_be_corrected(maps, tmp_path):
         tmp_path / "c",
         sensor="landsat8",
     )
+    with TileWriter(tmp_path / "odd", BANDS, 32, "uint16", source="made up for tests") as writer:
+        place = {"scene": "s", "row": 0, "col": 0, "crs": "http://127.0.0.1/crs", "transform": GRID[:6]}
+        writer.add(np.ones((5, 32, 32), np.uint16), np.zeros((32, 32), np.uint8), **place)
+    refused(r"odd: the coordinate reference system of s cannot be used", tmp_path / "odd", edited, tmp_path / "c")
 
 
 def test_a_store_that_the_edits_do_not_touch(scene, maps, tmp_path):

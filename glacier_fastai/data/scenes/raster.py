@@ -13,7 +13,7 @@ import re
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -64,7 +64,7 @@ DRIVERS = {  # GDAL's names of what is read, and how such files begin
     "VRT": (b"<VRTDataset",),
     "ENVI": (b"",),  # raw numbers, a header beside
 }
-_one_is_silent = Lock()
+_one_is_quiet = Lock()
 FAR = 1e12  # in a CRS, beyond which nothing lies
 FROM_WEB = ("GTiff", "JP2OpenJPEG", "PNG", "JPEG")  # what needs no other file
 READ = "GeoTIFF, JPEG 2000, PNG, JPEG, ERDAS Imagine, netCDF-3, ENVI and VRT are read; make a GeoTIFF (gdal_translate)"
@@ -193,8 +193,7 @@ def _open(path: Path, name: str, home: str, above: tuple[str, ...]) -> rasterio.
         _look_into(path, name, home, above)
     what = "not a raster, cut short or damaged"
     with refusing(name, DataError, what, f"copy it again; {READ}"), rasterio.Env(DummySession(), **OFFLINE):
-        with warnings.catch_warnings(), _silent() if driver == "JP2OpenJPEG" else nullcontext():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with _quiet(driver):
             raster = rasterio.open(path, driver=driver)
         try:
             if driver == "netCDF" and begins.startswith(b"\x89HDF") and raster.count:
@@ -209,9 +208,15 @@ def _open(path: Path, name: str, home: str, above: tuple[str, ...]) -> rasterio.
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Let nothing come out at stderr, to which libgeotiff itself writes what is odd in the place of a JPEG 2000."""
-    with _one_is_silent, ExitStack() as stack:
+def _quiet(driver: str) -> Iterator[None]:
+    """Let no warning come of a raster without a place, nor what libgeotiff itself writes of that of a JPEG 2000."""
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        if driver != "JP2OpenJPEG":
+            yield
+            return
+        stack.enter_context(_one_is_quiet)
         try:
             kept = os.dup(2)
         except OSError:  # it is closed
@@ -235,8 +240,7 @@ def _open_address(address: Address) -> rasterio.DatasetReader:
         if not link.identity:
             raise DataError(f"{address}: its server sends no parts of files; download it, and name the file")
         beside = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}  # it has nothing beside
-        with reading(address), warnings.catch_warnings(), rasterio.Env(DummySession(), **OFFLINE, **beside):
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with reading(address), rasterio.Env(DummySession(), **OFFLINE, **beside), _quiet(driver):
             raster = open_link(link, driver)
     except BaseException:
         link.close()

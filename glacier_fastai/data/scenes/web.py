@@ -31,7 +31,18 @@ from ..download import HEADERS
 from .address import Address, named
 from .s3 import s3_request
 
-__all__ = ["LOST", "Link", "WebRaster", "copy_to", "identity", "is_json", "open_link", "sign", "text_at", "unversioned"]
+__all__ = [
+    "LOST",
+    "Link",
+    "WebRaster",
+    "copy_to",
+    "identity",
+    "is_json",
+    "open_link",
+    "fingerprint",
+    "text_at",
+    "unversioned",
+]
 
 CHUNK = 2**14  # bytes that are kept together
 KEPT = 2**27  # bytes, of all files, that are kept
@@ -426,7 +437,7 @@ def identity(
     return link.identity or ()
 
 
-def sign(
+def fingerprint(
     file: str | os.PathLike,  # on this disk, or an address
 ) -> str:
     """Return what tells whether a file is as it was: its SHA-256, on the network that of what `identity` says.

@@ -18,7 +18,7 @@ from pyproj import CRS
 from ...bands import ICE_OF_ANY_KIND
 from ...errors import DataError, note
 from ..scenes.address import Address, named
-from ..scenes.web import sign
+from ..scenes.web import fingerprint
 from .outlines import RIM, OutlineFile, open_outlines, polygons_on
 from .pixels import ToPixels, make_valid
 
@@ -45,7 +45,7 @@ class Inventory:
     """
 
     path: str
-    sha256: str  # of the file, or what `web.sign` says; empty where it is no single file
+    sha256: str  # of the file, or what `web.fingerprint` says; empty where it is no single file
     table: pd.DataFrame  # `id`, `glims_id`, `name`, `date` (as ISO 8601 as far as known), `km2`
     shapes: np.ndarray  # (n,) outlines in pixels of the scene
     inside: np.ndarray  # (n,) share of the glacier's area that lies on the scene
@@ -144,7 +144,7 @@ def read_inventory(
     within[edge] = GeoSeries(part, crs=CRS(crs)).to_crs(equal_area).area.to_numpy() / 1e6
     whole = np.where(outline < CUT * table["km2"], table["km2"], outline)
     inside = np.divide(within, whole, out=np.zeros(len(whole)), where=whole > 0).clip(0, 1)
-    sha = sign(path) if isinstance(named(path), Address) or Path(path).is_file() else ""
+    sha = fingerprint(path) if isinstance(named(path), Address) or Path(path).is_file() else ""
     return Inventory(file.path, sha, table.drop(columns="row"), shapes, inside, edge | (whole > outline))
 
 

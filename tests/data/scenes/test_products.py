@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from contract.scenes import ProductContract
 from products import HLS_CRS, KINDS, SIZE, UL, clouds, hls, landsat, packed, sentinel2, write
+from web import Web
 
 from glacier_fastai.data.scenes import archive
 from glacier_fastai.data.scenes.opening import open_scene, scene_name
@@ -180,6 +181,8 @@ def test_a_place_that_libgeotiff_cannot_read_is_one_line(tmp_path, capfd):
     made.files["red"].write_bytes(data)
     with pytest.raises(DataError, match="no coordinate reference system"):
         open_scene(made.path, ["red"])
+    with Web({"x.jp2": bytes(data)}) as server, pytest.raises(DataError, match="no coordinate reference system"):
+        open_scene(f"{server.url}/x.jp2", bands=["red"])
     assert capfd.readouterr().err == ""
 
 
