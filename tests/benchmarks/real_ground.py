@@ -1,23 +1,27 @@
 """Are our maps better than the peers', on real ground that no method has seen? All in one run, at equal time.
 
     python tests/benchmarks/real_ground.py DATA --ground competition|everest [--folds 3] [--seeds 3] [--minutes 20]
-        [--only ours,forest] [--recipe NAME]... [--out results.json]
+        [--only ours,forest] [--recipe NAME]... [--out FOLDER]
 
 DATA holds the folders `competition` and `everest`. Each spatial fold (of three, of `everest`: a third of the scene) is
 held out in turn and decides nothing: all methods train on the tiles that do not touch it, ours keeps its last weights,
 and nothing is stopped, chosen or normalised by it. One after another they have all cores; ours, smp and TorchGeo have
-the same minutes, the ratio and the forest take what they need. OUT gets a line of JSON as soon as one is measured; run
-the command again to go on, and name another file when the code or a recipe has changed.
+the same minutes (of processor time by the number of cores), the ratio and the forest take what they need. "ours and
+forest" is the mean of the probabilities of both.
+The calibration error is that of the most probable class; beside it, that after a temperature found on the other folds,
+and that of all folds together, in which what is too sure on one ground and too unsure on another cancels out.
+FOLDER gets a line of JSON in `results.json` as soon as one is measured, and its probabilities on the fold; run the
+command again to go on, and name another folder when the code or a recipe has changed.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -31,6 +35,7 @@ from scipy.ndimage import uniform_filter
 from sklearn.ensemble import RandomForestClassifier
 
 from glacier_fastai.bands import CLASSES, ICE_OF_ANY_KIND, IGNORE
+from glacier_fastai.core.calibration import calibrated, expected_calibration_error, fit_temperature, reliability
 from glacier_fastai.core.confusion import confusion_matrix, ice, mcc
 from glacier_fastai.core.folds import train_valid
 from glacier_fastai.data.folds import store_folds
@@ -51,7 +56,9 @@ RECIPES = {"competition": "competition_cpu", "everest": "everest"}
 PEERS = ("ratio", "forest", "smp", "torchgeo")
 GLACIER = CLASSES.index("glacier")
 
-Map = Callable[[int], np.ndarray]  # position of a tile -> classes (H, W)
+EACH = 7  # pixel of those that a temperature is fitted to
+
+Map = Callable[[int], np.ndarray]  # position of a tile -> probabilities (4, H, W)
 
 
 class Fold(NamedTuple):
@@ -103,7 +110,12 @@ def of_recipe(recipe: Recipe, fold: Fold, out: Path) -> Map:
     if not (out / BEST).exists():
         raise DataError(f"no epoch ended within {recipe.train.max_minutes:g} minutes")
     bundle = ModelBundle.load(out / BEST)
-    return lambda i: next(predict_tiles(bundle, fold.store, [i])).classes
+    return lambda i: next(predict_tiles(bundle, fold.store, [i])).probs
+
+
+def minutes_used() -> float:
+    """Minutes that this process and its children have had of each core, whatever else the machine did."""
+    return sum(os.times()[:4]) / torch.get_num_threads() / 60
 
 
 def ratio(fold: Fold, seed: int, minutes: float, bands: tuple[str, ...], out: Path) -> Map:
@@ -136,7 +148,13 @@ def forest(fold: Fold, seed: int, pixels: int = 200_000) -> Map:
     x = [features(store.read(i))[pixel[tile == n]] for n, i in enumerate(fold.train)]
     model = RandomForestClassifier(200, min_samples_leaf=5, n_jobs=torch.get_num_threads(), random_state=seed)
     model.fit(np.concatenate(x), truth.flat[chosen[order]])
-    return lambda i: model.predict(features(store.read(i))).reshape(store.size, store.size).astype(np.uint8)
+
+    def predict(i: int) -> np.ndarray:
+        probs = np.zeros((len(CLASSES), store.size, store.size), np.float32)
+        probs[model.classes_] = model.predict_proba(features(store.read(i))).T.reshape(-1, store.size, store.size)
+        return probs
+
+    return predict
 
 
 def plain_loop(
@@ -150,7 +168,7 @@ def plain_loop(
     batch: int = 4,
 ) -> Map:
     """Train a network as everyone would: random crops, flips, AdamW, cross-entropy, z-scores."""
-    started, store, rng = time.monotonic(), fold.store, np.random.default_rng(seed)
+    started, store, rng = minutes_used(), fold.store, np.random.default_rng(seed)
     torch.manual_seed(seed)
     mean, std = (v.astype(np.float32)[:, None, None] for v in store.statistics(store.bands, fold.train))
     device, crop = default_device(), min(crop, store.size)
@@ -177,7 +195,7 @@ def plain_loop(
 
     tiles = [(image(i), fold.truth(i)) for i in fold.train]
     model.train()
-    while (left := 1 - (time.monotonic() - started) / (60 * minutes)) > 0:
+    while (left := 1 - (minutes_used() - started) / minutes) > 0:
         for group in optimiser.param_groups:
             group["lr"] = lr * left if decay else lr
         x, y = crops()
@@ -189,7 +207,8 @@ def plain_loop(
 
     @torch.no_grad()
     def predict(i: int) -> np.ndarray:
-        return logits(image(i)[None])[0].argmax(0).byte().cpu().numpy()
+        probs = logits(image(i)[None])[0].softmax(0).cpu().numpy()
+        return np.pad(probs, ((0, len(CLASSES) - len(probs)), (0, 0), (0, 0)))
 
     model.eval()
     return predict
@@ -217,37 +236,82 @@ def torchgeo(fold: Fold, seed: int, minutes: float) -> Map:
     return plain_loop(fold, seed, minutes, network, lr=1e-3, decay=False)
 
 
-def score(predict: Map, fold: Fold) -> dict:
-    """Return ice MCC, pooled, its mean over tiles and that of each; and MCC of the classes where labels tell kinds."""
+def score(probs: np.ndarray, fold: Fold, others: tuple[np.ndarray, np.ndarray] | None = None) -> dict:
+    """Return what probabilities `(N, 4, H, W)` of the tiles of a fold score.
+
+    Ice MCC, pooled, its mean over tiles and that of each; MCC of the classes where labels tell kinds; the calibration
+    error, and that after the temperature of probabilities and labels of other folds.
+    """
     pooled, classes, tiles = 0, 0, {}
-    for i in fold.test:
-        found = predict(i)
+    for i, found in zip(fold.test, probs.argmax(1), strict=True):
         binary = ice(confusion_matrix(found, fold.truth(i), len(CLASSES)))
         classes += confusion_matrix(found, fold.truth(i, IGNORE), len(CLASSES))
-        pooled, tiles[fold.store.table["id"][i]] = pooled + binary, mcc(binary)
-    four = mcc(classes) if fold.kinds else None
-    return {"ice_mcc": mcc(pooled), "ice_mcc_tiles": float(np.mean(list(tiles.values()))), "mcc": four, "tiles": tiles}
+        pooled, tiles[str(fold.store.table["id"][i])] = pooled + binary, mcc(binary)
+    found = {"ice_mcc": mcc(pooled), "ice_mcc_tiles": float(np.mean(list(tiles.values())))}
+    found["mcc"] = mcc(classes) if fold.kinds else None
+    p, truth = (torch.from_numpy(x) for x in pixels(probs, fold, 1))
+    found["ece"] = expected_calibration_error(reliability(p, truth))
+    if others:
+        p = calibrated(p, *fit_temperature(*others), dim=1)
+        found["ece_scaled"] = expected_calibration_error(reliability(p, truth))
+    return found | {"tiles": tiles}
 
 
-def measure(method: str, fold: Fold, seed: int, minutes: float, recipe: str) -> dict:
-    """Train a method and return its scores and the minutes that training took."""
+def pixels(probs: np.ndarray, fold: Fold, each: int = EACH) -> tuple[np.ndarray, np.ndarray]:
+    """Return probabilities `(n, 4)` and labels `(n,)` of every so many pixels of a fold."""
+    chosen = np.moveaxis(probs, 1, -1).reshape(-1, len(CLASSES))[::each].astype(np.float32)
+    return chosen, np.stack([fold.store.labels(i) for i in fold.test]).ravel()[::each]
+
+
+def measure(method: str, fold: Fold, seed: int, minutes: float, recipe: str) -> tuple[float, np.ndarray]:
+    """Train a method; return the minutes that it took, and probabilities `(N, 4, H, W)` of the tiles of the fold."""
     settings = [f"train.max_minutes={minutes}", f"seed={seed}", f"data.tile_size={fold.store.size}"]
     ours = load_recipe(recipe, settings)
     with TemporaryDirectory() as folder:
-        run, started = Path(folder) / "run", time.monotonic()
+        run, started = Path(folder) / "run", minutes_used()
         trained = {
             "ratio": lambda: ratio(fold, seed, minutes, ours.bands, run),
             "forest": lambda: forest(fold, seed),
             "smp": lambda: plain_smp(fold, seed, minutes),
             "torchgeo": lambda: torchgeo(fold, seed, minutes),
         }.get(method, lambda: of_recipe(ours, fold, run))()
-        took = (time.monotonic() - started) / 60
-        return {"minutes": round(took, 2), **score(trained, fold)}
+        took = minutes_used() - started
+        return took, np.stack([trained(i) for i in fold.test]).astype(np.float16)
+
+
+def kept(out: Path, method: str, fold: int, seed: int) -> Path:
+    """Where the probabilities of a method are kept."""
+    return out / f"{method.replace(' ', '-')}-{fold}-{seed}.npy"
+
+
+def scored(done: dict, folds: list[Fold], out: Path, methods: Iterable[str], seeds: int) -> list[dict]:
+    """Return the scores of all that is measured, and of the first of ours and the forest together."""
+    members = {method: [method] for method in methods}
+    if (ours := next(iter(methods))).startswith("ours") and "forest" in methods:
+        members["ours and forest"] = [ours, "forest"]
+    rows = []
+    for (method, of), seed in itertools.product(members.items(), range(seeds)):
+        there = [f for f in folds if all((m, f.number, seed) in done for m in of)]
+        maps = {f.number: np.mean([np.load(kept(out, m, f.number, seed)) for m in of], 0, np.float32) for f in there}
+        both = [np.concatenate(x) for x in zip(*(pixels(maps[f.number], f) for f in there), strict=True)]
+        pooled = expected_calibration_error(reliability(*both)) if there else None
+        for fold in there:
+            others = [pixels(maps[f.number], f) for f in there if f is not fold]
+            others = tuple(map(np.concatenate, zip(*others, strict=True))) if others else None
+            minutes = sum(done[m, fold.number, seed] for m in of)
+            found = score(maps[fold.number], fold, others)
+            rows.append(
+                {"method": method, "fold": fold.number, "seed": seed, "minutes": minutes, **found, "ece_pooled": pooled}
+            )
+    return rows
 
 
 def table(rows: pd.DataFrame) -> str:
     """Return the scores of each fold, mean over seeds; and the mean over all with the spread over seeds."""
-    columns = {"ice_mcc": "ice MCC", "ice_mcc_tiles": "mean over tiles", "mcc": "4-class MCC", "minutes": "minutes"}
+    rows = rows.reindex(columns=dict.fromkeys([*rows, "ece_scaled"]))
+    columns = {"ice_mcc": "ice MCC", "ice_mcc_tiles": "mean over tiles", "mcc": "4-class MCC"}
+    columns |= {"ece": "calibration error", "ece_scaled": "with temperature", "ece_pooled": "of all folds"}
+    columns |= {"minutes": "minutes"}
     rows = rows[["method", "fold", "seed", *columns]].astype(dict.fromkeys(columns, float)).rename(columns=columns)
     folds = rows.drop(columns="seed").groupby(["fold", "method"], sort=False).mean().round(3)
     lines = [f"fold {k}\n{part.droplevel(0).to_string(na_rep='-')}\n" for k, part in folds.groupby(level=0)]
@@ -268,7 +332,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--only", default=",".join(("ours", *PEERS)), help="methods, separated by commas")
     parser.add_argument("--recipe", action="append", help="of ours; again for further rows")
-    parser.add_argument("--out", type=Path, default=Path("real_ground.json"))
+    parser.add_argument("--out", type=Path, default=Path("real_ground"), metavar="FOLDER")
     args = parser.parse_args()
     if unknown := {*args.only.split(",")} - {"ours", *PEERS}:
         parser.error(f"unknown method {', '.join(sorted(unknown))}: use ours, {', '.join(PEERS)}")
@@ -279,35 +343,39 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
 
     about = {"ground": args.ground, "folds": args.folds, "limit": args.minutes, "threads": torch.get_num_threads()}
-    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    rows = [r for r in rows if about.items() <= r.items() and r["method"] in methods and r["seed"] < args.seeds]
-    done, skipped = {(r["method"], r["fold"], r["seed"]) for r in rows}, {}
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = args.out / "results.json"
+    lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    lines = [line for line in lines if about.items() <= line.items()]
+    done, skipped = {(x["method"], x["fold"], x["seed"]): x["minutes"] for x in lines}, {}
     with TemporaryDirectory() as folder:
         store = prepare(args.ground, args.data, Path(folder) / "tiles")
-        for k in range(args.folds):
-            fold = held_out(store, args.folds, k, Path(folder) / f"fold{k}")
+        folds = [held_out(store, args.folds, k, Path(folder) / f"fold{k}") for k in range(args.folds)]
+        for k, fold in enumerate(folds):
             sizes = len(fold.train), len(fold.test)
             apart = len(store) - sum(sizes)
             print(f"fold {k}: {sizes[0]} tiles to train on, {sizes[1]} held out, {apart} left out as they touch these")
             for seed, method in ((s, m) for s in range(args.seeds) for m in methods):
-                if (method, k, seed) in done or method in skipped:
+                if (run := (method, k, seed)) in done or method in skipped:
                     continue
                 try:
-                    found = measure(method, fold, seed, args.minutes, methods[method])
+                    done[run], probs = measure(method, fold, seed, args.minutes, methods[method])
                 except RunStopped:
                     raise
                 except GlacierError as err:
                     skipped[method] = str(err)
                     continue
-                rows.append({"method": method, "fold": k, "seed": seed, **about, **found})
-                with args.out.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
-                print(f"fold {k}, seed {seed}, {method}: ice MCC {found['ice_mcc']:.3f}", flush=True)
+                np.save(kept(args.out, *run), probs)
+                with results.open("a") as file:
+                    line = {"method": method, "fold": k, "seed": seed, **about, "minutes": done[run]}
+                    file.write(json.dumps(line) + "\n")
+                print(f"fold {k}, seed {seed}, {method}: ice MCC {score(probs, fold)['ice_mcc']:.3f}", flush=True)
+        rows = scored(done, folds, args.out, methods, args.seeds)
     print(f"\n{args.ground}, {args.folds} spatial folds, {args.minutes:g} minutes, {torch.get_num_threads()} threads\n")
     for method, why in skipped.items():
         print(f"{method}: skipped ({why})")
     if rows:
-        print(table(pd.DataFrame(rows).sort_values(["fold", "seed"], kind="stable")))
+        print(table(pd.DataFrame(rows)))
 
 
 if __name__ == "__main__":
