@@ -166,6 +166,7 @@ def test_the_whole_way_from_a_scene_to_a_map(run, tmp_path):
         assert file.shape == (96, 80)
 
 
+@pytest.mark.slow
 def test_from_a_cross_validation_to_maps_and_a_submission(run, tmp_path):
     ids = [f"{r:02}_{c:02}" for r in (0, 2, 4) for c in (0, 2)]
     competition_folder(tmp_path / "comp", ids=ids)
@@ -241,6 +242,7 @@ def test_units_notes_and_force_on_the_command_line(run, trained, tmp_path):
     assert "note: " in forced.stderr and "values far" in forced.stderr
 
 
+@pytest.mark.slow
 def test_hkhs_own_folder_is_trained_on(run, tmp_path):
     root = hkh_folder(tmp_path, scenes=3, size=32)
     recipe = ["--recipe", "hkh_pretrain", *SET]

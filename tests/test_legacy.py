@@ -79,6 +79,7 @@ def test_an_ensemble_and_out_of_fold_predictions_say_the_same(legacy, expected, 
     assert calibrate([legacy / "crossval"], tmp_path / "again.yaml")["nll"] == pytest.approx(want["nll"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_and_reported(legacy, expected):
     run = legacy / "run"
     (run / "last.ckpt").write_bytes(lzma.decompress((LEGACY / "last.ckpt.xz").read_bytes()))

@@ -138,6 +138,7 @@ def test_a_learner_shows_predicts_and_takes_images_of_a_known_and_an_unknown_pla
     assert torch.as_tensor(learn.predict(image)[2]).isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_cross_validation_with_places_calibrates_beside_that_of_a_unet(tmp_path):
     store = make_store(tmp_path / "s", scenes=6, placed=True)
     small = "model={arch: glavitu, width: 8, options: {blocks: 1, image_size: 32}}"

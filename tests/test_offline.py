@@ -70,6 +70,7 @@ def test_every_command_is_tried():
     assert names == {*LINES, *ELSEWHERE}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LINES)
 def test_no_command_asks_the_network(folder, name):
     outcome = run([*name.split(), *LINES[name].split()], folder)

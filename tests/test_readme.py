@@ -241,6 +241,7 @@ def test_from_a_scene_to_a_map(tmp_path, monkeypatch):
         assert (made.transform, made.shape, made.crs) == (scene.transform, scene.shape, scene.crs)
 
 
+@pytest.mark.slow
 def test_the_commands_of_a_whole_entry(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     competition_folder(tmp_path / "competition", "phase2", ids=[f"{k:03}" for k in range(5)], size=32)
@@ -250,6 +251,7 @@ def test_the_commands_of_a_whole_entry(tmp_path, monkeypatch):
     assert Path("submission/model.pth").is_file() and Path("cv.html").is_file()
 
 
+@pytest.mark.slow
 def test_maps_of_an_ensemble(tmp_path, monkeypatch, crossvalidated):
     monkeypatch.chdir(tmp_path)
     Path("cv").symlink_to(crossvalidated[0])

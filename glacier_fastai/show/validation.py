@@ -21,6 +21,7 @@ from ..data.raw import open_tiles
 from ..data.tiles import TileStore
 from ..errors import DataError
 from ..model.bundle import ModelBundle
+from ..model.evaluate import predict_tiles
 from ..plots.panels import panels
 from .interpret import GlacierInterpretation
 from .runs import Run
@@ -111,7 +112,8 @@ def validate(
     bundle = ModelBundle.load(run.model)
     found = GlacierInterpretation(bundle, store, tiles)
     examples, hardest = evenly(tiles, n), found.hardest(SHOWN, "loss")
-    drawn = {i: _pictures(run, found, i) for i in {*examples, *hardest["tile"]}}
+    wanted = list(dict.fromkeys([*examples, *hardest["tile"]]))
+    drawn = {i: _pictures(run, found, i, classes) for i, classes, _ in predict_tiles(bundle, store, wanted)}
     once = replace(bundle, recipe=None)  # one view instead of many: bands are told apart by many passes
     return Validation(
         table=found.table.assign(run=run.name),
@@ -135,10 +137,10 @@ def evenly(
     return [items[int(k)] for k in np.linspace(0, len(items) - 1, min(n, len(items))).round()]
 
 
-def _pictures(run: Run, found: GlacierInterpretation, i: int) -> TilePictures:
+def _pictures(run: Run, found: GlacierInterpretation, i: int, classes: np.ndarray) -> TilePictures:
     store, row = found.store, found.table.set_index("tile").loc[i].to_dict()
     name, rgb = composite(store.bands)
-    shown = panels(store.read(i), store.labels(i), found.predict(i).classes, rgb)
+    shown = panels(store.read(i), store.labels(i), classes, rgb)
     step = -(-store.size // SIDE)
     image, *maps = (rgba[::step, ::step] for rgba in shown[:4])
     truth, prediction, errors = (_webp(rgba, lossless=True) for rgba in maps)

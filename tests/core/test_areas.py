@@ -145,6 +145,7 @@ def held_out(halves: tuple[list, list], swap: bool) -> tuple[np.ndarray, list[np
     return np.concatenate(test)[:, 0], inside, np.concatenate(widths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("swap", [False, True])
 def test_intervals_cover_glaciers_of_other_scenes(halves, swap):
     _, inside, _ = held_out(halves, swap)

@@ -284,6 +284,7 @@ cached_store(Path({path!r}), "key", build)
 """
 
 
+@pytest.mark.slow
 def test_a_build_killed_at_any_moment_starts_over(tmp_path):
     code = KILLED.format(tests=os.path.dirname(os.path.dirname(__file__)), path=str(tmp_path / "data"))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)

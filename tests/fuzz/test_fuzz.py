@@ -16,6 +16,7 @@ def trials(tmp_path_factory):
     return Trials(tmp_path_factory.mktemp("fuzz"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_spoilt_is_accepted_or_refused_in_one_line(trials, kind):
     for n in range(4):

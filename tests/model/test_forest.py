@@ -146,6 +146,7 @@ def test_a_scene_is_mapped_as_its_tiles_are(run, tmp_path):
         np.testing.assert_array_equal(file.read(1), np.where(valid, tile, 255))
 
 
+@pytest.mark.slow
 def test_forest_and_network_are_calibrated_as_one_ensemble(run, tmp_path):
     store = run[1]
     forest = crossval(recipe(), store, tmp_path / "forest")

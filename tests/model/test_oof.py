@@ -78,6 +78,7 @@ def test_predictions_of_a_model_that_was_replaced_are_stale_until_they_are_writt
     assert OutOfFold(tmp_path).stale() is None and set(OutOfFold(tmp_path).table["fold"]) == {0, 1}
 
 
+@pytest.mark.slow
 def test_a_cross_validation_that_goes_on_repeats_predictions_that_name_no_models(crossvalidated, tmp_path):
     folder, store = crossvalidated
     shutil.copytree(folder, tmp_path / "cv")

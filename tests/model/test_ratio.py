@@ -236,6 +236,7 @@ def test_a_network_has_the_ratio_of_its_training_tiles_beside_it(network, tmp_pa
     assert f"ice MCC, band ratio {result['ratio_ice_mcc']:.4f}" in score_table(result)
 
 
+@pytest.mark.slow
 def test_where_there_is_no_ratio_only_the_report_says_so(trained, network, tmp_path):
     bundle = ModelBundle.load(trained[0] / "best.safetensors")
     assert bundle.baseline is None

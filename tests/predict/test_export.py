@@ -62,6 +62,7 @@ def test_onnx_gives_the_probabilities_of_the_map(tmp_path):
     assert (probs[:, ~valid] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["unet", "fpn", "glavitu"])
 def test_batch_and_size_are_free_and_the_file_says_what_it_is(tmp_path, arch):
     options = {"width": 8, "blocks": 1, "image_size": 64} if arch == "glavitu" else {"encoder": TINY}
@@ -78,6 +79,7 @@ def test_batch_and_size_are_free_and_the_file_says_what_it_is(tmp_path, arch):
     assert said["bands"] == list(BANDS) and said["scaling"]["red"] == [SCALE, OFFSET]
 
 
+@pytest.mark.slow
 def test_torch_export_computes_indices_too(tmp_path):
     model = bundle(("green", "ndsi"))
     about = export_model(model, tmp_path / "m.pt2", "torch")
@@ -99,6 +101,7 @@ def test_what_is_left_out_is_said_and_what_cannot_be_is_refused(tmp_path):
         export_model(views, tmp_path / "m.pt2", "torch")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["onnx", "torch"])
 def test_a_network_at_half_the_size_is_exported_with_the_stride_it_needs(tmp_path, to):
     about = export_model(bundle(encoder=TINY, scale=0.5), tmp_path / "m", to)
@@ -117,6 +120,7 @@ def test_numbers_that_models_do_not_agree_on_are_refused(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["onnx", "torch"])
 def test_the_place_is_two_more_bands_and_unknown_where_they_are_0(tmp_path, to):
     bands = ("red", "latitude", "swir1", "longitude")

@@ -226,6 +226,7 @@ scene.predict_scene(ModelBundle.load(sys.argv[1]), sys.argv[2], sys.argv[3], sce
 """
 
 
+@pytest.mark.slow
 def test_kill_9_in_mid_scene_leaves_no_map_and_the_same_command_makes_it(trained, bundle, scene, tmp_path):
     words = [sys.executable, "-c", KILLED, trained[0] / "best.safetensors", scene[0], tmp_path / "maps"]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
@@ -255,6 +256,7 @@ def test_two_processes_do_not_write_the_same_scene(bundle, scene, tmp_path):
     assert not maps.exists()
 
 
+@pytest.mark.slow
 def test_a_launch_shares_the_scenes_out(trained, tmp_path):
     for k in range(3):
         write_scene(tmp_path / f"s{k}.tif", 48, 48, seed=k)

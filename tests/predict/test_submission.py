@@ -43,6 +43,7 @@ def ensemble(tmp_path):
     return Ensemble(members, PredictRecipe(views=True, scales=(1.0, 0.75), postprocess=cleaning), fitted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["phase1", "phase2"])
 def test_both_interfaces_give_the_masks_of_our_own_prediction(ensemble, tmp_path, layout):
     data = competition_folder(tmp_path / "comp", layout, size=48, labels=False)
@@ -56,6 +57,7 @@ def test_both_interfaces_give_the_masks_of_our_own_prediction(ensemble, tmp_path
     assert len(np.unique(shown)) >= 3  # or equality would say little
 
 
+@pytest.mark.slow
 def test_a_submission_of_models_that_were_never_told_debris_has_none(ensemble, tmp_path):
     """One of the two was told; both map all ice as glacier, after calibration, too."""
     first, second = ensemble.members
@@ -90,6 +92,7 @@ def test_a_tile_is_mapped_as_the_scene_that_it_is(ensemble, tmp_path):
         np.testing.assert_array_equal(file.read(1), tile)
 
 
+@pytest.mark.slow
 def test_a_model_of_units_reads_the_numbers_of_the_competition(tmp_path):
     data = competition_folder(tmp_path / "comp", size=48, labels=False)
     bundles = []

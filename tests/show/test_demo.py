@@ -10,6 +10,7 @@ from glacier_fastai.show import demo
 from glacier_fastai.show.demo import run
 
 
+@pytest.mark.slow
 def test_the_demo_goes_all_the_way(tmp_path, capsys, caplog):
     out = tmp_path / "demo"
     caplog.set_level("INFO", "glacier_fastai")

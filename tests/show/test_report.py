@@ -122,6 +122,7 @@ def test_scores_are_those_of_the_runs(crossvalidated, folds):
     assert f"right are {matrix[0, 0] / matrix[0].sum():.2%} of background" in found.html
 
 
+@pytest.mark.slow
 def test_ice_of_unknown_kind_has_a_row_a_colour_and_a_share(blind, trained, tmp_path):
     found = made(tmp_path, blind[0], trained[0])
     assert "ice, kind unknown" in found.text and "background: #cc79a7" in found.html
@@ -140,6 +141,7 @@ def test_what_was_run_is_told(trained, page):
     assert "epochs: 2" in found.text  # of the whole recipe
 
 
+@pytest.mark.slow
 def test_runs_stand_side_by_side(trained, tmp_path):
     run, store = trained
     other = finetune(tiny_recipe("train.lr=2e-3", "seed=7"), fold=0, data=store.path, out=tmp_path / "läuft-氷河")

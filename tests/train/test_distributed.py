@@ -54,6 +54,7 @@ def relative(a, b):
     return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True)) / max(largest, 1e-30)
 
 
+@pytest.mark.slow
 def test_ice_of_unknown_kind_in_one_process_counts_as_in_one_batch(compared):
     one, *two = (found["unknown ice"] for found in compared)
     for other in two:
@@ -151,7 +152,8 @@ def test_a_launch_writes_and_says_all_once(launched):
     assert len(load_checkpoint(out / "last.ckpt")["ranks"]) == 2
 
 
-@pytest.mark.parametrize("how", ["kill a process", pytest.param("Ctrl-C", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["kill a process", "Ctrl-C"])
 def test_a_launch_ends_as_a_whole_and_goes_on(launched, tmp_path, how):
     store, whole, _ = launched
     out, log = tmp_path / "run", tmp_path / "log"

@@ -124,6 +124,7 @@ def test_the_environment_tells_the_state_of_the_source_tree():
     json.dumps(about)
 
 
+@pytest.mark.slow
 def test_wandb_is_told_of_the_run_and_changes_nothing(trained, tmp_path):
     """An offline run of the real package, in a process of its own: it starts services that stay."""
     tiny_recipe("record.wandb=glaciers").save(tmp_path / "r.yaml")

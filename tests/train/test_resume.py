@@ -110,7 +110,8 @@ def whole(tmp_path_factory):
     return store, base / "run"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, number):
     store, out = whole[0], tmp_path / "run"
     command = Command(*words(store, out), log=tmp_path / "log")

@@ -161,6 +161,7 @@ def test_the_console_says_what_is_run_and_how_it_goes(tmp_path, capsys):
     assert "best     epoch" in text.err
 
 
+@pytest.mark.slow
 def test_a_balanced_run_says_what_it_expects_and_records_what_came(tmp_path, capsys):
     recipe = tiny_recipe("balance.level=pixel", "data.crop=16", "data.crops_per_tile=20")
     run = finetune(recipe, fold=1, data=make_store(tmp_path / "s").path, out=tmp_path / "run")
@@ -238,6 +239,7 @@ def test_fold_all_trains_on_everything_and_keeps_the_last(tmp_path):
     assert "train_mcc" in history
 
 
+@pytest.mark.slow
 def test_crossval_trains_every_fold(tmp_path, capsys):
     recipe = tiny_recipe("train.epochs=1")
     out = crossval(recipe, data=make_store(tmp_path / "s").path, out=tmp_path / "cv")
@@ -271,10 +273,11 @@ def test_a_run_takes_further_callbacks(tmp_path):
     assert mine.batches == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
-        pytest.param(("model.arch=fpn",), marks=pytest.mark.slow),
+        ("model.arch=fpn",),
         ("model.arch=width_only", "model.size=null", "model.options={width: 5}"),
     ],
 )
