@@ -1,13 +1,14 @@
 """GlaViTU beside the U-Net: same recipe, equal steps and equal time, on real and on synthetic ground.
 
-    python tests/benchmarks/networks.py DATA [--size tiny] [--steps 300] [--seeds 3] [--folds 3] [--out FOLDER]
+    python tests/benchmarks/networks.py DATA [--size tiny] [--steps 300] [--seeds 3] [--out FOLDER]
 
-DATA holds the folder `competition`, of which each spatial fold is held out in turn, as by real_ground.py, with the
-recipe `competition_cpu`; synthetic landscapes are 12 to train on and 24 others, with the recipe `demo`. Both networks
-are of one size and make the same steps; then the U-Net makes as many as it can in GlaViTU's time. Each is trained by
-one core in a process of its own; images per second count the seconds of the core, of which other work on the machine
-takes nothing, and memory is that of the process at its peak. Nothing is stopped or chosen by what is held out. FOLDER
-gets a line of JSON as soon as one is measured; run the command again to go on.
+DATA holds the folder `competition`, of which a third is held out, as by real_ground.py, with the recipe
+`competition_cpu`; synthetic landscapes are 12 to train on and 24 others, with the recipe `demo`. Each seed has ground
+of its own: another third, other landscapes. Both networks are of one size and make the same steps; then the U-Net makes
+as many as it can in GlaViTU's time. Each is trained by one core in a process of its own; images per second count the
+seconds of the core, of which other work on the machine takes nothing, and memory is that of the process at its peak.
+Nothing is stopped or chosen by what is held out. FOLDER gets a line of JSON as soon as one is measured; run the command
+again to go on.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from glacier_fastai.train.folder import BEST
 from glacier_fastai.train.run import train
 
 RECIPES = {"competition": "competition_cpu", "synthetic": "demo"}
+FOLDS = 3
 COLUMNS = {"ice": "ice MCC", "mcc": "4-class MCC", "steps": "steps", "minutes": "minutes"}
 COLUMNS |= {"rate": "images/s", "memory": "memory, GiB"}
 
@@ -48,10 +50,10 @@ def measure(run: dict, data: Path) -> dict:
         if run["ground"] == "synthetic":
             size = recipe.data.tile_size
             made = {"tile_size": size, "scene_size": 256, "bands": recipe.bands}
-            store = synthetic_store(out / "tiles", n_scenes=12, seed=10 + run["fold"], **made)
-            judge, tiles = synthetic_store(out / "others", n_scenes=24, seed=20 + run["fold"], **made), None
+            store = synthetic_store(out / "tiles", n_scenes=12, seed=10 + run["seed"], **made)
+            judge, tiles = synthetic_store(out / "others", n_scenes=24, seed=20 + run["seed"], **made), None
         else:
-            fold = held_out(prepare("competition", data, out / "all"), run["folds"], run["fold"], out / "tiles")
+            fold = held_out(prepare("competition", data, out / "all"), FOLDS, run["seed"] % FOLDS, out / "tiles")
             store, judge, tiles = fold.store, fold.store, fold.test
         settings = ["train.epochs=null", f"train.steps={run['steps']}", f"seed={run['seed']}"]
         settings += ["model.encoder=null", f"model.arch={run['arch']}", f"model.size={run['size']}"]
@@ -74,7 +76,6 @@ def main() -> None:
     parser.add_argument("--size", default="tiny")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("networks"), metavar="FOLDER")
     parser.add_argument("--run", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -97,17 +98,26 @@ def main() -> None:
         rows.append(row)
         return row
 
-    for ground, seed, fold in product(args.ground or RECIPES, range(args.seeds), range(args.folds)):
-        run = {"ground": ground, "fold": fold, "folds": args.folds, "seed": seed, "size": args.size}
+    for ground, seed in product(args.ground or RECIPES, range(args.seeds)):
+        run = {"ground": ground, "seed": seed, "size": args.size}
         glavitu = measured(**run, arch="glavitu", steps=args.steps, equal="steps")
         unet = measured(**run, arch="unet", steps=args.steps, equal="steps")
         steps = int(round(args.steps * glavitu["minutes"] / unet["minutes"], -1))
         measured(**run, arch="unet", steps=steps, equal="time")
-    table = pd.DataFrame(rows).rename(columns=COLUMNS).groupby(["ground", "arch", "equal", "seed"], sort=False)
-    seeds = table[list(COLUMNS.values())].mean().groupby(["ground", "arch", "equal"], sort=False)
-    mean, spread = (part.map("{:.3f}".format) for part in (seeds.mean(), seeds.std()))
-    print(f"\nsize {args.size}, {args.folds} folds, {args.seeds} seeds: mean +- spread over seeds\n")
-    print((mean + " +- " + spread).to_string())
+    table = pd.DataFrame(rows).astype({"mcc": float}).rename(columns=COLUMNS)
+    networks = table.groupby(["ground", "arch", "equal"], sort=False)[list(COLUMNS.values())]
+    print(f"\nsize {args.size}, {args.seeds} seeds: mean +- spread over seeds\n\n{spread(networks)}")
+    scores = table.pivot(index=["ground", "seed"], columns=["arch", "equal"], values=["ice MCC", "4-class MCC"])
+    glavitu = scores.xs(("glavitu", "steps"), axis=1, level=(1, 2))
+    for equal in ("steps", "time"):
+        more = (glavitu - scores.xs(("unet", equal), axis=1, level=(1, 2))).groupby("ground", sort=False)
+        print(f"\nGlaViTU above the U-Net at equal {equal}, mean +- spread of the differences\n\n{spread(more)}")
+
+
+def spread(groups) -> str:
+    """Return mean and standard deviation of groups as text."""
+    mean, deviation = (part.map("{:.3f}".format) for part in (groups.mean(), groups.std()))
+    return (mean + " +- " + deviation).to_string()
 
 
 if __name__ == "__main__":
