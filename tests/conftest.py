@@ -1,11 +1,13 @@
 """Shared by all tests: one thread, no display, tiny made-up scenes with a real CRS and nodata."""
 
 import os
+import random
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 from scenes import EVEREST, make_store, write_scene
@@ -16,6 +18,14 @@ torch.set_num_threads(1)
 torch.ones(1, requires_grad=True).backward()  # after torch.export a process's first one lets no fork have any
 collect_ignore = ["legacy/make.py"]  # runs with the version that it shows
 show_messages()  # as commands and notebooks do
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Random weights and draws are those of the test alone, whatever ran before it; its first fixtures included."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 @pytest.fixture(autouse=True)

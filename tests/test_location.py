@@ -160,7 +160,7 @@ def test_importance_of_the_place_is_that_of_both_its_bands(tmp_path, method):
 
 
 def test_what_cannot_know_a_place_says_so(tmp_path):
-    unet = bundle("unet", (*BANDS, *LOCATION), encoder="resnet18")
+    unet = bundle("unet", (*BANDS, *LOCATION), encoder=TINY)
     with pytest.raises(BundleError, match="takes latitude, longitude; the competition has"):
         write_submission(Ensemble.of(unet), tmp_path / "sub")
     with pytest.raises(BundleError, match="glavitu.*takes weights of its own bands alone, red, latitude"):

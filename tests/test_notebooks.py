@@ -15,7 +15,6 @@ from scenes import TINY
 from glacier_fastai.recipe import recipe_dir, recipe_names
 
 NOTEBOOKS = sorted((recipe_dir() / "notebooks").glob("*.ipynb"))
-SLOW = ("02_hkh_pretrain", "03_competition_finetune", "04_ensemble_and_submit", "05_own_scene")
 SMALL = ("data.crop=32", "data.crops_per_tile=1", "train.epochs=1", "train.batch_size=8", "record.panels_every=0")
 SMALL = (*SMALL, f"model.encoder={TINY}")  # which recipes name, and then a size does not count
 SMALLER = ("data.tile_size=32", *SMALL)
@@ -106,9 +105,8 @@ def test_a_notebook_is_kept_without_what_it_printed(path):
     )
 
 
-@pytest.mark.parametrize(
-    "path", [pytest.param(p, marks=[pytest.mark.slow] if p.stem in SLOW else [], id=p.stem) for p in NOTEBOOKS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, tmp_path, request):
     small, figures = CASES[path.stem]
     values = small(tmp_path, request)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from scenes import BANDS, normalised
+from scenes import BANDS, TINY, normalised
 
 from glacier_fastai.core.calibration import calibrated
 from glacier_fastai.core.dihedral import VIEWS, undo_view, view, view_of_image
@@ -21,10 +21,10 @@ CPU = torch.device("cpu")
 
 def made_up_bundle(seed=0, bands=BANDS, attention=None, **about):
     torch.manual_seed(seed)
-    weights = glacier_unet("resnet18", len(bands), attention=attention).state_dict()
+    weights = glacier_unet(TINY, len(bands), attention=attention).state_dict()
     n = range(len(bands))
     mean, std = tuple(290.0 + k for k in n), tuple(140.0 + k for k in n)
-    return ModelBundle(weights, "unet", {"encoder": "resnet18", "attention": attention}, bands, mean, std, **about)
+    return ModelBundle(weights, "unet", {"encoder": TINY, "attention": attention}, bands, mean, std, **about)
 
 
 def windows(n=3, bands=5, side=32, seed=0):

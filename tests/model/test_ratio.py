@@ -212,6 +212,7 @@ def test_thresholds_that_tell_nothing_are_refused(tmp_path):
     assert baseline(store, [0]) is None
 
 
+@pytest.mark.slow
 def test_a_network_has_the_ratio_of_its_training_tiles_beside_it(network, tmp_path):
     path, store = network
     bundle, record = ModelBundle.load(path / "best.safetensors"), json.loads((path / "metrics.json").read_text())

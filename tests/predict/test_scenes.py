@@ -198,6 +198,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_nothing_stays(trained, scene, tmp_path):
     for kind in ("--outlines", "--probabilities=float32"):
         words = ["predict", trained[0] / "best.safetensors", scene[0], "--out", tmp_path / "maps", kind]
@@ -241,6 +242,7 @@ def test_kill_9_in_mid_scene_leaves_no_map_and_the_same_command_makes_it(trained
     assert record["wanted"]["window"] == 64 and sum(record["pixels"].values()) == made_up()[2].sum()
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_mid_scene_ends_at_once_and_leaves_nothing(trained, scene, tmp_path):
     interrupted = KILLED.replace("SIGKILL", "SIGINT")
     words = [sys.executable, "-c", interrupted, trained[0] / "best.safetensors", scene[0], tmp_path / "maps"]

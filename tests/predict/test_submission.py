@@ -70,6 +70,7 @@ def test_a_submission_of_models_that_were_never_told_debris_has_none(ensemble, t
         assert (told.classes == 2).any() and not (folded.classes == 2).any()
 
 
+@pytest.mark.slow
 def test_0_in_some_bands_is_data_although_0_is_declared(ensemble, tmp_path):
     data = competition_folder(tmp_path / "comp", size=48, labels=False)
     tile = next(iter(data.tiles))
@@ -129,6 +130,7 @@ def test_units_that_the_competition_does_not_have_are_refused(tmp_path):
     assert not (tmp_path / "sub").exists()
 
 
+@pytest.mark.slow
 def test_a_mask_that_differs_is_named_and_so_is_what_failed(ensemble, tmp_path):
     competition_folder(tmp_path / "comp", size=32, labels=False)
     out = write_submission(ensemble, tmp_path / "sub")

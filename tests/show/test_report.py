@@ -185,6 +185,7 @@ def test_a_run_cut_short_shows_what_there_is(run, tmp_path):
     assert not found.all("img")
 
 
+@pytest.mark.slow
 def test_a_cross_validation_cut_short_is_reported_as_far_as_it_came(crossvalidated, tmp_path):
     folder = tmp_path / "cv"
     shutil.copytree(crossvalidated[0] / "fold0", folder / "fold0")
@@ -246,6 +247,7 @@ def test_names_are_escaped_and_nothing_is_written_into_a_run(trained, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_thousands_of_tiles_stay_a_small_page(run, tmp_path, monkeypatch):
     size, n = 32, 300
     image, classes, valid = made_up(size, size)

@@ -141,6 +141,7 @@ def launched(tmp_path_factory):
     return store, base / "run", done
 
 
+@pytest.mark.slow
 def test_a_launch_writes_and_says_all_once(launched):
     _, out, done = launched
     assert done.stdout == f"{out / 'best.safetensors'}\n"
@@ -188,6 +189,7 @@ def test_a_launch_ends_as_a_whole_and_goes_on(launched, tmp_path, how):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_is_refused(launched):
     store, out, _ = launched
     done = run(sys.executable, "-m", "glacier_fastai", *command(store, out, "--resume"))

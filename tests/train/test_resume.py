@@ -189,6 +189,7 @@ def test_max_minutes_saves_stops_and_goes_on(tmp_path, capsys):
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_that_knows_places_goes_on_with_the_same_draws_of_unknown_ones(tmp_path):
     store, small = make_store(tmp_path / "s", placed=True).path, "{arch: glavitu, size: tiny, options: {dropout: 0.1}}"
     bands = "bands=[red, swir1, latitude, longitude]"

@@ -92,6 +92,7 @@ def test_the_bundle_is_the_best_epoch_and_its_scores_are_on_record(trained):
     assert bundle.recipe == tiny_recipe().model_dump(mode="json")
 
 
+@pytest.mark.slow
 def test_where_ice_has_no_kind_the_score_of_ice_is_watched_and_all_ice_is_glacier(blind):
     run, store = blind[0] / "fold0", blind[1]
     bundle, record = ModelBundle.load(run / "best.safetensors"), json.loads((run / "metrics.json").read_text())
@@ -183,6 +184,7 @@ def test_the_same_recipe_gives_the_same_run(tmp_path):
     assert a == b
 
 
+@pytest.mark.slow
 def test_a_run_makes_the_steps_that_are_asked_for_whatever_the_number_of_tiles(tmp_path, capsys):
     class Count(Callback):
         made = 0

@@ -71,6 +71,7 @@ def test_only_what_is_wanted_is_sent_and_once(big):
         assert len(numbers) == 2 and 0.19 < server.sent / big.stat().st_size < 0.28
 
 
+@pytest.mark.slow
 def test_broken_connections_go_on_where_they_broke(big):
     def plan(number, path, start):
         if number == 5:
