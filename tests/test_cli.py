@@ -198,6 +198,7 @@ def test_from_a_cross_validation_to_maps_and_a_submission(run, tmp_path):
     assert done.stdout == f"{tmp_path / 'maps' / '1_classes.tif'}\n"
 
 
+@pytest.mark.slow
 def test_the_competitions_own_folder_is_trained_on_and_scored(run, tmp_path):
     ids = [f"{r:02}_{c:02}" for r in (0, 2, 4) for c in (0, 1, 3)]
     competition_folder(tmp_path / "comp", ids=ids)
@@ -318,6 +319,7 @@ def test_an_error_from_within_a_callback_is_still_one_line(run, tmp_path):
     assert out.stderr.splitlines()[-1] == "glacier-fastai: the loss is not finite after epoch 1; lower train.lr"
 
 
+@pytest.mark.slow
 def test_debug_shows_where_it_failed(tmp_path):
     out = process("evaluate", tmp_path / "x.safetensors", "--data", tmp_path, "--debug")
     assert out.returncode == 1

@@ -157,6 +157,7 @@ def test_runs_stand_side_by_side(trained, tmp_path):
     assert "mean ± std" not in found.text
 
 
+@pytest.mark.slow
 def test_a_run_cut_short_shows_what_there_is(run, tmp_path):
     (run / "metrics.json").unlink()
     (run / "figures" / "batch.png").unlink()
@@ -220,6 +221,7 @@ def test_a_run_without_validation(store, tmp_path):
     assert "none, trained on all" in found.text
 
 
+@pytest.mark.slow
 def test_tiles_are_found_where_they_are_said_to_be(run, trained, tmp_path):
     moved = shutil.copytree(trained[1].path, tmp_path / "moved")
     gone = run / "best.safetensors"

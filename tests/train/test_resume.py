@@ -150,12 +150,12 @@ def test_a_second_ctrl_c_loses_nothing_older_than_the_last_save(whole, tmp_path)
     assert_same_run(whole[1], out)
 
 
-def test_a_run_folder_that_is_in_use_is_left_alone(whole, tmp_path):
+def test_a_run_folder_that_is_in_use_is_left_alone(trained, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     (out / "figures").mkdir()
     with FileLock(out / ".lock"):
-        command = Command(*words(whole[0], out, "--resume"), log=tmp_path / "log")
+        command = Command(*words(trained[1], out, "--resume"), log=tmp_path / "log")
         assert command.end() == 2
     assert (
         command.said
@@ -171,6 +171,7 @@ def copy_of(trained, tmp_path):
     return Path(shutil.copytree(trained[0], tmp_path / "run")), trained[1]
 
 
+@pytest.mark.slow
 def test_max_minutes_saves_stops_and_goes_on(tmp_path, capsys):
     store = make_store(tmp_path / "s").path
     recipe, other = (tiny_recipe("train.epochs=3", f"train.max_minutes={m}") for m in (1e-6, 60))

@@ -243,6 +243,7 @@ def test_a_model_without_an_encoder_cannot_be_frozen(learn):
         learn.fit(1, cbs=FreezeEncoder(1))
 
 
+@pytest.mark.slow
 def test_a_recipe_freezes_and_slows_the_encoder(tmp_path):
     data = make_store(tmp_path / "s").path
     pre = finetune(tiny_recipe("train.epochs=1"), fold=0, data=data, out=tmp_path / "pre") / "best.safetensors"
