@@ -119,7 +119,7 @@ def main() -> None:
 def spread(groups) -> str:
     """Return mean and standard deviation of groups as text."""
     mean, deviation = (part.map("{:.3f}".format) for part in (groups.mean(), groups.std()))
-    return (mean + " +- " + deviation).to_string()
+    return (mean + " +- " + deviation).replace("nan +- nan", "-").to_string()
 
 
 if __name__ == "__main__":
