@@ -50,7 +50,6 @@ __all__ = [
     "focal_loss",
     "knows_ice",
     "mcc_loss",
-    "soft_confusion",
 ]
 
 _DEFAULT = LossSettings()
@@ -202,7 +201,7 @@ class _Statistics(torch.autograd.Function):
             share = (glacier - debris).sigmoid_()
         p = log_p.exp_()
         ctx.save_for_backward(p, onehot, share)
-        return log_py, _confusion(p, onehot)
+        return log_py, onehot.flatten(2) @ p.flatten(2).mT
 
     @staticmethod
     @once_differentiable
@@ -224,28 +223,6 @@ def _batch(
 ) -> Iterator[_Batch]:
     with torch.autocast(logits.device.type, enabled=False):
         yield _Batch(logits, target, ignore_index, reduction, total)
-
-
-def _confusion(p: Tensor, onehot: Tensor) -> Tensor:
-    """Soft confusion matrix of each image, a row for each of the one-hot."""
-    return onehot.flatten(2) @ p.flatten(2).mT
-
-
-def soft_confusion(
-    probs: Tensor,  # (B, K, H, W), probabilities over dim 1
-    target: Tensor,  # (B, H, W), any integer type
-    ignore_index: int = IGNORE,  # label of pixels that count for nothing
-) -> Tensor:
-    """Return ``S`` of shape ``(K, K)``, float32: ``S[k, l]`` sums ``p_l`` over the valid pixels of class k.
-
-    Ice of unknown kind (254) is of no class and left out.
-
-    >>> soft_confusion(torch.tensor([[[[0.9, 0.2]], [[0.1, 0.8]]]]), torch.tensor([[[0, 1]]]))
-    tensor([[0.9000, 0.1000],
-            [0.2000, 0.8000]])
-    """
-    with _batch(probs.float(), target, ignore_index, "mean") as b:
-        return _confusion(b.logits, b.onehot[:, : b.classes]).sum(0)
 
 
 def _focal(b: _Batch, alpha: Tensor, gamma: float) -> Tensor:

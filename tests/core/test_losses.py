@@ -24,7 +24,6 @@ from glacier_fastai.core.losses import (
     dice_loss,
     focal_loss,
     mcc_loss,
-    soft_confusion,
 )
 from glacier_fastai.core.settings import LossSettings
 from glacier_fastai.errors import DataError, RecipeError
@@ -298,18 +297,24 @@ def test_focal_without_its_weights_is_cross_entropy():
     torch.testing.assert_close(boundary_loss(logits, target, edge=1, interface=1), expected)
 
 
+def soft_confusion(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the soft confusion matrix of the known classes, as the region parts see it."""
+    with losses._batch(logits, target, IGNORE, "mean") as b:
+        return b.confusion[: logits.shape[1]]
+
+
 def test_soft_confusion():
     logits, target = scene()
-    s = soft_confusion(logits.softmax(1), target)
+    s = soft_confusion(logits, target)
     assert s.shape == (K, K)
     assert s.dtype == torch.float32
     np.testing.assert_allclose(s, slow_confusion(logits, target), rtol=1e-5)
     np.testing.assert_allclose(s.sum(1), [(target == k).sum() for k in range(K)], rtol=1e-6)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(soft_confusion(logits.softmax(1), target), s)
+        assert torch.equal(soft_confusion(logits, target), s)
     unknown = scene(unknown=True)[1]
     known = unknown.where(unknown != UNKNOWN, IGNORE)
-    torch.testing.assert_close(soft_confusion(logits.softmax(1), unknown), soft_confusion(logits.softmax(1), known))
+    torch.testing.assert_close(soft_confusion(logits, unknown), soft_confusion(logits, known))
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 120), st.sampled_from([1.0, 0.5, 0.02]))
@@ -320,7 +325,7 @@ def test_soft_confusion_of_certain_predictions_is_the_confusion_matrix(seed, ign
     target = torch.from_numpy(np.where(g.random((1, 11, 12)) < rare, g.integers(0, K, (1, 11, 12)), 0))
     target.view(-1)[:ignored] = IGNORE
     hard = confusion_matrix(pred, target, K)
-    assert torch.equal(soft_confusion(certain(pred).softmax(1), target).long(), hard)
+    assert torch.equal(soft_confusion(certain(pred), target).long(), hard)
     # and so the loss goes with the metric
     assert mcc_loss(certain(pred), target, exponent=1).item() == pytest.approx(1 - mcc(hard), abs=2e-6)
 
@@ -334,7 +339,7 @@ def test_every_region_part_is_a_function_of_the_soft_confusion_matrix():
         here = (target == k)[:, None].expand_as(p)
         mean = p.movedim(1, 0)[:, target == k].mean(1)
         other = torch.where(here, mean.view(1, K, 1, 1), other)
-    torch.testing.assert_close(soft_confusion(other, target), soft_confusion(p, target))
+    torch.testing.assert_close(soft_confusion(other.log(), target), soft_confusion(logits, target))
     for loss in (dice_loss, mcc_loss):
         torch.testing.assert_close(loss(other.log(), target), loss(logits, target))
     assert not torch.isclose(focal_loss(other.log(), target), focal_loss(logits, target))
