@@ -281,23 +281,8 @@ class ModelBundle:
     ) -> None:
         """Write the bundle (temporary name, then rename)."""
         tensors = self.halved() if half else self.weights
-        about = {
-            "arch": self.arch,
-            "options": self.options,
-            "bands": self.bands,
-            "mean": self.mean,
-            "std": self.std,
-            "texture": self.texture,
-            "standardised": self.standardised,
-            "classes": self.classes,
-            "recipe": self.recipe,
-            "metrics": self.metrics,
-            "trained_on": self.trained_on.model_dump(mode="json"),
-            "profile": self.profile.model_dump(mode="json"),
-            "tells_debris": self.tells_debris,
-            "baseline": self.baseline and self.baseline.model_dump(mode="json"),
-        }
-        metadata = {"format": FORMAT, "version": str(VERSION), **{k: json.dumps(v) for k, v in about.items()}}
+        about = {name: json.dumps(getattr(self, name), default=Section.model_dump) for name in _About.model_fields}
+        metadata = {"format": FORMAT, "version": str(VERSION), **about}
         metadata["digest"] = _digest(tensors, metadata)
         with whole_file(path) as file:
             file.write(serialize({k: v.contiguous() for k, v in tensors.items()}, metadata))

@@ -49,11 +49,10 @@ class Predictor:
         ensemble: Ensemble,
         device: torch.device | None = None,  # default `default_device`
         batch_size: int | None = None,  # windows at once; default as many as fit on a GPU, one on a CPU
-        statistics: tuple[Values, Values] | None = None,  # of the channels, default the bundles'
     ):
         self.ensemble, self.device = ensemble, device or default_device()
         self.batch_size = batch_size or (64 if self.device.type == "cuda" else 1)
-        self.normalise_by(statistics)
+        self.normalise_by(None)
         turned = any(k for k, _ in ensemble.predict.passes)
         self.aspects = [aspect_index(m.bundle.bands) if turned else None for m in ensemble.members]
         size = sum(2 * m.path.stat().st_size for m in ensemble.members if m.path)  # half precision on disk
