@@ -15,12 +15,9 @@ import shapely
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from pyproj import Transformer
-from pyproj.exceptions import ProjError
 from shapely.geometry import mapping
 
 from ..bands import BANDS, CLASS_COLOURS, CLASSES, UNKNOWN_ICE
-from ..data.scenes.raster import horizontal
 from ..data.tiles import TileStore
 from ..errors import DataError, printable
 from ..files import file_hash, names_only, write_text
@@ -180,23 +177,6 @@ def _parameters(bundle: ModelBundle) -> int:
 
 
 def _box(store: TileStore) -> list[float] | None:
-    """West, south, east and north of all tiles that have coordinates, degrees; synthetic ones lie nowhere."""
-    if store.info.get("source") == "synthetic":
-        return None
-    place = store.footprints()
-    found = []
-    for frame in dict.fromkeys(place["frame"]):
-        kind, _, crs = frame.partition(" ")
-        if kind == "crs":
-            x0, y0, x1, y1 = place["box"][place["frame"] == frame].T
-            try:
-                to_degrees = Transformer.from_crs(horizontal(crs), "EPSG:4326", always_xy=True)
-                ends = to_degrees.transform_bounds(x0.min(), -y1.max(), x1.max(), -y0.min())
-            except ProjError:  # a grid without a place on Earth
-                continue
-            if np.isfinite(ends).all():
-                found.append(ends)
-    if not found:
-        return None
-    west, south, east, north = np.array(found).T
-    return [float(west.min()), float(south.min()), float(east.max()), float(north.max())]
+    """West, south, east and north of all tiles that have a place on Earth, degrees; synthetic ones lie nowhere."""
+    box = shapely.total_bounds(store.ground())
+    return box.tolist() if np.isfinite(box).all() and store.info.get("source") != "synthetic" else None
