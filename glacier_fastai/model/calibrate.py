@@ -10,8 +10,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import reduce
-from operator import add
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +30,6 @@ from ..core.areas import (
     outlined_area,
 )
 from ..core.calibration import (
-    Reliability,
     calibrated,
     decide,
     expected_calibration_error,
@@ -107,15 +104,11 @@ def calibrate(
     if len(folds) < 2:
         raise DataError(f"{predictions[0].folder}: predictions of one fold alone; resume it to finish it")
     fits = {f: _temperature(probs[fold != f], labels[fold != f], bias) for f in folds}
-    before: list[tuple[Reliability, float]] = []
-    after: list[tuple[Reliability, float]] = []
-    for f in folds:
-        p, y = probs[fold == f], labels[fold == f]
-        q = calibrated(p, fits[f].temperature, fits[f].bias, 1)
-        for results, x in ((before, p), (after, q)):
-            results.append((reliability(x, y), nll(x, y) * len(y) / len(labels)))
-    tables = [reduce(add, (table for table, _ in results)) for results in (before, after)]
-    losses = [sum(loss for _, loss in results) for results in (before, after)]
+    sure = torch.empty_like(probs)
+    for f, fit in fits.items():
+        sure[fold == f] = calibrated(probs[fold == f], fit.temperature, fit.bias, 1)
+    tables = [reliability(p, labels) for p in (probs, sure)]
+    losses = [nll(p, labels) for p in (probs, sure)]
 
     best, fitted = Calibration(), _temperature(probs, labels, bias)
     if losses[1] < losses[0]:
