@@ -13,7 +13,6 @@ import geopandas
 import numpy as np
 import rasterio
 import shapely
-from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 from pyproj import CRS
 from pyproj.exceptions import CRSError, ProjError
 from rasterio.features import shapes
@@ -22,7 +21,7 @@ from ..bands import CLASSES, ICE, IGNORE
 from ..core.areas import LEAST, area_interval
 from ..core.regions import Regions, RegionSums
 from ..data.scenes.raster import same_crs
-from ..errors import DataError, OutputError, PredictionError
+from ..errors import DataError, PredictionError
 from ..files import whole_file
 from .sink import RasterMap, Strip, writing
 from .styles import write_styles
@@ -218,17 +217,12 @@ def write_layer(
     parquet: Path | None = None,  # GeoParquet that is written, too
 ) -> None:
     """Write a layer and look whether it is whole; raises `OutputError`."""
-    try:
+    with writing(path):
         table.to_file(path, layer=layer, driver="GPKG", geometry_type=kind)
         check_layer(path, layer, len(table))
         if parquet:
             with whole_file(parquet) as file:
                 table.to_parquet(file)
-    except (DataLayerError, DataSourceError, FeatureError, OSError) as err:
-        if isinstance(err, OutputError):
-            raise
-        cause = " ".join(str(err).split())[:200]
-        raise OutputError(f"{path}: cannot be written ({cause}); make room, or choose another folder") from err
 
 
 def check_layer(

@@ -15,6 +15,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 import rasterio
 from matplotlib.colors import to_rgb
+from pyogrio.errors import DataLayerError, DataSourceError
 from pyproj.exceptions import CRSError
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
@@ -145,14 +146,15 @@ class RasterMap:
 def writing(
     path: Path,  # file named in the error
 ) -> Iterator[None]:
-    """Turn what GDAL says of a full disk into one line."""
+    """Turn what GDAL says of a full disk into one line, of rasters and of layers."""
     try:
         with rasterio.Env():  # else GDAL prints what it cannot do; in this thread, too
             yield
-    except (RasterioError, CPLE_BaseError, OSError) as err:
+    except (RasterioError, CPLE_BaseError, DataLayerError, DataSourceError, OSError) as err:
         if isinstance(err, OutputError):
             raise
-        cause = " ".join(str(err.__cause__ or err).split())[:200]
+        first = err if isinstance(err, DataLayerError | DataSourceError) else err.__cause__ or err
+        cause = " ".join(str(first).split())[:200]
         raise OutputError(f"{path}: cannot be written ({cause}); make room, or choose another folder") from err
 
 
