@@ -23,7 +23,7 @@ from torch import Tensor
 from ..bands import CLASSES, ICE, IGNORE
 from ..data.scenes.opening import HowRead
 from ..data.scenes.raster import block_cache, horizontal
-from ..data.scenes.scene import Scene
+from ..data.scenes.scene import Place, Scene
 from ..errors import DataError
 from ..files import check_room, digest
 from ..memory import fits
@@ -140,7 +140,7 @@ def predict_composite(
 class DateMap(RasterMap):
     """Mean probabilities of one scene, until they are put together with the others: uint16 in steps of 1/65534."""
 
-    def __init__(self, path: Path, source: Any):
+    def __init__(self, path: Path, source: Place):
         super().__init__(path, source, CLASSES, "uint16", FULL + 1)
         self.plain = path
 

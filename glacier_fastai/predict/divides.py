@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import geopandas
 import numpy as np
@@ -21,6 +20,7 @@ from ..core.divides import LEAST, PARAMETERS, divide, margin
 from ..data.scenes.address import named
 from ..data.scenes.dem import Terrain
 from ..data.scenes.raster import reading
+from ..data.scenes.scene import Place
 from ..data.scenes.web import fingerprint
 from ..data.sources.inventory import Inventory
 from ..errors import DataError, note
@@ -41,7 +41,7 @@ DEEP = 0.01
 
 def check_divides(
     dem: str | os.PathLike,  # elevation model, see `data.scenes.dem.Terrain`
-    grid: Any,  # a `Source`: size and grid of the map
+    grid: Place,  # of the map
     name: str | os.PathLike,  # what it is called in messages
 ) -> None:
     """Raise `DataError` if the elevation model cannot be read, or shows other ground."""
@@ -52,7 +52,7 @@ def check_divides(
 def divided(
     classes: rasterio.DatasetReader,  # map of classes, open
     path: Path,  # its file, for messages
-    grid: Any,  # a `Source`: its size and grid
+    grid: Place,  # its size and grid
     dem: str | os.PathLike,  # elevation model, see `data.scenes.dem.Terrain`
     min_area: float,  # km2; smaller patches of ice are no glaciers
     notes: list[str],  # see `errors.note`

@@ -21,6 +21,7 @@ from ..core.areas import LEAST, area_interval, glacier_interval
 from ..core.glaciers import NO_DATA, WITHOUT, default_reach, glacier_margin, nearest_glacier
 from ..data.scenes.dem import SceneTerrain
 from ..data.scenes.raster import reading, steps
+from ..data.scenes.scene import Place
 from ..data.sources.inventory import Inventory
 from ..errors import DataError, note
 from ..memory import fits
@@ -52,7 +53,7 @@ class GlacierSums:
         inventory: Inventory,
         buffer: float | None,  # metres, see `core.glaciers.default_reach`
         min_area: float,  # of new glaciers, km2
-        grid: Any,  # a `Source`: size and grid of the map
+        grid: Place,  # size and grid of the map
         notes: list[str],  # see `errors.note`
         expecting: bool = False,  # sum up the probability of ice within each outline, for `table`
     ):
@@ -311,7 +312,7 @@ class GlacierSums:
 class _PixelAreas:
     """Areas of the pixels of a scene, by an equal-area projection."""
 
-    def __init__(self, grid: Any, near: CRS):
+    def __init__(self, grid: Place, near: CRS):
         self.width = grid.width
         self.rows, cols = (np.linspace(0.5, n - 0.5, min(n, KNOTS)) for n in (grid.height, grid.width))
         row, col = np.meshgrid(self.rows, cols, indexing="ij")
@@ -332,7 +333,7 @@ class _PixelAreas:
 
 
 def pixel_sides(
-    grid: Any,  # a `Source`: size and grid of a map
+    grid: Place,  # size and grid of a map
 ) -> tuple[float, float]:
     """Return height and width of a pixel on the ground at the centre of a scene, metres."""
     t = grid.transform

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from ..core.glaciers import default_reach
 from ..data.scenes.dem import Terrain
 from ..data.scenes.names import DAY
 from ..data.scenes.raster import block_cache, open_raster, reading, same_crs, same_grid
+from ..data.scenes.scene import Place
 from ..data.sources.inventory import Inventory, parse_date, read_inventory
 from ..errors import DataError, OutputError, cell, note
 from ..files import digest, file_hash, names_only, whole_file, work_folder, write_text
@@ -33,6 +33,7 @@ from ..recipe import explain
 from .glacier_sums import GlacierSums
 from .outlines import crs_of_areas, write_layer
 from .sink import ROWS
+from .source import Grid
 from .styles import write_styles
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def summary(
 
 def inventory_on(
     by: ByGlacier,
-    grid: Any,  # a `Source`: size and grid of the scene
+    grid: Place,  # of the scene
     scene: str | os.PathLike,  # for messages
     notes: list[str],  # see `errors.note`
 ) -> Inventory | None:
@@ -295,7 +296,7 @@ def as_csv(
     table.to_csv(file, index=False, float_format="%.9g")
 
 
-def _grid(raster: rasterio.DatasetReader, path: Path) -> Any:
+def _grid(raster: rasterio.DatasetReader, path: Path) -> Grid:
     """Return size and grid of a map of classes; raises `DataError` if it is none."""
     if raster.count != 1 or raster.dtypes[0] != "uint8":
         raise DataError(
@@ -305,7 +306,7 @@ def _grid(raster: rasterio.DatasetReader, path: Path) -> Any:
         raise DataError(f"{path}: declares {raster.nodata:g} as nodata; in a map of classes it is 255")
     if raster.crs is None or raster.transform.is_identity:
         raise DataError(f"{path}: does not say where it lies; assign a coordinate reference system and a geotransform")
-    return SimpleNamespace(height=raster.height, width=raster.width, crs=raster.crs, transform=raster.transform)
+    return Grid(path, raster.crs, raster.transform, raster.height, raster.width)
 
 
 def _check_same_grid(rasters: Mapping[str, rasterio.DatasetReader], maps: Mapping[str, Path]) -> None:

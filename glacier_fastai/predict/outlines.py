@@ -21,6 +21,7 @@ from ..bands import CLASSES, ICE, IGNORE
 from ..core.areas import LEAST, area_interval
 from ..core.regions import Regions, RegionSums
 from ..data.scenes.raster import same_crs
+from ..data.scenes.scene import Place
 from ..errors import DataError, PredictionError
 from ..files import whole_file
 from .sink import RasterMap, Strip, writing
@@ -104,7 +105,7 @@ def _in_geopackage(crs: CRS) -> bool:
 
 
 def crs_of_areas(
-    source: Any,  # a `Source`: size and grid of the scene
+    source: Place,  # size and grid of the scene
     name: str,  # of the file of polygons, for messages
 ) -> CRS:
     """Return `equal_area_crs` around a scene; raises `DataError` if there is none, or no GeoPackage of its CRS."""
@@ -134,7 +135,7 @@ class Outlines(RasterMap):
     def __init__(
         self,
         path: str | os.PathLike,  # GeoPackage to write
-        source: Any,  # a `Source`: size and grid of the scene
+        source: Place,  # size and grid of the scene
         area: tuple[float, float] | None = None,  # of `Calibration`; None: no intervals
         simplify: float = 0.0,  # tolerance in pixels (Visvalingam-Whyatt); neighbours keep their common edges
         geoparquet: bool = False,  # write PATH_glaciers.parquet and PATH_classes.parquet beside it, too

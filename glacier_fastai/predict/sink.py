@@ -8,8 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -24,15 +23,16 @@ from rasterio.windows import Window
 
 from ..bands import CLASS_COLOURS, CLASSES, IGNORE
 from ..data.scenes.raster import same_crs, same_grid
+from ..data.scenes.scene import Place
 from ..errors import DataError, OutputError
 from ..files import write_text
+from .source import Grid
 
 __all__ = [
     "SIDECAR",
     "ClassMap",
     "ConfidenceMap",
     "ProbabilityMap",
-    "Sink",
     "Strip",
     "check_grid",
     "checksums",
@@ -54,22 +54,15 @@ class Strip(NamedTuple):
     probs: np.ndarray  # (K, h, W) float32, calibrated
 
 
-class Sink(Protocol):
-    """Something a map is written to. A context manager; on an error it leaves nothing that looks whole."""
-
-    def write(self, strip: Strip) -> None:
-        """Take the next rows."""
-
-
 class RasterMap:
-    """A Cloud-Optimized GeoTIFF on the scene's grid; the file appears when all rows are written."""
+    """A Cloud-Optimized GeoTIFF on the scene's grid; the file appears when all rows are written, or never."""
 
     resampling = "average"  # of the overviews
 
     def __init__(
         self,
         path: str | os.PathLike,  # file to write
-        source: Any,  # a `Source`: size and grid of the scene
+        source: Place,  # size and grid of the scene
         bands: tuple[str, ...],  # descriptions of the bands
         dtype: str = "uint8",
         nodata: float = IGNORE,
@@ -189,12 +182,12 @@ def lies_on(
 
 
 def check_grid(
-    source: Any,  # a `Source` with a path
+    source: Place,
     folder: Path,  # where a file may be written
 ) -> None:
     """Raise `DataError` if a map of the scene, opened again, would not lie where the scene does."""
     path = folder / "grid.tif"
-    pixel = SimpleNamespace(height=1, width=1, crs=source.crs, transform=source.transform)
+    pixel = Grid(source.path, source.crs, source.transform, 1, 1)
     with ClassMap(path, pixel) as made:
         made.write(Strip(0, np.zeros((1, 1), np.uint8), np.zeros((len(CLASSES), 1, 1), np.float32)))
     lies = lies_on(path, {**made.profile, "height": source.height, "width": source.width})
@@ -212,7 +205,7 @@ class ClassMap(RasterMap):
 
     resampling = "mode"
 
-    def __init__(self, path: str | os.PathLike, source: Any):
+    def __init__(self, path: str | os.PathLike, source: Place):
         super().__init__(path, source, ("class: " + ", ".join(f"{k} {c}" for k, c in enumerate(CLASSES)),))
 
     def __enter__(self) -> Self:
@@ -235,7 +228,7 @@ class ProbabilityMap(RasterMap):
     def __init__(
         self,
         path: str | os.PathLike,
-        source: Any,
+        source: Place,
         dtype: str = "uint8",  # or float32
         bands: tuple[str, ...] = PROBABILITIES,
     ):
@@ -265,7 +258,7 @@ class ProbabilityMap(RasterMap):
 class ConfidenceMap(ProbabilityMap):
     """Calibrated probability that the class in the map is right, bytes of 1/254. Disagreement of models lowers it."""
 
-    def __init__(self, path: str | os.PathLike, source: Any):
+    def __init__(self, path: str | os.PathLike, source: Place):
         super().__init__(path, source, bands=("confidence",))
 
     def values(self, strip: Strip) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -16,26 +16,14 @@ from ..data.scenes.address import Address
 from ..data.scenes.masks import MaskCounts
 from ..data.scenes.scene import Scene
 
-__all__ = ["Grid", "SceneSource", "Source"]
+__all__ = ["Grid", "SceneSource"]
 
 ROWS = 256  # rows that are read at once
 
 
-class Source(Protocol):
-    """A scene, whatever it is read from."""
-
-    height: int
-    width: int
-    crs: Any  # coordinate reference system
-    transform: Any  # affine transform from (col, row) to it
-
-    def read(self, row: int, height: int) -> np.ndarray:
-        """Return channels `(C, height, W)` from `row` on, float32, NaN in every channel where there is no data."""
-
-
 @dataclass(frozen=True)
 class Grid:
-    """Where a map lies: a `Source` without pixels."""
+    """Where a map lies."""
 
     path: Path | Address
     crs: Any
@@ -45,7 +33,7 @@ class Grid:
 
 
 class SceneSource:
-    """A scene as `Source`, which counts what it reads."""
+    """A scene as models take it, which counts what it reads."""
 
     def __init__(
         self,
