@@ -33,7 +33,6 @@ __all__ = [
     "check_layer",
     "crs_of_areas",
     "equal_area_crs",
-    "polygonize",
     "regions_of",
     "write_layer",
 ]
@@ -56,31 +55,20 @@ def equal_area_crs(
     return CRS.from_proj4(f"+proj=laea +lat_0={lat:.6f} +lon_0={lon:.6f} +datum=WGS84 +units=m +no_defs")
 
 
-def polygonize(
-    raster: Any,  # open raster of bytes; 0 belongs to no polygon
-    band: int = 1,
-) -> np.ndarray:
-    """Return the outlines of the 4-connected regions of equal value, object array `(n,)`, in the raster's coordinates.
-
-    They come in the order of their first pixels, as `core.regions.Regions`. GDAL reads the raster row by row.
-
-    >>> from rasterio.io import MemoryFile
-    >>> profile = {"driver": "GTiff", "count": 1, "height": 2, "width": 2, "dtype": "uint8", "crs": "EPSG:32645"}
-    >>> file = MemoryFile().open(**profile, transform=rasterio.Affine(30, 0, 600, 0, -30, 900))
-    >>> file.write(np.array([[[0, 2], [1, 2]]], np.uint8))
-    >>> [polygon.area for polygon in polygonize(file)]
-    [1800.0, 900.0]
-    """
-    layer = rasterio.band(raster, band)
-    return regions_of(layer, layer, raster.transform)[0]
-
-
 def regions_of(
     values: Any,  # raster band, or (H, W) of bytes
     mask: Any,  # the same, 0 where no polygon is wanted
     transform: Any,  # affine transform from (col, row)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the polygons of `polygonize`, and the value of each."""
+    """Return the outlines of the 4-connected regions of equal value, object array `(n,)`, and the value of each.
+
+    They come in the order of their first pixels, as `core.regions.Regions`. GDAL reads a raster row by row.
+
+    >>> classes = np.array([[0, 2], [1, 2]], np.uint8)
+    >>> polygons, codes = regions_of(classes, classes, rasterio.Affine(30, 0, 600, 0, -30, 900))
+    >>> shapely.area(polygons), codes
+    (array([1800.,  900.]), array([2, 1]))
+    """
     drawn = list(shapes(values, mask, transform=transform))
     found = np.array([shapely.geometry.shape(outline) for outline, _ in drawn], object)
     xy, polygon = shapely.get_coordinates(shapely.get_exterior_ring(found), return_index=True)
@@ -189,7 +177,8 @@ class Outlines(RasterMap):
     def _table(self, layer: str, regions: Regions) -> tuple[geopandas.GeoDataFrame, np.ndarray]:
         """Return the polygons of regions with their numbers, and their areas in km2."""
         with rasterio.open(self.plain) as file:
-            outlines = polygonize(file, 1 + LAYERS.index(layer))
+            band = rasterio.band(file, 1 + LAYERS.index(layer))
+            outlines, _ = regions_of(band, band, file.transform)
         rings, polygon = shapely.get_rings(outlines, return_index=True)
         rings = shapely.segmentize(rings, 64 * self.pixel)  # as polygons, GEOS would mend each one
         fine = geopandas.GeoSeries(shapely.polygons(rings, indices=polygon), crs=CRS(self.source.crs))
