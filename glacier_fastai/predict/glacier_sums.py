@@ -25,7 +25,7 @@ from ..data.scenes.scene import Place
 from ..data.sources.inventory import Inventory
 from ..errors import DataError, note
 from ..memory import fits
-from .outlines import NOT_ICE, crs_of_areas
+from .outlines import NOT_ICE, affine, crs_of_areas
 from .sink import ROWS, writing
 
 __all__ = ["ENOUGH", "GlacierSums", "pixel_sides"]
@@ -169,7 +169,7 @@ class GlacierSums:
         every[:] = [polygon for polygon, _ in found]
         free = every[code == self.n + 1]
         far = free[self._km2(free) >= self.min_area]
-        self.new = shapely.transform(far, self._pixels)
+        self.new = shapely.transform(far, lambda xy: np.rint(affine(xy, ~self.grid.transform)))
         first = shapely.bounds(self.new)
         order = np.lexsort((first[:, 0], first[:, 1]))
         far, self.new = far[order], self.new[order]
@@ -178,10 +178,6 @@ class GlacierSums:
         mine = mine[np.argsort(code[mine], kind="stable")]
         shapely.multipolygons(every[mine], indices=code[mine] - 1, out=out)
         return np.concatenate([out, shapely.multipolygons(far, indices=np.arange(len(far))) if len(far) else far])
-
-    def _pixels(self, xy: np.ndarray) -> np.ndarray:
-        a, b, c, d, e, f = (~self.grid.transform)[:6]
-        return np.rint(xy @ np.array([[a, d], [b, e]]) + np.array([c, f]))
 
     def _km2(self, polygons: np.ndarray) -> np.ndarray:
         fine = geopandas.GeoSeries(polygons, crs=CRS(self.grid.crs))

@@ -30,6 +30,7 @@ from .styles import write_styles
 __all__ = [
     "LAYERS",
     "Outlines",
+    "affine",
     "check_layer",
     "crs_of_areas",
     "equal_area_crs",
@@ -72,14 +73,18 @@ def regions_of(
     drawn = list(shapes(values, mask, transform=transform))
     found = np.array([shapely.geometry.shape(outline) for outline, _ in drawn], object)
     xy, polygon = shapely.get_coordinates(shapely.get_exterior_ring(found), return_index=True)
-    corners = np.rint(_affine(xy, ~transform))  # column, row
+    corners = np.rint(affine(xy, ~transform))  # column, row
     top_left = np.lexsort((*corners.T, polygon))
     first = corners[top_left[np.unique(polygon[top_left], return_index=True)[1]]]
     order = np.lexsort(first.T)
     return found[order], np.array([int(value) for _, value in drawn], int)[order]
 
 
-def _affine(xy: np.ndarray, transform: Any) -> np.ndarray:
+def affine(
+    xy: np.ndarray,  # (n, 2) or (2,)
+    transform: Any,  # affine transform
+) -> np.ndarray:
+    """Return places after a transform."""
     a, b, c, d, e, f = transform[:6]
     return xy @ np.array([[a, d], [b, e]]) + np.array([c, f])
 
@@ -98,7 +103,7 @@ def crs_of_areas(
 ) -> CRS:
     """Return `equal_area_crs` around a scene; raises `DataError` if there is none, or no GeoPackage of its CRS."""
     try:
-        near = equal_area_crs(source.crs, *_affine(np.array([source.width / 2, source.height / 2]), source.transform))
+        near = equal_area_crs(source.crs, *affine(np.array([source.width / 2, source.height / 2]), source.transform))
     except ProjError as err:
         raise DataError(
             f"{name}: no areas, as the scene's coordinate reference system does not lead to the Earth "

@@ -26,7 +26,7 @@ from ..data.scenes.raster import open_raster
 from ..data.sources.vectors import open_vector
 from ..errors import DataError, OutputError, note
 from ..files import names_only, write_text
-from ..predict.outlines import equal_area_crs
+from ..predict.outlines import affine, equal_area_crs
 from ..predict.whole import page_name, read_record
 from ..reading import read_text
 from .pictures import CONFIDENCE, IMAGES, PageGrid, ScenePicture, class_picture, confidence_picture, page_grid
@@ -231,8 +231,7 @@ def _outlines(geometry: Any, grid: PageGrid, corners: int) -> list[list[list[lis
     polygons = (shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & np.isfinite(shapely.bounds(parts)).all(1)
     rings, part = shapely.get_rings(parts := parts[polygons], return_index=True)
     row, outer = row[polygons], np.diff(part, prepend=-1) > 0
-    a, b, c, d, e, f = (~grid.transform)[:6]
-    rings = shapely.transform(rings, lambda xy: xy @ np.array([[a, d], [b, e]]) + np.array([c, f]))
+    rings = shapely.transform(rings, lambda xy: affine(xy, ~grid.transform))
     boxes, tolerance = shapely.get_exterior_ring(shapely.box(*shapely.bounds(rings).T)), 0.5
     while True:  # as lines: polygons, GEOS would mend, which takes minutes of a large one
         simple = shapely.simplify(rings, tolerance, preserve_topology=False)
