@@ -50,17 +50,20 @@ class SceneSource:
 
     def read(self, row: int, height: int) -> np.ndarray:
         """Return channels `(C, height, W)` from `row` on, float32, NaN in every channel where there is no data."""
-        scene = self.scene
         top, bottom = max(row - self.halo, 0), min(row + height + self.halo, self.height)  # texture looks further
-        values, valid = scene.read_window(self.index, top, 0, bottom - top, self.width)
-        image = scene.in_units(values, self.index)
-        image[:, ~(valid & np.isfinite(image).all(0))] = np.nan
-        masked = self.masked.add(scene.masked(row, 0, height, self.width))
+        image, _ = self._channels(self.scene, top, 0, bottom - top, self.width)
+        masked = self.masked.add(self.scene.masked(row, 0, height, self.width))
         if masked is not None:
             places = [(int(masked[:, col : col + ROWS].sum()), row, col) for col in range(0, self.width, ROWS)]
             self._where += [place for place in places if place[0]]
-        corner = Corner(self.crs, self.transform, top)
-        return compute_channels(image, self.names, self.channels, corner)[:, row - top : row - top + height]
+        return image[:, row - top : row - top + height]
+
+    def _channels(self, scene: Scene, row: int, col: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the channels of a window, and where there is data, bool `(h, w)`."""
+        values, valid = scene.read_window(self.index, row, col, height, width)
+        image = scene.in_units(values, self.index)
+        image[:, ~(valid & np.isfinite(image).all(0))] = np.nan
+        return compute_channels(image, self.names, self.channels, Corner(self.crs, self.transform, row, col)), valid
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation of each channel over the scene's pixels with data, each float64 `(C,)`.
@@ -90,10 +93,5 @@ class SceneSource:
         """Return channels of a window as if nothing were masked, and bool `(h, w)`: True where it is."""
         top, left = max(min(row, self.height - size), 0), max(min(col, self.width - size), 0)
         shape = min(size, self.height), min(size, self.width)
-        flags = self.scene.masked(top, left, *shape)
-        values, valid = self.scene.unmasked.read_window(self.index, top, left, *shape)
-        image = self.scene.in_units(values, self.index)
-        image[:, ~(valid & np.isfinite(image).all(0))] = np.nan
-        masked = MaskCounts().add(flags)
-        corner = Corner(self.crs, self.transform, top, left)
-        return compute_channels(image, self.names, self.channels, corner), masked & valid
+        image, valid = self._channels(self.scene.unmasked, top, left, *shape)
+        return image, MaskCounts().add(self.scene.masked(top, left, *shape)) & valid
