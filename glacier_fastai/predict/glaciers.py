@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,14 +30,13 @@ from ..files import digest, file_hash, names_only, whole_file, work_folder, writ
 from ..model.fitted import Calibration
 from ..reading import read_json
 from ..recipe import explain
+from .divides import check_divides, divided
 from .glacier_sums import GlacierSums
+from .inventories import Format, check_inventory, inventory_of
 from .outlines import crs_of_areas, write_layer
 from .sink import ROWS
 from .source import Grid
 from .styles import write_styles
-
-if TYPE_CHECKING:
-    from .inventories import Format
 
 __all__ = [
     "ByGlacier",
@@ -192,8 +191,6 @@ def inventory_on(
         DataError: See `read_inventory`; or the elevation model cannot be used.
     """
     if by.inventory is None:
-        from .divides import check_divides
-
         check_divides(by.divides or "", grid, scene)
         return None
     near = crs_of_areas(grid, Path(scene).name)
@@ -224,8 +221,6 @@ def write_glaciers(
         pixel = sum(np.dtype(t).itemsize for raster in rasters.values() for t in raster.dtypes)
         stack.enter_context(block_cache(ROWS * grid.width * pixel))
         if inventory is None:
-            from .divides import divided
-
             dem = by.divides if dem is None else dem
             inventory = divided(rasters["classes"], maps["classes"], grid, by.divides or "", by.min_area, notes)
         fitted = _calibration(record, maps, by.inventory is not None, notes)
@@ -269,8 +264,6 @@ def write_glaciers(
         table[name] = about[name]
     table["inventory"] = about["inventory"]["name"]
     if form:
-        from .inventories import check_inventory, inventory_of
-
         with open_raster(maps["classes"]) as raster, reading(maps["classes"]):
             reach = work.buffer / work.pixel * abs(grid.transform.determinant) ** 0.5
             kept = inventory_of(form, table, raster, reach, work.pixel, analyst, notes)
