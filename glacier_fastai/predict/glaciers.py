@@ -45,6 +45,7 @@ __all__ = [
     "glacier_files",
     "glaciers",
     "inventory_on",
+    "stem_of",
     "summary",
     "write_glaciers",
 ]
@@ -65,6 +66,13 @@ class ByGlacier:
         for name, value in (("buffer", self.buffer), ("min_area", self.min_area)):
             if value is not None and not 0 <= value < np.inf:
                 raise DataError(f"{name} {value}: use a number of at least 0")
+
+
+def stem_of(
+    classes: Path,  # map of classes
+) -> str:
+    """Return the name of a map's scene, which the names of all its files begin with."""
+    return classes.name.removesuffix(".tif").removesuffix("_classes")
 
 
 def glacier_files(
@@ -126,7 +134,7 @@ def glaciers(
     classes, by, notes = Path(classes), ByGlacier(inventory, buffer, min_area, divides), list[str]()
     if date and len(parse_date(date)) < 10:
         raise DataError(f"date {date!r}: write it as YYYY-MM-DD")
-    stem = classes.name.removesuffix(".tif").removesuffix("_classes")
+    stem = stem_of(classes)
     maps = {"classes": classes}
     for kind in ("confidence", "probabilities"):
         if (path := classes.with_name(f"{stem}_{kind}.tif")).is_file():

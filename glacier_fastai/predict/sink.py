@@ -219,9 +219,6 @@ class ClassMap(RasterMap):
         return strip.classes[None]
 
 
-PROBABILITIES = tuple(f"probability of {name}" for name in CLASSES)
-
-
 class ProbabilityMap(RasterMap):
     """Probabilities of the classes, a band each: float32, or bytes of 1/254 (as the file's scale says)."""
 
