@@ -22,8 +22,8 @@ from ..bands import CLASSES, IGNORE
 from ..core.glaciers import default_reach
 from ..data.scenes.dem import Terrain
 from ..data.scenes.names import DAY
-from ..data.scenes.raster import block_cache, open_raster, reading, same_crs, same_grid
-from ..data.scenes.scene import Place
+from ..data.scenes.raster import block_cache, open_raster, reading
+from ..data.scenes.scene import Place, on_grid_of
 from ..data.sources.inventory import Inventory, parse_date, read_inventory
 from ..errors import DataError, OutputError, cell, note
 from ..files import digest, file_hash, names_only, whole_file, work_folder, write_text
@@ -313,8 +313,7 @@ def _grid(raster: rasterio.DatasetReader, path: Path) -> Grid:
 def _check_same_grid(rasters: Mapping[str, rasterio.DatasetReader], maps: Mapping[str, Path]) -> None:
     first = rasters["classes"]
     for kind, raster in rasters.items():
-        same = raster.shape == first.shape and raster.crs is not None and same_crs(raster.crs, first.crs)
-        if not same or not same_grid(raster.transform, first.transform, first.shape):
+        if raster.crs is None or not on_grid_of(raster, first):
             raise DataError(
                 f"{maps[kind]}: lies on another grid than {maps['classes'].name}, so it is not of that map; move it "
                 "away, or map the scene again"
