@@ -130,8 +130,6 @@ def predict_composite(
             found["pixels"] = write_map(strips, grid, ensemble, wanted, partial, name, about["notes"])
         if wanted.glaciers:
             found |= by_glacier(wanted, inventory, partial, name, about, how.get("dem"))
-        for file in files:
-            file.unlink()
         return found
 
     return make_whole(out, name, about, wanted, make, overwrite, [p for x in looked for p in (x.path, *x.parts)])

@@ -282,7 +282,6 @@ def by_glacier(
     maps.setdefault("probabilities", _hidden(folder, name))
     more: dict[str, Any] = {"geoparquet": wanted.geoparquet, "dem": dem}
     made = write_glaciers(maps, wanted.glaciers, inventory, folder, name, about, notes, **more)
-    _hidden(folder, name).unlink(missing_ok=True)
     return {"glaciers": {k: made[k] for k in ("inventory", "totals")}}
 
 
