@@ -78,4 +78,4 @@ class Doubtful:
             if len(table) < self.many:
                 note(f"{self.path.name}: the map has {len(table)} places in doubt, not {self.many}", self.notes)
             write_layer(table, self.path, DOUBTFUL, "Polygon")
-            write_styles(self.path, {DOUBTFUL: "doubtful"})
+            write_styles(self.path, "doubtful")

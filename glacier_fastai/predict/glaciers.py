@@ -279,7 +279,7 @@ def write_glaciers(
         check_inventory(files["inventory"], form)
         about["notes"] = [names_only(text) for text in notes]
     write_layer(table, files["glaciers.gpkg"], "glaciers", "MultiPolygon", files.get("glaciers.parquet"))
-    write_styles(files["glaciers.gpkg"], {"glaciers": "glaciers"})
+    write_styles(files["glaciers.gpkg"], "glaciers")
     with whole_file(files["glaciers.csv"]) as file:
         as_csv(pd.DataFrame(table.drop(columns="geometry")), file)
     about["sha256"] = {p.name: file_hash(p) for k, p in files.items() if k != "glaciers.json"}

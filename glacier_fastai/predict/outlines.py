@@ -199,7 +199,7 @@ class Outlines(RasterMap):
                 for name, table in self.tables().items():
                     parquet = self.path.with_name(f"{self.path.stem}_{name}.parquet") if self.geoparquet else None
                     write_layer(table, self.path, name, "Polygon", parquet)
-                write_styles(self.path, {"glaciers": "glaciers", "classes": "classes"})
+                write_styles(self.path, "glaciers", "classes")
         finally:
             self.discard()
 

@@ -228,19 +228,18 @@ def write_map(
     if wanted.glaciers:
         files.setdefault("probabilities", _hidden(folder, name))
     with ExitStack() as stack:
-        sinks: list[RasterMap | Doubtful] = [stack.enter_context(ClassMap(files["classes"], source))]
+        sinks: list[RasterMap | Doubtful] = [ClassMap(files["classes"], source)]
         if "probabilities" in files:
-            sinks.append(
-                stack.enter_context(ProbabilityMap(files["probabilities"], source, wanted.probabilities or "uint8"))
-            )
+            sinks.append(ProbabilityMap(files["probabilities"], source, wanted.probabilities or "uint8"))
         if "confidence" in files:
-            sinks.append(stack.enter_context(ConfidenceMap(files["confidence"], source)))
+            sinks.append(ConfidenceMap(files["confidence"], source))
         if "outlines" in files:
             area = ensemble.calibration.area
-            outlines = Outlines(files["outlines"], source, area, wanted.simplify, wanted.geoparquet)
-            sinks.append(stack.enter_context(outlines))
+            sinks.append(Outlines(files["outlines"], source, area, wanted.simplify, wanted.geoparquet))
         if "doubtful" in files:
-            sinks.append(stack.enter_context(Doubtful(files["doubtful"], source, wanted.doubtful, notes)))
+            sinks.append(Doubtful(files["doubtful"], source, wanted.doubtful, notes))
+        for sink in sinks:
+            stack.enter_context(sink)
 
         def write(strip: Strip) -> None:
             nonlocal counts

@@ -42,15 +42,15 @@ class _Symbol(NamedTuple):
 
 def write_styles(
     path: Path,  # GeoPackage, with its layers
-    layers: Mapping[str, Look],  # how each of them looks
+    *layers: Look,  # which are called as they look
 ) -> None:
     """Write the styles of layers, the first of each as its default; raises `OutputError`.
 
     Columns are those that QGIS and GDAL write: https://docs.qgis.org, "Saving into database".
     """
     rows = []
-    for layer, look in layers.items():
-        for k, (name, about, qml) in enumerate(_styles(look)):
+    for layer in layers:
+        for k, (name, about, qml) in enumerate(_styles(layer)):
             rows.append(
                 {
                     "f_table_catalog": "",
