@@ -117,8 +117,8 @@ def _written(a: _Table, b: _Table, out: Path, work: Path, notes: list[str], over
     there = next((out / name for name in names.values() if (out / name).exists()), None)
     if there and not overwrite:
         raise OutputError(f"{there}: exists already; overwrite it, or choose another folder")
-    for name, (layer, kind) in layers.items():
-        write_layer(layer, work / names["change gpkg"], name, kind)
+    for name, layer in layers.items():
+        write_layer(layer, work / names["change gpkg"], name, "MultiPolygon")
     for key, rows in (("change csv", table), ("sizes csv", sizes)):
         with whole_file(work / names[key]) as file:
             as_csv(rows, file)
@@ -227,8 +227,8 @@ def _by_size(table: pd.DataFrame, years: float) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _layers(a: _Table, b: _Table, table: pd.DataFrame, notes: list[str]) -> dict[str, tuple[Any, str]]:
-    """Return the layers of the GeoPackage with the kind of their geometries; none where a table has no polygons."""
+def _layers(a: _Table, b: _Table, table: pd.DataFrame, notes: list[str]) -> dict[str, Any]:
+    """Return the layers of the GeoPackage; none where a table has no polygons."""
     if a.crs is None or b.crs is None or not same_crs(a.crs, b.crs):
         note(
             f"{(a if a.crs is None else b).path}: no polygons to lay on the other's, so loss and gain are not drawn",
@@ -251,7 +251,7 @@ def _layers(a: _Table, b: _Table, table: pd.DataFrame, notes: list[str]) -> dict
         pd.DataFrame(rows, columns=["id", "kind", "geometry"]), geometry="geometry", crs=a.crs
     )
     later = geopandas.GeoDataFrame(table, geometry=[drawn[1].get(k) or drawn[0].get(k) for k in table["id"]], crs=a.crs)
-    return {"glaciers": (later, "MultiPolygon"), "loss_gain": (moved, "MultiPolygon")}
+    return {"glaciers": later, "loss_gain": moved}
 
 
 def _stem(path: Path) -> str:

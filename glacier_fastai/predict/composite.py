@@ -23,7 +23,7 @@ from torch import Tensor
 from ..bands import CLASSES, ICE, IGNORE
 from ..data.scenes.opening import HowRead
 from ..data.scenes.raster import block_cache, horizontal
-from ..data.scenes.scene import Scene
+from ..data.scenes.scene import Place, Scene
 from ..errors import DataError
 from ..files import check_room, digest
 from ..memory import fits
@@ -130,8 +130,6 @@ def predict_composite(
             found["pixels"] = write_map(strips, grid, ensemble, wanted, partial, name, about["notes"])
         if wanted.glaciers:
             found |= by_glacier(wanted, inventory, partial, name, about, how.get("dem"))
-        for file in files:
-            file.unlink()
         return found
 
     return make_whole(out, name, about, wanted, make, overwrite, [p for x in looked for p in (x.path, *x.parts)])
@@ -140,7 +138,7 @@ def predict_composite(
 class DateMap(RasterMap):
     """Mean probabilities of one scene, until they are put together with the others: uint16 in steps of 1/65534."""
 
-    def __init__(self, path: Path, source: Any):
+    def __init__(self, path: Path, source: Place):
         super().__init__(path, source, CLASSES, "uint16", FULL + 1)
         self.plain = path
 

@@ -31,6 +31,7 @@ from ..data.tiles import TileStore, TileWriter
 from ..errors import DataError, did_you_mean, note
 from ..files import check_room
 from ..memory import fits
+from .glaciers import stem_of
 from .outlines import regions_of
 from .source import Grid
 from .whole import read_record
@@ -282,7 +283,7 @@ class _Corrections:
         if str(path) not in self.maps:
             self.maps.append(str(path))
         (base,) = label_masks([path], [place], align=True, note=lambda text: note(text, notes))
-        record = read_record(path.with_name(f"{_stem(path)}_prediction.json")) if isinstance(path, Path) else {}
+        record = read_record(path.with_name(f"{stem_of(path)}_prediction.json")) if isinstance(path, Path) else {}
         _compare(record, name, f"{self.edited.path}: edits {path}", notes)
         wanted = record.get("wanted")
         tolerance = wanted.get("simplify") if isinstance(wanted, dict) else None
@@ -326,10 +327,6 @@ def _compare(record: dict[str, Any], name: str, what: str, notes: list[str]) -> 
     scenes = [str(part["scene"]) for part in told if part.get("scene")]
     if scenes and name not in {*scenes, *map(scene_name, scenes)}:
         note(f"{what}, a map of {scenes[0]}, not of {name}; what was corrected is taken to hold for that, too", notes)
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".tif").removesuffix("_classes")
 
 
 def _cover(polygons: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import geopandas
 import numpy as np
@@ -21,6 +20,7 @@ from ..core.divides import LEAST, PARAMETERS, divide, margin
 from ..data.scenes.address import named
 from ..data.scenes.dem import Terrain
 from ..data.scenes.raster import reading
+from ..data.scenes.scene import Place
 from ..data.scenes.web import fingerprint
 from ..data.sources.inventory import Inventory
 from ..errors import DataError, note
@@ -41,7 +41,7 @@ DEEP = 0.01
 
 def check_divides(
     dem: str | os.PathLike,  # elevation model, see `data.scenes.dem.Terrain`
-    grid: Any,  # a `Source`: size and grid of the map
+    grid: Place,  # of the map
     name: str | os.PathLike,  # what it is called in messages
 ) -> None:
     """Raise `DataError` if the elevation model cannot be read, or shows other ground."""
@@ -52,7 +52,7 @@ def check_divides(
 def divided(
     classes: rasterio.DatasetReader,  # map of classes, open
     path: Path,  # its file, for messages
-    grid: Any,  # a `Source`: its size and grid
+    grid: Place,  # its size and grid
     dem: str | os.PathLike,  # elevation model, see `data.scenes.dem.Terrain`
     min_area: float,  # km2; smaller patches of ice are no glaciers
     notes: list[str],  # see `errors.note`
@@ -66,32 +66,27 @@ def divided(
             held.
     """
     dem, sides, size = named(dem), pixel_sides(grid), (grid.height, grid.width)
-    held = f"{path}: {size[0]:,} x {size[1]:,} px"
-    fits(float(HELD) * size[0] * size[1], held, "cut the map")
+    around, held = margin(sides), f"{path}: {size[0]:,} x {size[1]:,} px"
+    fits(float(HELD) * (size[0] + 2 * around) * (size[1] + 2 * around), held, "cut the map")
     with reading(path):
-        codes = classes.read(1)
+        codes = np.pad(classes.read(1), around, constant_values=IGNORE)
     complexes, _ = label(np.isin(codes, ICE))  # whose pixels touch along their sides
     km2 = np.bincount(complexes.ravel()) * sides[0] * sides[1] / 1e6
-    around, found, known, asked, deep = margin(sides), [], 0, 0, 0
+    found, known, asked, deep = [], 0, 0, 0
     with Terrain(dem) as file:
         terrain = file.on(grid.crs, grid.transform, size, path.name)
         for k, window in enumerate(find_objects(complexes), 1):
             if km2[k] < min_area:
                 continue
-            parts = (complexes[window] == k).astype(np.int32)
-            row, col = (span.start for span in window)
+            frame = tuple(slice(span.start - around, span.stop + around) for span in window)
+            mask = complexes[frame] == k
+            parts, (row, col) = mask.astype(np.int32), (span.start - around for span in frame)
             if km2[k] >= LEAST:
-                parts = np.pad(parts, around)
-                row, col = row - around, col - around
-                frame = f"{path}: {parts.shape[0]:,} x {parts.shape[1]:,} px around a complex of {km2[k]:,.0f} km2"
-                fits(float(PER_PIXEL) * parts.size, frame, "cut the map, or give an inventory")
-                mask = parts > 0
-                (heights,) = terrain.read(("elevation",), row, col, *parts.shape)
+                what = f"{path}: {mask.shape[0]:,} x {mask.shape[1]:,} px around a complex of {km2[k]:,.0f} km2"
+                fits(float(PER_PIXEL) * mask.size, what, "cut the map, or give an inventory")
+                (heights,) = terrain.read(("elevation",), row, col, *mask.shape)
                 known, asked = known + np.isfinite(heights[mask]).sum(), asked + mask.sum()
-                beyond = np.full(parts.shape, True)
-                inner, there = _overlap(row, col, parts.shape, size)
-                beyond[inner] = codes[there] == IGNORE
-                parts, wrong = divide(mask, heights, beyond, sides)
+                parts, wrong = divide(mask, heights, codes[frame] == IGNORE, sides)
                 deep += wrong
             drawn = shapes(parts, parts > 0, transform=Affine.translation(col, row))
             found += [shapely.geometry.shape(polygon) for polygon, _ in drawn]
@@ -123,9 +118,3 @@ def divided(
     return Inventory(
         str(dem), sha256, table.iloc[order].reset_index(drop=True), polygons[order], np.ones(n), np.zeros(n, bool), made
     )
-
-
-def _overlap(row: int, col: int, shape: tuple[int, ...], size: tuple[int, int]) -> tuple[tuple[slice, ...], ...]:
-    """Return where a frame and a map overlap: in the frame, and in the map."""
-    spans = [(max(at, 0), min(at + n, most), at) for at, n, most in zip((row, col), shape, size, strict=True)]
-    return tuple(slice(a - at, b - at) for a, b, at in spans), tuple(slice(a, b) for a, b, _ in spans)

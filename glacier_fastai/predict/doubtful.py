@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import geopandas
 import numpy as np
@@ -13,6 +13,7 @@ from pyproj import CRS
 
 from ..bands import IGNORE
 from ..core.doubt import BLOCK, DoubtSums
+from ..data.scenes.scene import Place
 from ..errors import note
 from .outlines import crs_of_areas, write_layer
 from .sink import Strip
@@ -34,7 +35,7 @@ class Doubtful:
     def __init__(
         self,
         path: str | os.PathLike,  # GeoPackage to write
-        source: Any,  # a `Source`: size and grid of the scene
+        source: Place,  # size and grid of the scene
         many: int,  # places, at most
         notes: list[str],  # see `errors.note`
     ):
@@ -77,4 +78,4 @@ class Doubtful:
             if len(table) < self.many:
                 note(f"{self.path.name}: the map has {len(table)} places in doubt, not {self.many}", self.notes)
             write_layer(table, self.path, DOUBTFUL, "Polygon")
-            write_styles(self.path, {DOUBTFUL: "doubtful"})
+            write_styles(self.path, "doubtful")

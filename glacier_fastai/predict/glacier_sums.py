@@ -21,10 +21,11 @@ from ..core.areas import LEAST, area_interval, glacier_interval
 from ..core.glaciers import NO_DATA, WITHOUT, default_reach, glacier_margin, nearest_glacier
 from ..data.scenes.dem import SceneTerrain
 from ..data.scenes.raster import reading, steps
+from ..data.scenes.scene import Place
 from ..data.sources.inventory import Inventory
 from ..errors import DataError, note
 from ..memory import fits
-from .outlines import NOT_ICE, crs_of_areas
+from .outlines import NOT_ICE, affine, crs_of_areas
 from .sink import ROWS, writing
 
 __all__ = ["ENOUGH", "GlacierSums", "pixel_sides"]
@@ -52,7 +53,7 @@ class GlacierSums:
         inventory: Inventory,
         buffer: float | None,  # metres, see `core.glaciers.default_reach`
         min_area: float,  # of new glaciers, km2
-        grid: Any,  # a `Source`: size and grid of the map
+        grid: Place,  # size and grid of the map
         notes: list[str],  # see `errors.note`
         expecting: bool = False,  # sum up the probability of ice within each outline, for `table`
     ):
@@ -168,7 +169,7 @@ class GlacierSums:
         every[:] = [polygon for polygon, _ in found]
         free = every[code == self.n + 1]
         far = free[self._km2(free) >= self.min_area]
-        self.new = shapely.transform(far, self._pixels)
+        self.new = shapely.transform(far, lambda xy: np.rint(affine(xy, ~self.grid.transform)))
         first = shapely.bounds(self.new)
         order = np.lexsort((first[:, 0], first[:, 1]))
         far, self.new = far[order], self.new[order]
@@ -177,10 +178,6 @@ class GlacierSums:
         mine = mine[np.argsort(code[mine], kind="stable")]
         shapely.multipolygons(every[mine], indices=code[mine] - 1, out=out)
         return np.concatenate([out, shapely.multipolygons(far, indices=np.arange(len(far))) if len(far) else far])
-
-    def _pixels(self, xy: np.ndarray) -> np.ndarray:
-        a, b, c, d, e, f = (~self.grid.transform)[:6]
-        return np.rint(xy @ np.array([[a, d], [b, e]]) + np.array([c, f]))
 
     def _km2(self, polygons: np.ndarray) -> np.ndarray:
         fine = geopandas.GeoSeries(polygons, crs=CRS(self.grid.crs))
@@ -311,7 +308,7 @@ class GlacierSums:
 class _PixelAreas:
     """Areas of the pixels of a scene, by an equal-area projection."""
 
-    def __init__(self, grid: Any, near: CRS):
+    def __init__(self, grid: Place, near: CRS):
         self.width = grid.width
         self.rows, cols = (np.linspace(0.5, n - 0.5, min(n, KNOTS)) for n in (grid.height, grid.width))
         row, col = np.meshgrid(self.rows, cols, indexing="ij")
@@ -332,7 +329,7 @@ class _PixelAreas:
 
 
 def pixel_sides(
-    grid: Any,  # a `Source`: size and grid of a map
+    grid: Place,  # size and grid of a map
 ) -> tuple[float, float]:
     """Return height and width of a pixel on the ground at the centre of a scene, metres."""
     t = grid.transform

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,20 +22,21 @@ from ..bands import CLASSES, IGNORE
 from ..core.glaciers import default_reach
 from ..data.scenes.dem import Terrain
 from ..data.scenes.names import DAY
-from ..data.scenes.raster import block_cache, open_raster, reading, same_crs, same_grid
+from ..data.scenes.raster import block_cache, open_raster, reading
+from ..data.scenes.scene import Place, on_grid_of
 from ..data.sources.inventory import Inventory, parse_date, read_inventory
 from ..errors import DataError, OutputError, cell, note
 from ..files import digest, file_hash, names_only, whole_file, work_folder, write_text
 from ..model.fitted import Calibration
 from ..reading import read_json
 from ..recipe import explain
+from .divides import check_divides, divided
 from .glacier_sums import GlacierSums
+from .inventories import Format, check_inventory, inventory_of
 from .outlines import crs_of_areas, write_layer
 from .sink import ROWS
+from .source import Grid
 from .styles import write_styles
-
-if TYPE_CHECKING:
-    from .inventories import Format
 
 __all__ = [
     "ByGlacier",
@@ -45,6 +45,7 @@ __all__ = [
     "glacier_files",
     "glaciers",
     "inventory_on",
+    "stem_of",
     "summary",
     "write_glaciers",
 ]
@@ -65,6 +66,13 @@ class ByGlacier:
         for name, value in (("buffer", self.buffer), ("min_area", self.min_area)):
             if value is not None and not 0 <= value < np.inf:
                 raise DataError(f"{name} {value}: use a number of at least 0")
+
+
+def stem_of(
+    classes: Path,  # map of classes
+) -> str:
+    """Return the name of a map's scene, which the names of all its files begin with."""
+    return classes.name.removesuffix(".tif").removesuffix("_classes")
 
 
 def glacier_files(
@@ -126,7 +134,7 @@ def glaciers(
     classes, by, notes = Path(classes), ByGlacier(inventory, buffer, min_area, divides), list[str]()
     if date and len(parse_date(date)) < 10:
         raise DataError(f"date {date!r}: write it as YYYY-MM-DD")
-    stem = classes.name.removesuffix(".tif").removesuffix("_classes")
+    stem = stem_of(classes)
     maps = {"classes": classes}
     for kind in ("confidence", "probabilities"):
         if (path := classes.with_name(f"{stem}_{kind}.tif")).is_file():
@@ -181,7 +189,7 @@ def summary(
 
 def inventory_on(
     by: ByGlacier,
-    grid: Any,  # a `Source`: size and grid of the scene
+    grid: Place,  # of the scene
     scene: str | os.PathLike,  # for messages
     notes: list[str],  # see `errors.note`
 ) -> Inventory | None:
@@ -191,8 +199,6 @@ def inventory_on(
         DataError: See `read_inventory`; or the elevation model cannot be used.
     """
     if by.inventory is None:
-        from .divides import check_divides
-
         check_divides(by.divides or "", grid, scene)
         return None
     near = crs_of_areas(grid, Path(scene).name)
@@ -223,8 +229,6 @@ def write_glaciers(
         pixel = sum(np.dtype(t).itemsize for raster in rasters.values() for t in raster.dtypes)
         stack.enter_context(block_cache(ROWS * grid.width * pixel))
         if inventory is None:
-            from .divides import divided
-
             dem = by.divides if dem is None else dem
             inventory = divided(rasters["classes"], maps["classes"], grid, by.divides or "", by.min_area, notes)
         fitted = _calibration(record, maps, by.inventory is not None, notes)
@@ -268,8 +272,6 @@ def write_glaciers(
         table[name] = about[name]
     table["inventory"] = about["inventory"]["name"]
     if form:
-        from .inventories import check_inventory, inventory_of
-
         with open_raster(maps["classes"]) as raster, reading(maps["classes"]):
             reach = work.buffer / work.pixel * abs(grid.transform.determinant) ** 0.5
             kept = inventory_of(form, table, raster, reach, work.pixel, analyst, notes)
@@ -277,7 +279,7 @@ def write_glaciers(
         check_inventory(files["inventory"], form)
         about["notes"] = [names_only(text) for text in notes]
     write_layer(table, files["glaciers.gpkg"], "glaciers", "MultiPolygon", files.get("glaciers.parquet"))
-    write_styles(files["glaciers.gpkg"], {"glaciers": "glaciers"})
+    write_styles(files["glaciers.gpkg"], "glaciers")
     with whole_file(files["glaciers.csv"]) as file:
         as_csv(pd.DataFrame(table.drop(columns="geometry")), file)
     about["sha256"] = {p.name: file_hash(p) for k, p in files.items() if k != "glaciers.json"}
@@ -295,7 +297,7 @@ def as_csv(
     table.to_csv(file, index=False, float_format="%.9g")
 
 
-def _grid(raster: rasterio.DatasetReader, path: Path) -> Any:
+def _grid(raster: rasterio.DatasetReader, path: Path) -> Grid:
     """Return size and grid of a map of classes; raises `DataError` if it is none."""
     if raster.count != 1 or raster.dtypes[0] != "uint8":
         raise DataError(
@@ -305,14 +307,13 @@ def _grid(raster: rasterio.DatasetReader, path: Path) -> Any:
         raise DataError(f"{path}: declares {raster.nodata:g} as nodata; in a map of classes it is 255")
     if raster.crs is None or raster.transform.is_identity:
         raise DataError(f"{path}: does not say where it lies; assign a coordinate reference system and a geotransform")
-    return SimpleNamespace(height=raster.height, width=raster.width, crs=raster.crs, transform=raster.transform)
+    return Grid(path, raster.crs, raster.transform, raster.height, raster.width)
 
 
 def _check_same_grid(rasters: Mapping[str, rasterio.DatasetReader], maps: Mapping[str, Path]) -> None:
     first = rasters["classes"]
     for kind, raster in rasters.items():
-        same = raster.shape == first.shape and raster.crs is not None and same_crs(raster.crs, first.crs)
-        if not same or not same_grid(raster.transform, first.transform, first.shape):
+        if raster.crs is None or not on_grid_of(raster, first):
             raise DataError(
                 f"{maps[kind]}: lies on another grid than {maps['classes'].name}, so it is not of that map; move it "
                 "away, or map the scene again"

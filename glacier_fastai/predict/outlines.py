@@ -13,7 +13,6 @@ import geopandas
 import numpy as np
 import rasterio
 import shapely
-from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 from pyproj import CRS
 from pyproj.exceptions import CRSError, ProjError
 from rasterio.features import shapes
@@ -22,7 +21,8 @@ from ..bands import CLASSES, ICE, IGNORE
 from ..core.areas import LEAST, area_interval
 from ..core.regions import Regions, RegionSums
 from ..data.scenes.raster import same_crs
-from ..errors import DataError, OutputError, PredictionError
+from ..data.scenes.scene import Place
+from ..errors import DataError, PredictionError
 from ..files import whole_file
 from .sink import RasterMap, Strip, writing
 from .styles import write_styles
@@ -30,10 +30,10 @@ from .styles import write_styles
 __all__ = [
     "LAYERS",
     "Outlines",
+    "affine",
     "check_layer",
     "crs_of_areas",
     "equal_area_crs",
-    "polygonize",
     "regions_of",
     "write_layer",
 ]
@@ -56,42 +56,35 @@ def equal_area_crs(
     return CRS.from_proj4(f"+proj=laea +lat_0={lat:.6f} +lon_0={lon:.6f} +datum=WGS84 +units=m +no_defs")
 
 
-def polygonize(
-    raster: Any,  # open raster of bytes; 0 belongs to no polygon
-    band: int = 1,
-) -> np.ndarray:
-    """Return the outlines of the 4-connected regions of equal value, object array `(n,)`, in the raster's coordinates.
-
-    They come in the order of their first pixels, as `core.regions.Regions`. GDAL reads the raster row by row.
-
-    >>> from rasterio.io import MemoryFile
-    >>> profile = {"driver": "GTiff", "count": 1, "height": 2, "width": 2, "dtype": "uint8", "crs": "EPSG:32645"}
-    >>> file = MemoryFile().open(**profile, transform=rasterio.Affine(30, 0, 600, 0, -30, 900))
-    >>> file.write(np.array([[[0, 2], [1, 2]]], np.uint8))
-    >>> [polygon.area for polygon in polygonize(file)]
-    [1800.0, 900.0]
-    """
-    layer = rasterio.band(raster, band)
-    return regions_of(layer, layer, raster.transform)[0]
-
-
 def regions_of(
     values: Any,  # raster band, or (H, W) of bytes
     mask: Any,  # the same, 0 where no polygon is wanted
     transform: Any,  # affine transform from (col, row)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the polygons of `polygonize`, and the value of each."""
+    """Return the outlines of the 4-connected regions of equal value, object array `(n,)`, and the value of each.
+
+    They come in the order of their first pixels, as `core.regions.Regions`. GDAL reads a raster row by row.
+
+    >>> classes = np.array([[0, 2], [1, 2]], np.uint8)
+    >>> polygons, codes = regions_of(classes, classes, rasterio.Affine(30, 0, 600, 0, -30, 900))
+    >>> shapely.area(polygons), codes
+    (array([1800.,  900.]), array([2, 1]))
+    """
     drawn = list(shapes(values, mask, transform=transform))
     found = np.array([shapely.geometry.shape(outline) for outline, _ in drawn], object)
     xy, polygon = shapely.get_coordinates(shapely.get_exterior_ring(found), return_index=True)
-    corners = np.rint(_affine(xy, ~transform))  # column, row
+    corners = np.rint(affine(xy, ~transform))  # column, row
     top_left = np.lexsort((*corners.T, polygon))
     first = corners[top_left[np.unique(polygon[top_left], return_index=True)[1]]]
     order = np.lexsort(first.T)
     return found[order], np.array([int(value) for _, value in drawn], int)[order]
 
 
-def _affine(xy: np.ndarray, transform: Any) -> np.ndarray:
+def affine(
+    xy: np.ndarray,  # (n, 2) or (2,)
+    transform: Any,  # affine transform
+) -> np.ndarray:
+    """Return places after a transform."""
     a, b, c, d, e, f = transform[:6]
     return xy @ np.array([[a, d], [b, e]]) + np.array([c, f])
 
@@ -105,12 +98,12 @@ def _in_geopackage(crs: CRS) -> bool:
 
 
 def crs_of_areas(
-    source: Any,  # a `Source`: size and grid of the scene
+    source: Place,  # size and grid of the scene
     name: str,  # of the file of polygons, for messages
 ) -> CRS:
     """Return `equal_area_crs` around a scene; raises `DataError` if there is none, or no GeoPackage of its CRS."""
     try:
-        near = equal_area_crs(source.crs, *_affine(np.array([source.width / 2, source.height / 2]), source.transform))
+        near = equal_area_crs(source.crs, *affine(np.array([source.width / 2, source.height / 2]), source.transform))
     except ProjError as err:
         raise DataError(
             f"{name}: no areas, as the scene's coordinate reference system does not lead to the Earth "
@@ -135,7 +128,7 @@ class Outlines(RasterMap):
     def __init__(
         self,
         path: str | os.PathLike,  # GeoPackage to write
-        source: Any,  # a `Source`: size and grid of the scene
+        source: Place,  # size and grid of the scene
         area: tuple[float, float] | None = None,  # of `Calibration`; None: no intervals
         simplify: float = 0.0,  # tolerance in pixels (Visvalingam-Whyatt); neighbours keep their common edges
         geoparquet: bool = False,  # write PATH_glaciers.parquet and PATH_classes.parquet beside it, too
@@ -189,7 +182,8 @@ class Outlines(RasterMap):
     def _table(self, layer: str, regions: Regions) -> tuple[geopandas.GeoDataFrame, np.ndarray]:
         """Return the polygons of regions with their numbers, and their areas in km2."""
         with rasterio.open(self.plain) as file:
-            outlines = polygonize(file, 1 + LAYERS.index(layer))
+            band = rasterio.band(file, 1 + LAYERS.index(layer))
+            outlines, _ = regions_of(band, band, file.transform)
         rings, polygon = shapely.get_rings(outlines, return_index=True)
         rings = shapely.segmentize(rings, 64 * self.pixel)  # as polygons, GEOS would mend each one
         fine = geopandas.GeoSeries(shapely.polygons(rings, indices=polygon), crs=CRS(self.source.crs))
@@ -205,7 +199,7 @@ class Outlines(RasterMap):
                 for name, table in self.tables().items():
                     parquet = self.path.with_name(f"{self.path.stem}_{name}.parquet") if self.geoparquet else None
                     write_layer(table, self.path, name, "Polygon", parquet)
-                write_styles(self.path, {"glaciers": "glaciers", "classes": "classes"})
+                write_styles(self.path, "glaciers", "classes")
         finally:
             self.discard()
 
@@ -218,17 +212,12 @@ def write_layer(
     parquet: Path | None = None,  # GeoParquet that is written, too
 ) -> None:
     """Write a layer and look whether it is whole; raises `OutputError`."""
-    try:
+    with writing(path):
         table.to_file(path, layer=layer, driver="GPKG", geometry_type=kind)
         check_layer(path, layer, len(table))
         if parquet:
             with whole_file(parquet) as file:
                 table.to_parquet(file)
-    except (DataLayerError, DataSourceError, FeatureError, OSError) as err:
-        if isinstance(err, OutputError):
-            raise
-        cause = " ".join(str(err).split())[:200]
-        raise OutputError(f"{path}: cannot be written ({cause}); make room, or choose another folder") from err
 
 
 def check_layer(

@@ -23,7 +23,7 @@ from ..data.scenes import web
 from ..data.scenes.address import Address, named
 from ..data.scenes.opening import HowRead, open_scene, scene_name
 from ..data.scenes.raster import block_cache
-from ..data.scenes.scene import Scene
+from ..data.scenes.scene import Place, Scene
 from ..data.sources.inventory import Inventory
 from ..errors import DataError, note
 from ..files import check_room, digest, file_hash, identity
@@ -36,9 +36,9 @@ from .doubtful import Doubtful
 from .glaciers import inventory_on, write_glaciers
 from .outlines import Outlines
 from .postprocess import postprocessed
-from .sink import SIDECAR, ClassMap, ConfidenceMap, ProbabilityMap, Sink, Strip, check_grid
+from .sink import SIDECAR, ClassMap, ConfidenceMap, ProbabilityMap, RasterMap, Strip, check_grid
 from .sliding import sliding_probabilities
-from .source import Grid, SceneSource, Source
+from .source import Grid, SceneSource
 from .whole import Wanted, make_whole
 
 __all__ = [
@@ -58,7 +58,7 @@ LEAST_SHARE = 50  # maps are packed to no less than this fraction of a byte a pi
 
 
 def map_strips(
-    source: Source,  # scene with the channels of the ensemble
+    source: SceneSource,  # scene with the channels of the ensemble
     predictor: Predictor,
     window: int = 512,  # side of a window, pixels; windows overlap by a quarter
 ) -> Generator[Strip]:
@@ -66,7 +66,7 @@ def map_strips(
     yield from decided(mean_strips(source, predictor, window), predictor.ensemble)
 
 
-def mean_strips(source: Source, predictor: Predictor, window: int) -> Iterator[tuple[int, Tensor, np.ndarray]]:
+def mean_strips(source: SceneSource, predictor: Predictor, window: int) -> Iterator[tuple[int, Tensor, np.ndarray]]:
     """Yield first row, mean probabilities of the models `(K, h, W)`, and where there is data, top to bottom."""
     size = source.height, source.width
     return sliding_probabilities(source.read, predictor, *size, window, window // 4, len(CLASSES))
@@ -215,7 +215,7 @@ def _check_memory(source: SceneSource, wanted: Wanted) -> None:
 
 def write_map(
     strips: Generator[Strip],  # all of a map, as from `map_strips`
-    source: Any,  # a `Source` with a path: where the map lies
+    source: Place,  # where the map lies
     ensemble: Ensemble,
     wanted: Wanted,
     folder: Path,  # where the files are written
@@ -228,19 +228,18 @@ def write_map(
     if wanted.glaciers:
         files.setdefault("probabilities", _hidden(folder, name))
     with ExitStack() as stack:
-        sinks: list[Sink] = [stack.enter_context(ClassMap(files["classes"], source))]
+        sinks: list[RasterMap | Doubtful] = [ClassMap(files["classes"], source)]
         if "probabilities" in files:
-            sinks.append(
-                stack.enter_context(ProbabilityMap(files["probabilities"], source, wanted.probabilities or "uint8"))
-            )
+            sinks.append(ProbabilityMap(files["probabilities"], source, wanted.probabilities or "uint8"))
         if "confidence" in files:
-            sinks.append(stack.enter_context(ConfidenceMap(files["confidence"], source)))
+            sinks.append(ConfidenceMap(files["confidence"], source))
         if "outlines" in files:
             area = ensemble.calibration.area
-            outlines = Outlines(files["outlines"], source, area, wanted.simplify, wanted.geoparquet)
-            sinks.append(stack.enter_context(outlines))
+            sinks.append(Outlines(files["outlines"], source, area, wanted.simplify, wanted.geoparquet))
         if "doubtful" in files:
-            sinks.append(stack.enter_context(Doubtful(files["doubtful"], source, wanted.doubtful, notes)))
+            sinks.append(Doubtful(files["doubtful"], source, wanted.doubtful, notes))
+        for sink in sinks:
+            stack.enter_context(sink)
 
         def write(strip: Strip) -> None:
             nonlocal counts
@@ -282,7 +281,6 @@ def by_glacier(
     maps.setdefault("probabilities", _hidden(folder, name))
     more: dict[str, Any] = {"geoparquet": wanted.geoparquet, "dem": dem}
     made = write_glaciers(maps, wanted.glaciers, inventory, folder, name, about, notes, **more)
-    _hidden(folder, name).unlink(missing_ok=True)
     return {"glaciers": {k: made[k] for k in ("inventory", "totals")}}
 
 

@@ -8,13 +8,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self
 from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
 from matplotlib.colors import to_rgb
+from pyogrio.errors import DataLayerError, DataSourceError
 from pyproj.exceptions import CRSError
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
@@ -23,15 +23,16 @@ from rasterio.windows import Window
 
 from ..bands import CLASS_COLOURS, CLASSES, IGNORE
 from ..data.scenes.raster import same_crs, same_grid
+from ..data.scenes.scene import Place
 from ..errors import DataError, OutputError
 from ..files import write_text
+from .source import Grid
 
 __all__ = [
     "SIDECAR",
     "ClassMap",
     "ConfidenceMap",
     "ProbabilityMap",
-    "Sink",
     "Strip",
     "check_grid",
     "checksums",
@@ -53,22 +54,15 @@ class Strip(NamedTuple):
     probs: np.ndarray  # (K, h, W) float32, calibrated
 
 
-class Sink(Protocol):
-    """Something a map is written to. A context manager; on an error it leaves nothing that looks whole."""
-
-    def write(self, strip: Strip) -> None:
-        """Take the next rows."""
-
-
 class RasterMap:
-    """A Cloud-Optimized GeoTIFF on the scene's grid; the file appears when all rows are written."""
+    """A Cloud-Optimized GeoTIFF on the scene's grid; the file appears when all rows are written, or never."""
 
     resampling = "average"  # of the overviews
 
     def __init__(
         self,
         path: str | os.PathLike,  # file to write
-        source: Any,  # a `Source`: size and grid of the scene
+        source: Place,  # size and grid of the scene
         bands: tuple[str, ...],  # descriptions of the bands
         dtype: str = "uint8",
         nodata: float = IGNORE,
@@ -145,14 +139,15 @@ class RasterMap:
 def writing(
     path: Path,  # file named in the error
 ) -> Iterator[None]:
-    """Turn what GDAL says of a full disk into one line."""
+    """Turn what GDAL says of a full disk into one line, of rasters and of layers."""
     try:
         with rasterio.Env():  # else GDAL prints what it cannot do; in this thread, too
             yield
-    except (RasterioError, CPLE_BaseError, OSError) as err:
+    except (RasterioError, CPLE_BaseError, DataLayerError, DataSourceError, OSError) as err:
         if isinstance(err, OutputError):
             raise
-        cause = " ".join(str(err.__cause__ or err).split())[:200]
+        first = err if isinstance(err, DataLayerError | DataSourceError) else err.__cause__ or err
+        cause = " ".join(str(first).split())[:200]
         raise OutputError(f"{path}: cannot be written ({cause}); make room, or choose another folder") from err
 
 
@@ -187,12 +182,12 @@ def lies_on(
 
 
 def check_grid(
-    source: Any,  # a `Source` with a path
+    source: Place,
     folder: Path,  # where a file may be written
 ) -> None:
     """Raise `DataError` if a map of the scene, opened again, would not lie where the scene does."""
     path = folder / "grid.tif"
-    pixel = SimpleNamespace(height=1, width=1, crs=source.crs, transform=source.transform)
+    pixel = Grid(source.path, source.crs, source.transform, 1, 1)
     with ClassMap(path, pixel) as made:
         made.write(Strip(0, np.zeros((1, 1), np.uint8), np.zeros((len(CLASSES), 1, 1), np.float32)))
     lies = lies_on(path, {**made.profile, "height": source.height, "width": source.width})
@@ -210,7 +205,7 @@ class ClassMap(RasterMap):
 
     resampling = "mode"
 
-    def __init__(self, path: str | os.PathLike, source: Any):
+    def __init__(self, path: str | os.PathLike, source: Place):
         super().__init__(path, source, ("class: " + ", ".join(f"{k} {c}" for k, c in enumerate(CLASSES)),))
 
     def __enter__(self) -> Self:
@@ -224,16 +219,13 @@ class ClassMap(RasterMap):
         return strip.classes[None]
 
 
-PROBABILITIES = tuple(f"probability of {name}" for name in CLASSES)
-
-
 class ProbabilityMap(RasterMap):
     """Probabilities of the classes, a band each: float32, or bytes of 1/254 (as the file's scale says)."""
 
     def __init__(
         self,
         path: str | os.PathLike,
-        source: Any,
+        source: Place,
         dtype: str = "uint8",  # or float32
         bands: tuple[str, ...] = PROBABILITIES,
     ):
@@ -263,7 +255,7 @@ class ProbabilityMap(RasterMap):
 class ConfidenceMap(ProbabilityMap):
     """Calibrated probability that the class in the map is right, bytes of 1/254. Disagreement of models lowers it."""
 
-    def __init__(self, path: str | os.PathLike, source: Any):
+    def __init__(self, path: str | os.PathLike, source: Place):
         super().__init__(path, source, bands=("confidence",))
 
     def values(self, strip: Strip) -> np.ndarray:

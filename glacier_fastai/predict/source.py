@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -16,26 +16,14 @@ from ..data.scenes.address import Address
 from ..data.scenes.masks import MaskCounts
 from ..data.scenes.scene import Scene
 
-__all__ = ["Grid", "SceneSource", "Source"]
+__all__ = ["Grid", "SceneSource"]
 
 ROWS = 256  # rows that are read at once
 
 
-class Source(Protocol):
-    """A scene, whatever it is read from."""
-
-    height: int
-    width: int
-    crs: Any  # coordinate reference system
-    transform: Any  # affine transform from (col, row) to it
-
-    def read(self, row: int, height: int) -> np.ndarray:
-        """Return channels `(C, height, W)` from `row` on, float32, NaN in every channel where there is no data."""
-
-
 @dataclass(frozen=True)
 class Grid:
-    """Where a map lies: a `Source` without pixels."""
+    """Where a map lies."""
 
     path: Path | Address
     crs: Any
@@ -45,7 +33,7 @@ class Grid:
 
 
 class SceneSource:
-    """A scene as `Source`, which counts what it reads."""
+    """A scene as models take it, which counts what it reads."""
 
     def __init__(
         self,
@@ -62,17 +50,20 @@ class SceneSource:
 
     def read(self, row: int, height: int) -> np.ndarray:
         """Return channels `(C, height, W)` from `row` on, float32, NaN in every channel where there is no data."""
-        scene = self.scene
         top, bottom = max(row - self.halo, 0), min(row + height + self.halo, self.height)  # texture looks further
-        values, valid = scene.read_window(self.index, top, 0, bottom - top, self.width)
-        image = scene.in_units(values, self.index)
-        image[:, ~(valid & np.isfinite(image).all(0))] = np.nan
-        masked = self.masked.add(scene.masked(row, 0, height, self.width))
+        image, _ = self._channels(self.scene, top, 0, bottom - top, self.width)
+        masked = self.masked.add(self.scene.masked(row, 0, height, self.width))
         if masked is not None:
             places = [(int(masked[:, col : col + ROWS].sum()), row, col) for col in range(0, self.width, ROWS)]
             self._where += [place for place in places if place[0]]
-        corner = Corner(self.crs, self.transform, top)
-        return compute_channels(image, self.names, self.channels, corner)[:, row - top : row - top + height]
+        return image[:, row - top : row - top + height]
+
+    def _channels(self, scene: Scene, row: int, col: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the channels of a window, and where there is data, bool `(h, w)`."""
+        values, valid = scene.read_window(self.index, row, col, height, width)
+        image = scene.in_units(values, self.index)
+        image[:, ~(valid & np.isfinite(image).all(0))] = np.nan
+        return compute_channels(image, self.names, self.channels, Corner(self.crs, self.transform, row, col)), valid
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation of each channel over the scene's pixels with data, each float64 `(C,)`.
@@ -102,10 +93,5 @@ class SceneSource:
         """Return channels of a window as if nothing were masked, and bool `(h, w)`: True where it is."""
         top, left = max(min(row, self.height - size), 0), max(min(col, self.width - size), 0)
         shape = min(size, self.height), min(size, self.width)
-        flags = self.scene.masked(top, left, *shape)
-        values, valid = self.scene.unmasked.read_window(self.index, top, left, *shape)
-        image = self.scene.in_units(values, self.index)
-        image[:, ~(valid & np.isfinite(image).all(0))] = np.nan
-        masked = MaskCounts().add(flags)
-        corner = Corner(self.crs, self.transform, top, left)
-        return compute_channels(image, self.names, self.channels, corner), masked & valid
+        image, valid = self._channels(self.scene.unmasked, top, left, *shape)
+        return image, MaskCounts().add(self.scene.masked(top, left, *shape)) & valid

@@ -14,10 +14,9 @@ from xml.sax.saxutils import quoteattr
 import pandas as pd
 from matplotlib.colors import to_rgb
 from pyogrio import list_layers, write_dataframe
-from pyogrio.errors import DataLayerError, DataSourceError
 
 from ..bands import CLASS_COLOURS, CLASSES
-from ..errors import OutputError
+from .sink import writing
 
 __all__ = ["Look", "write_styles"]
 
@@ -43,15 +42,15 @@ class _Symbol(NamedTuple):
 
 def write_styles(
     path: Path,  # GeoPackage, with its layers
-    layers: Mapping[str, Look],  # how each of them looks
+    *layers: Look,  # which are called as they look
 ) -> None:
     """Write the styles of layers, the first of each as its default; raises `OutputError`.
 
     Columns are those that QGIS and GDAL write: https://docs.qgis.org, "Saving into database".
     """
     rows = []
-    for layer, look in layers.items():
-        for k, (name, about, qml) in enumerate(_styles(look)):
+    for layer in layers:
+        for k, (name, about, qml) in enumerate(_styles(layer)):
             rows.append(
                 {
                     "f_table_catalog": "",
@@ -68,14 +67,11 @@ def write_styles(
                     "update_time": pd.Timestamp(datetime.now(UTC).replace(microsecond=0)),
                 }
             )
-    try:
+    with writing(path):
         table = pd.DataFrame(rows).astype({"ui": "str"})
         write_dataframe(table, path, layer=TABLE, driver="GPKG", layer_options=OPTIONS)
         if not {*layers, TABLE} <= {str(name) for name, _ in list_layers(path)}:
             raise OSError("its layers are not there any more")
-    except (DataLayerError, DataSourceError, OSError) as err:
-        cause = " ".join(str(err).split())[:200]
-        raise OutputError(f"{path}: cannot be written ({cause}); make room, or choose another folder") from err
 
 
 def _styles(look: Look) -> list[tuple[str, str, str]]:

@@ -15,7 +15,7 @@ import torch
 from ..bands import COMPETITION_CODES, IGNORE, texture_of
 from ..core.dihedral import VIEWS
 from ..data.raw import open_tiles
-from ..data.sources.competition import find_competition, prepare_competition
+from ..data.sources.competition import find_competition, prepare_competition, tile_id
 from ..data.tiles import TileStore
 from ..errors import BundleError, DataError, OutputError, PredictionError, note
 from ..files import whole_file, whole_folder, write_text
@@ -56,8 +56,7 @@ def write_submission(
         OutputError: The folder exists already or cannot be written, or model.pth would be too large.
     """
     out = Path(out).absolute()
-    ours = {"solution.py", "model.pth", "__pycache__"}
-    if overwrite and out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= ours):
+    if overwrite and out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= OURS):
         raise OutputError(f"{out}: holds other things than a submission; choose another folder")
     for member in ensemble.members:
         known = (*BANDS, *(b for b in member.bundle.bands if (t := texture_of(b)) and t[1] in BANDS))
@@ -95,8 +94,6 @@ def write_submission(
         "tells_debris": ensemble.tells_debris,
         "postprocess": cleaning.by_code(),
     }
-    if overwrite and out.is_dir() and (others := {p.name for p in out.iterdir()} - OURS):
-        raise OutputError(f"{out}: holds {min(others)}, so it is not only a submission; choose another folder")
     with whole_folder(out, replace=overwrite) as partial:
         write_text(partial / "solution.py", standalone(solution))
         with whole_file(partial / "model.pth") as file:
@@ -193,8 +190,6 @@ def _run(words: list[Any]) -> None:
 
 def _written(out: Path) -> dict[str, np.ndarray]:
     from skimage.io import imread
-
-    from ..data.sources.competition import tile_id
 
     return {tile_id(path): imread(path) for path in sorted(out.iterdir())}
 

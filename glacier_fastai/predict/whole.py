@@ -121,19 +121,20 @@ def make_whole(
                     "folder"
                 )
             about |= make(partial)
-            sidecars = sorted(p.name for p in partial.glob(f"*{SIDECAR}"))
+            names = [path.name for path in files.values()]
+            sidecars = sorted(name + SIDECAR for name in names if (partial / f"{name}{SIDECAR}").is_file())
             if sidecars:
                 keep = f"lies in {sidecars[0]} beside it; keep the two together"
                 text = f"{files['classes']}: a GeoTIFF cannot hold its coordinate reference system, which {keep}"
                 note(text, about["notes"])
             about |= {"seconds": round(time.monotonic() - began, 1), "sidecars": sidecars}
-            about["sha256"] = {p.name: file_hash(p) for p in sorted(partial.iterdir())}
+            about["sha256"] = {file: file_hash(partial / file) for file in sorted([*names, *sidecars])}
             for path in every:  # none of another prediction may go by the new record's name
                 path.unlink(missing_ok=True)
                 path.with_name(path.name + SIDECAR).unlink(missing_ok=True)
             public = {**about, "notes": [_public(text, private) for text in about["notes"]]}
             write_text(record, json.dumps(public, indent=1))
-            for file in (*sidecars, *(p.name for p in files.values())):
+            for file in (*sidecars, *names):
                 (partial / file).replace(out / file)
     except (MemoryError, RuntimeError) as err:
         if not out_of_memory(err):

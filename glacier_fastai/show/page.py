@@ -26,7 +26,8 @@ from ..data.scenes.raster import open_raster
 from ..data.sources.vectors import open_vector
 from ..errors import DataError, OutputError, note
 from ..files import names_only, write_text
-from ..predict.outlines import equal_area_crs
+from ..predict.glaciers import stem_of
+from ..predict.outlines import affine, equal_area_crs
 from ..predict.whole import page_name, read_record
 from ..reading import read_text
 from .pictures import CONFIDENCE, IMAGES, PageGrid, ScenePicture, class_picture, confidence_picture, page_grid
@@ -111,14 +112,10 @@ def page_of(
 ) -> Path:
     """Write the page of a map that was just made, `SCENE_map.html` beside it, and return its path."""
     classes = Path(files["classes"])
-    out = classes.with_name(page_name(_stem(classes)))
+    out = classes.with_name(page_name(stem_of(classes)))
     if overwrite or not made_before or not out.exists():
         write_page([classes], out, scenes, overwrite=True, **how)
     return out
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".tif").removesuffix("_classes")
 
 
 def _opened(path: Path, kind: str = "classes") -> rasterio.DatasetReader:
@@ -144,7 +141,7 @@ def _map(
     notes: list[str],
 ) -> dict[str, Any]:
     """Return what is said of a map, and its pictures."""
-    record = read_record(path.with_name(f"{_stem(path)}_prediction.json"))
+    record = read_record(path.with_name(f"{stem_of(path)}_prediction.json"))
     made_of = [str(r["scene"]) for r in (record, *_list(record, "scenes")) if isinstance(r, dict) and r.get("scene")]
     layers, date, said = dict[str, str](), str(record.get("date") or ""), ""
     picture = ScenePicture(grid)
@@ -158,7 +155,7 @@ def _map(
     else:
         note(f"{path}: no scene is given, so its image is not on the page", notes)
     layers["classes"], codes = class_picture(raster, path, grid, picture.rgba[..., 3] > 0 if scenes else None)
-    confidence = path.with_name(f"{_stem(path)}_confidence.tif")
+    confidence = path.with_name(f"{stem_of(path)}_confidence.tif")
     if confidence.is_file():
         with _opened(confidence, "confidence") as beside:
             layers["confidence"] = confidence_picture(beside, confidence, grid)
@@ -168,7 +165,7 @@ def _map(
         notes.append(names_only(str(text)))
     models = [str(m.get("bundle")) for m in _list(record, "models") if isinstance(m, dict) and m.get("bundle")]
     return {
-        "name": _stem(path),
+        "name": stem_of(path),
         "date": date[:10] if len(scenes) < 2 else date,
         "models": ", ".join(dict.fromkeys(models)),
         "composite": said,
@@ -190,7 +187,7 @@ def _glaciers(
     notes: list[str],
 ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """Return number and area of the glaciers of a map, and a row for each of the largest; None where it has none."""
-    beside = [path.with_name(f"{_stem(path)}_{kind}.gpkg") for kind in ("glaciers", "outlines")]
+    beside = [path.with_name(f"{stem_of(path)}_{kind}.gpkg") for kind in ("glaciers", "outlines")]
     file = next((file for file in beside if file.is_file()), None)
     if file is None:
         note(f"{path}: no outlines beside it, so there is no table of glaciers on the page", notes)
@@ -231,8 +228,7 @@ def _outlines(geometry: Any, grid: PageGrid, corners: int) -> list[list[list[lis
     polygons = (shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & np.isfinite(shapely.bounds(parts)).all(1)
     rings, part = shapely.get_rings(parts := parts[polygons], return_index=True)
     row, outer = row[polygons], np.diff(part, prepend=-1) > 0
-    a, b, c, d, e, f = (~grid.transform)[:6]
-    rings = shapely.transform(rings, lambda xy: xy @ np.array([[a, d], [b, e]]) + np.array([c, f]))
+    rings = shapely.transform(rings, lambda xy: affine(xy, ~grid.transform))
     boxes, tolerance = shapely.get_exterior_ring(shapely.box(*shapely.bounds(rings).T)), 0.5
     while True:  # as lines: polygons, GEOS would mend, which takes minutes of a large one
         simple = shapely.simplify(rings, tolerance, preserve_topology=False)

@@ -21,8 +21,8 @@ from rasterio.warp import reproject
 
 from ..bands import CLASS_COLOURS, COMPOSITES, ICE_COLOUR, ICE_OF_ANY_KIND, IGNORE, composite
 from ..data.scenes.opening import HowRead, open_scene
-from ..data.scenes.raster import block_cache, horizontal, pixel_size, reading, same_crs, same_grid
-from ..data.scenes.scene import Resampled, Scene
+from ..data.scenes.raster import block_cache, horizontal, pixel_size, reading, same_crs
+from ..data.scenes.scene import Resampled, Scene, on_grid_of
 from ..errors import DataError
 from ..predict.outlines import equal_area_crs
 from ..predict.sink import BYTE
@@ -59,12 +59,6 @@ class PageGrid:
         side = pixel_size(self.crs, self.transform, (self.height, self.width))
         scale = (side or np.sqrt(wide * high)) / np.sqrt(wide * high)
         return wide * scale, high * scale
-
-    def is_of(self, place: Any) -> bool:
-        """Return whether a raster or a scene lies on it, pixel by pixel."""
-        shape = self.height, self.width
-        same = (place.height, place.width) == shape and same_crs(place.crs, self.crs)
-        return same and same_grid(place.transform, self.transform, shape)
 
 
 def page_grid(
@@ -130,7 +124,7 @@ def _box(raster: rasterio.DatasetReader, crs: Any, name: str | os.PathLike) -> t
 def _on(grid: PageGrid, raster: rasterio.DatasetReader, path: str | os.PathLike, how: Resampling) -> np.ndarray:
     """Return the numbers of a raster of one band on a grid, 255 without data."""
     with reading(path):
-        if grid.is_of(raster):
+        if on_grid_of(raster, grid):
             return raster.read(1)
         place: Any = {"transform": grid.transform, "height": grid.height, "width": grid.width}
         with WarpedVRT(
@@ -273,7 +267,7 @@ def _stretch(scene: Scene, rgb: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
 def _read(scene: Scene, rgb: Sequence[int], stretch: tuple[np.ndarray, np.ndarray], grid: PageGrid) -> np.ndarray:
     """Return a scene in the CRS of a grid on it, RGBA bytes `(H, W, 4)`."""
     low, high = (end[:, None, None] for end in stretch)
-    source = scene if grid.is_of(scene) else Resampled(scene, grid.transform, grid.height, grid.width)
+    source = scene if on_grid_of(scene, grid) else Resampled(scene, grid.transform, grid.height, grid.width)
     larger = max(1.0, abs((~scene.transform * grid.transform).determinant))
     rows = max(1, int(READ / (grid.width * larger)))
     out = np.zeros((grid.height, grid.width, 4), np.uint8)

@@ -15,7 +15,7 @@ from skimage.measure import label
 
 from glacier_fastai.core.regions import RegionSums
 from glacier_fastai.errors import DataError, OutputError
-from glacier_fastai.predict.outlines import Outlines, polygonize
+from glacier_fastai.predict.outlines import Outlines, regions_of
 from glacier_fastai.predict.sink import Strip
 
 UTM = rasterio.CRS.from_epsg(32645)
@@ -59,7 +59,7 @@ def test_polygons_are_valid_and_meet_their_regions(tmp_path, values):
     regions.add(values)
     found = regions.finish()
     with rasterio.open(path) as file:
-        outlines = polygonize(file)
+        outlines, _ = regions_of(rasterio.band(file, 1), rasterio.band(file, 1), file.transform)
     assert shapely.is_valid(outlines).all()
     np.testing.assert_array_equal(shapely.area(outlines) / 4, found.pixels)
     rows, cols = np.divmod(found.first, values.shape[1])

@@ -2,9 +2,11 @@ import re
 from types import SimpleNamespace
 from xml.sax.saxutils import escape
 
+import geopandas
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from rasterio.shutil import copy
 from rasterio.transform import Affine, from_origin
 from scenes import TINY, made_up, write_raster
@@ -13,6 +15,7 @@ from glacier_fastai.data.scenes.raster import same_crs
 from glacier_fastai.errors import DataError, DataNote
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.model.registry import build_model
+from glacier_fastai.predict.glaciers import ByGlacier
 from glacier_fastai.predict.scene import Wanted, predict_scene
 from glacier_fastai.predict.sink import ClassMap, Strip, check_grid
 
@@ -117,3 +120,15 @@ def test_a_map_used_alone_leaves_no_rows_behind(tmp_path):
     source.crs = "EPSG:32645"  # as text
     check_grid(source, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.tif", "m.tif.aux.xml"]
+
+
+def test_what_was_only_needed_meanwhile_leaves_nothing_beside_a_map(bundle, tmp_path):
+    crs, transform, _ = PLACES["icosahedron"]
+    path = scene_at(tmp_path / "s.vrt", rasterio.CRS.from_user_input(crs), transform)
+    outline = geopandas.GeoSeries([shapely.box(500_300, 3_000_300, 501_500, 3_001_500)], crs=crs).to_crs("EPSG:4326")
+    geopandas.GeoDataFrame({"id": ["A"]}, geometry=outline).to_file(tmp_path / "inventory.gpkg")
+    made = predict_scene(bundle, path, tmp_path / "maps", Wanted(glaciers=ByGlacier(tmp_path / "inventory.gpkg")))
+    files = [*(f"s_glaciers.{end}" for end in ("csv", "gpkg", "json")), "s_classes.tif", "s_classes.tif.aux.xml"]
+    assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == sorted([*files, "s_prediction.json"])
+    assert made["sidecars"] == ["s_classes.tif.aux.xml"]
+    assert list(made["sha256"]) == sorted(files)

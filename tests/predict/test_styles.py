@@ -102,4 +102,4 @@ def test_our_own_reader_sees_the_layers_alone(outlines, tmp_path):
 def test_what_cannot_be_written_is_one_line(outlines):
     outlines.write_bytes(b"SQLite format 3\0 and no more")  # GDAL makes a new file of it, without a word
     with pytest.raises(OutputError, match=r"outlines\.gpkg: cannot be written \(its layers are not .*\); make room"):
-        write_styles(outlines, {"classes": "classes"})
+        write_styles(outlines, "classes")

@@ -23,7 +23,7 @@ from .address import Address
 from .raster import block_rows, pixel_size, reading, same_crs, same_grid
 from .units import ZERO_CELSIUS, Scaling, unit_of
 
-__all__ = ["Declared", "Place", "Resampled", "Sample", "Scene", "Stack", "on_one_grid"]
+__all__ = ["Declared", "Place", "Resampled", "Sample", "Scene", "Stack", "on_grid_of", "on_one_grid"]
 
 SAMPLE = 8, 32  # windows along each side of a scene, and their side, pixels
 LARGE_BLOCK = 512  # side, pixels, from which on fewer windows are looked at: each costs a whole block
@@ -375,7 +375,7 @@ def on_one_grid(
     """
     groups: list[list[Scene]] = []
     for scene in scenes:
-        group = next((g for g in groups if _on_grid_of(g[0], scene)), None)
+        group = next((g for g in groups if on_grid_of(g[0], scene)), None)
         groups.append([scene]) if group is None else group.append(scene)
     if other := next((g[0] for g in groups if not same_crs(g[0].crs, groups[0][0].crs)), None):
         raise DataError(
@@ -408,6 +408,10 @@ def _brought(path: Path | Address, scene: Scene, transform: Any, height: int, wi
     return Resampled(scene, transform, height, width)
 
 
-def _on_grid_of(a: Scene, b: Scene) -> bool:
+def on_grid_of(
+    a: Any,  # scene, raster, or `Place`
+    b: Any,
+) -> bool:
+    """Return whether one lies on the other, pixel by pixel."""
     shape = a.height, a.width
     return shape == (b.height, b.width) and same_crs(a.crs, b.crs) and same_grid(a.transform, b.transform, shape)
