@@ -33,7 +33,7 @@ from ..recipe import explain
 from .divides import check_divides, divided
 from .glacier_sums import GlacierSums
 from .inventories import Format, check_inventory, inventory_of
-from .outlines import crs_of_areas, write_layer
+from .outlines import check_geoparquet, crs_of_areas, write_layer
 from .sink import ROWS
 from .source import Grid
 from .styles import write_styles
@@ -129,11 +129,14 @@ def glaciers(
     Raises:
         DataError: The map, the inventory or the elevation model cannot be read, they lie apart, or what lies beside the
             map is on another grid.
+        PredictionError: GeoParquet is wanted, and pyarrow is not installed.
         OutputError: A table exists already, is being written by another process, or cannot be written.
     """
     classes, by, notes = Path(classes), ByGlacier(inventory, buffer, min_area, divides), list[str]()
     if date and len(parse_date(date)) < 10:
         raise DataError(f"date {date!r}: write it as YYYY-MM-DD")
+    if geoparquet:
+        check_geoparquet()
     stem = stem_of(classes)
     maps = {"classes": classes}
     for kind in ("confidence", "probabilities"):

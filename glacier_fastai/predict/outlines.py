@@ -31,6 +31,7 @@ __all__ = [
     "LAYERS",
     "Outlines",
     "affine",
+    "check_geoparquet",
     "check_layer",
     "crs_of_areas",
     "equal_area_crs",
@@ -135,8 +136,8 @@ class Outlines(RasterMap):
     ):
         super().__init__(path, source, LAYERS, nodata=0)
         self.source, self.area, self.simplify, self.geoparquet = source, area, simplify, geoparquet
-        if geoparquet and find_spec("pyarrow") is None:
-            raise PredictionError("GeoParquet needs pyarrow: pip install 'glacier-fastai[geoparquet]'")
+        if geoparquet:
+            check_geoparquet()
         self.glaciers, self.classes = RegionSums(source.width, 3), RegionSums(source.width, 1)
         t = source.transform
         self.pixel = abs(t.a * t.e - t.b * t.d) ** 0.5
@@ -202,6 +203,12 @@ class Outlines(RasterMap):
                 write_styles(self.path, "glaciers", "classes")
         finally:
             self.discard()
+
+
+def check_geoparquet() -> None:
+    """Raise `PredictionError` if GeoParquet cannot be written here."""
+    if find_spec("pyarrow") is None:
+        raise PredictionError("GeoParquet needs pyarrow: pip install 'glacier-fastai[geoparquet]'")
 
 
 def write_layer(

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from glacier_fastai.cli import app
 from glacier_fastai.core.areas import area_interval, glacier_interval
-from glacier_fastai.errors import DataError, DataNote, OutputError
+from glacier_fastai.errors import DataError, DataNote, OutputError, PredictionError
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.predict import glacier_sums as module
 from glacier_fastai.predict.glaciers import ByGlacier, find_maps, glaciers
@@ -311,6 +311,15 @@ def test_tables_are_kept_unless_they_may_be_replaced(tmp_path):
     made = tabled(path, rgi, overwrite=True, geoparquet=True)[2]
     assert geopandas.read_parquet(made["files"]["glaciers.parquet"]).geometry.geom_equals(layer.geometry).all()
     assert not list((tmp_path / "maps").glob(".*"))
+
+
+def test_geoparquet_without_pyarrow_is_refused_before_any_work(tmp_path, monkeypatch):
+    rgi, path = inventory(tmp_path / "rgi.gpkg"), write_map(tmp_path / "maps", ground())
+    before = sorted(path.parent.iterdir())
+    monkeypatch.setattr("glacier_fastai.predict.outlines.find_spec", lambda name: None)
+    with pytest.raises(PredictionError, match=r"pip install 'glacier-fastai\[geoparquet\]'"):
+        tabled(path, rgi, geoparquet=True)
+    assert sorted(path.parent.iterdir()) == before
 
 
 def test_a_map_without_ice_has_a_row_for_each_outline(tmp_path):
