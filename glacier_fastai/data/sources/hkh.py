@@ -35,7 +35,6 @@ from typing import IO, Any, BinaryIO, NamedTuple
 import numpy as np
 
 from ...bands import BANDS, ICE, ICE_OF_ANY_KIND, IGNORE, LOCATION, Bands, texture_of
-from ...core.jit import jit
 from ...errors import DataError, OutputError
 from ...reading import array_header, opened, read_array, read_json, read_text, refusing
 from ..download import Progress, RemoteStream, fetch, members
@@ -198,12 +197,10 @@ def _values(
     channels: Sequence[str],  # those wanted
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return values `(C, H, W)` float32, where all of them are finite `(H, W)`, and how often each is negative."""
-    flat = image.reshape(-1, len(CHANNELS))
-    flat = flat.astype(flat.dtype.newbyteorder("="), copy=False)
-    values = np.empty((len(channels), len(flat)), np.float32)
-    valid, negative = np.empty(len(flat), bool), np.zeros(len(channels), np.int64)
-    jit(_pick)(flat, np.array([CHANNELS.index(c) for c in channels]), values, valid, negative)
-    return values.reshape(-1, *image.shape[:2]), valid.reshape(image.shape[:2]), negative
+    index = [CHANNELS.index(c) for c in channels]
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(np.moveaxis(image[..., index], -1, 0), np.float32)
+    return values, np.isfinite(values).all(0), (values < 0).sum((1, 2))
 
 
 def _dropped(values: np.ndarray | None, codes: np.ndarray | None, min_ice: float) -> str | None:
@@ -301,17 +298,6 @@ def _pairs(
         yield (f, half, mine) if f.kind == "mask" else (f, mine, half)
     for f, _ in waiting.values():
         raise f.alone()
-
-
-def _pick(flat, index, values, valid, negative):
-    """Copy channels into bands, and note where all are finite (in float32) and how often each is negative."""
-    for i in range(len(flat)):
-        valid[i] = True
-        for k in range(len(index)):
-            value = np.float32(flat[i, index[k]])
-            values[k, i] = value
-            valid[i] &= np.isfinite(value)
-            negative[k] += value < 0
 
 
 def _folder(files: Iterable[_File]) -> _Files:
