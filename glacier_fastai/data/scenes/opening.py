@@ -134,7 +134,7 @@ def open_scene(
             terrain = _TerrainBands(Terrain(dem), scene, wanted)
             undo.callback(terrain.close)
             if terrain.bands:
-                scene = _with_terrain(path, scene, terrain)
+                scene = Stack(path, [scene, terrain])
             else:
                 terrain.close()
         if flags or polygons or own is not None:
@@ -331,17 +331,6 @@ class _TerrainBands(Scene):
     def _read(self, index, row, col, height, width):
         values = self._bands.read([self.bands[i] for i in index], row, col, height, width)
         return values, np.isfinite(values).all(0)
-
-
-def _with_terrain(path: Path | Address, scene: Scene, terrain: Scene) -> Scene:
-    both = Stack(path, [scene, terrain])
-    both.also_close, both.unpacked_from, both.other_files = (
-        scene.also_close,
-        scene.unpacked_from,
-        [*scene.other_files, *terrain.other_files],
-    )
-    both.date, both.sensor = scene.date, scene.sensor
-    return both
 
 
 READERS: dict[str, Reader] = {

@@ -200,7 +200,7 @@ def _values(
     index = [CHANNELS.index(c) for c in channels]
     with np.errstate(over="ignore"):
         values = np.ascontiguousarray(np.moveaxis(image[..., index], -1, 0), np.float32)
-    return values, np.isfinite(values).all(0), (values < 0).sum((1, 2))
+    return values, np.asarray(np.isfinite(values).all(0)), np.asarray((values < 0).sum((1, 2)))
 
 
 def _dropped(values: np.ndarray | None, codes: np.ndarray | None, min_ice: float) -> str | None:
