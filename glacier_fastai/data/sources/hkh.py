@@ -155,11 +155,9 @@ def _imputed(folder: Path) -> dict[str, float]:
     if (path := _beside(folder, STATS)) is None:
         return {}
     stats = read_json(path, DataError, link=True, finite=False)
-    try:
+    with refusing(path, DataError, "damaged", 'wanted are 15 "means" and 15 "stds", or no such file'):
         rows = zip(CHANNELS, map(float, stats["means"]), map(float, stats["stds"]), strict=True)
         return {channel: -mean / std for channel, mean, std in rows if std > 0 and mean == mean}
-    except (KeyError, OverflowError, TypeError, ValueError) as err:
-        raise DataError(f'{path}: damaged ({err!r}); wanted are 15 "means" and 15 "stds", or no such file') from err
 
 
 _Files = Generator[tuple[_File, IO[bytes]], None, None]

@@ -25,7 +25,6 @@ from urllib.parse import quote
 
 import numpy as np
 from pyproj import CRS
-from pyproj.exceptions import CRSError
 
 from ...errors import DataError
 from ...files import Scratch
@@ -161,8 +160,6 @@ def _open(text: str, file: Path, kind: str, layer: str) -> VectorLayer:
         if info["features"] > size:
             raise DataError(f"{text}: says it has {info['features']:,} rows, in {size:,} bytes; copy it again")
         fids, bounds = read_bounds(source, layer=names[0])
-    if info["crs"] is None:
-        _no_crs(text)
     return VectorLayer(
         path=text,
         crs=_crs(info["crs"], text),
@@ -194,22 +191,16 @@ def _open_parquet(text: str, file: Path) -> VectorLayer:
         fits(4 * held + 100 * about.num_rows, f"{text}: its {about.num_rows:,} rows", "take a part of it")
         table = geopandas.read_parquet(file)
         bounds = table.geometry.bounds.to_numpy()
-    if table.crs is None:
-        _no_crs(text)
     columns = [str(c) for c in table.columns if c != table.geometry.name]
     return VectorLayer(text, _crs(table.crs, text), "Parquet", columns, bounds, table=table)
 
 
 def _crs(given: Any, text: str) -> CRS:
-    try:
+    if given is None:
+        why = ", as no .prj file lies beside it" if text.lower().endswith(".shp") else ""
+        raise DataError(f"{text}: has no coordinate reference system{why}; assign one (ogr2ogr -a_srs)")
+    with refusing(text, DataError, "its coordinate reference system cannot be read", "assign one"):
         return parse_crs(given)
-    except CRSError as err:
-        raise DataError(f"{text}: its coordinate reference system cannot be read ({_line(err)}); assign one") from err
-
-
-def _no_crs(text: str) -> None:
-    why = ", as no .prj file lies beside it" if text.lower().endswith(".shp") else ""
-    raise DataError(f"{text}: has no coordinate reference system{why}; assign one (ogr2ogr -a_srs)")
 
 
 def _linked(text: str, folder: Path) -> tuple[Path, str]:
