@@ -33,7 +33,7 @@ class Source(Protocol):
         """Return channels `(C, height, W)` from `row` on, float32, NaN in every channel where there is no data."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Grid:
     """Where a map lies: a `Source` without pixels."""
 

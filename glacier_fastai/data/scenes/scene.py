@@ -51,25 +51,11 @@ class Declared(NamedTuple):
 class Place(Protocol):
     """Where a scene lies, whatever else is known of it."""
 
-    @property
-    def path(self) -> Path | Address:
-        """What the user named."""
-
-    @property
-    def height(self) -> int:
-        """Rows."""
-
-    @property
-    def width(self) -> int:
-        """Columns."""
-
-    @property
-    def crs(self) -> Any:
-        """Its coordinate reference system."""
-
-    @property
-    def transform(self) -> Any:
-        """Its affine geotransform."""
+    path: Path | Address
+    height: int
+    width: int
+    crs: Any
+    transform: Any
 
 
 class Scene:
