@@ -215,17 +215,6 @@ class Terrain:
         out[top - row : bottom - row, left - col : right - col] = inside
         return out
 
-    def on(
-        self,
-        crs: Any,  # of the scene
-        transform: Any,  # its affine transform
-        shape: tuple[int, int],  # its rows and columns
-        name: str | os.PathLike,  # what it is called in messages
-        bands: Sequence[str] = TERRAIN,  # those it is to have
-    ) -> SceneTerrain:
-        """Return the terrain of a scene; raises `DataError` if the DEM shows other ground."""
-        return SceneTerrain(self, crs, transform, shape, name, bands)
-
     def __enter__(self) -> Self:
         return self
 
@@ -241,6 +230,9 @@ class SceneTerrain(Scene):
     larger (half of one must have a height), bilinear where they are not. Aspect counts from the north of the scene's
     CRS (grid north), in which direction its images are turned. Lengths are those of the CRS, or metres on the ground
     where these differ by over 1 %, as in degrees and in Web Mercator.
+
+    Raises:
+        DataError: The DEM shows other ground, or cannot be brought to the scene's CRS.
     """
 
     def __init__(
@@ -250,7 +242,7 @@ class SceneTerrain(Scene):
         transform: Any,  # its affine transform
         shape: tuple[int, int],  # its rows and columns
         name: str | os.PathLike,  # what it is called in messages
-        bands: Sequence[str],  # those it is to have
+        bands: Sequence[str] = TERRAIN,  # those it is to have
     ):
         self.terrain, self.path, self.shape, self.crs = terrain, terrain.path, shape, crs
         (self.height, self.width), self.transform, self.dtype = shape, Affine(*transform[:6]), np.dtype("float32")

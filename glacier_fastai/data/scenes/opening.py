@@ -23,7 +23,7 @@ from ...bands import BANDS, TERRAIN, Bands
 from ...errors import DataError, did_you_mean
 from .address import Address, named
 from .archive import ARCHIVES, Archive
-from .dem import Terrain
+from .dem import SceneTerrain, Terrain
 from .geotiff import SceneRaster
 from .hls import read_hls
 from .landsat import read_landsat
@@ -130,7 +130,7 @@ def open_scene(
             scene = on_one_grid(path, [part], resolution)
         if (dem := how.get("dem")) is not None:
             file, grid = undo.enter_context(Terrain(dem)), (scene.crs, scene.transform, (scene.height, scene.width))
-            terrain = file.on(*grid, scene.path, _terrain_of(scene, wanted, file.path))
+            terrain = SceneTerrain(file, *grid, scene.path, _terrain_of(scene, wanted, file.path))
             if terrain.bands:
                 scene = Stack(path, [scene, terrain])
             else:
