@@ -27,7 +27,7 @@ from pathlib import Path, PureWindowsPath
 from posixpath import normpath
 from typing import IO, Any, BinaryIO, cast
 
-from ..errors import DataError, OutputError
+from ..errors import DataError, OutputError, printable
 from ..files import locked, remove
 
 __all__ = ["Progress", "RemoteStream", "fetch", "members"]
@@ -95,11 +95,6 @@ class _Watch:
         for scheme in ("http://", "https://"):
             session.mount(scheme, Adapter())
         return session
-
-
-def _plain(said: object) -> str:
-    """Return what the network said as one short line that may be shown."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(str(said).split()))[:300]
 
 
 def _number(text: str | None) -> int:
@@ -194,10 +189,10 @@ class RemoteStream(io.RawIOBase):
                         progress(self.position, self.total)
                     yield data
             except (ArithmeticError, LookupError, TooManyRedirects, ValueError) as err:  # an answer of nonsense
-                troubles[mirrors.popleft()] = why = _plain(err)
+                troubles[mirrors.popleft()] = why = printable(str(err))
                 log.warning(f"{url}: {why}; given up")
             except (RequestException, HTTPError, HTTPException, OSError) as err:
-                troubles[url] = _plain(err)
+                troubles[url] = printable(str(err))
                 failures += 1
                 if self.position - before < WORTH:
                     mirrors.rotate(-1)

@@ -269,7 +269,7 @@ def _unpacked(text: str, file: Path, named: str, member: str, folder: Path) -> P
             about = archive.getinfo(there)
             if about.file_size > max(PACKED[0], PACKED[1] * about.compress_size):
                 size = f"{about.file_size:,} bytes in {about.compress_size:,}"
-                raise DataError(f"{text}: {_line(there)} unpacks to {size}; unpack it yourself, if you trust it")
+                raise DataError(f"{text}: {there} unpacks to {size}; unpack it yourself, if you trust it")
             plain = re.sub(r"[^\w-]", "_", stem.rpartition("/")[2], flags=re.ASCII)
             with archive.open(there) as source, open(folder / f"{plain}.{end.lower()}", "xb") as out:
                 shutil.copyfileobj(source, out)
@@ -285,10 +285,10 @@ def _member(text: str, archive: str, member: str, every: Sequence[str]) -> str:
     for suffix in ZIPPED:
         found = [n for n in within if n.lower().endswith("." + suffix)]
         if len(found) > 1:
-            raise DataError(f"{text}: holds {_line(', '.join(found[:8]))}; name one: zip://{archive}!{_line(found[0])}")
+            raise DataError(f"{text}: holds {', '.join(found[:8])}; name one: zip://{archive}!{found[0]}")
         if found:
             return found[0]
-    held = _line(", ".join(names[:8])) or "nothing"
+    held = ", ".join(names[:8]) or "nothing"
     raise DataError(f"{text}: no {member or 'vector file'} in the archive; it holds {held}")
 
 
@@ -332,7 +332,7 @@ def _check_database(path: Path, text: str, wal: bool) -> None:
         computed = "SELECT m.name FROM sqlite_master m, pragma_table_xinfo(m.name) x WHERE m.type = 'table' "
         odd += [n for (n,) in db.execute(computed + "AND m.sql NOT LIKE 'CREATE VIRTUAL%' AND x.hidden > 1")]
     if odd:
-        raise DataError(f"{text}: {_line(odd[0])} is a view, or computed; make a plain table of it (ogr2ogr)")
+        raise DataError(f"{text}: {odd[0]} is a view, or computed; make a plain table of it (ogr2ogr)")
 
 
 def _check_named_crs(path: Path, text: str) -> None:
@@ -364,13 +364,9 @@ def _reading(text: str) -> Iterator[None]:
     except DataError as err:
         if isinstance(err.__cause__, UnicodeDecodeError):
             raise DataError(
-                f"{text}: its text is not in the encoding that it declares ({_line(err.__cause__)}); write it anew as "
+                f"{text}: its text is not in the encoding that it declares ({err.__cause__}); write it anew as "
                 "UTF-8 (ogr2ogr -oo ENCODING=...)"
             ) from err
         raise
     finally:
         set_gdal_config_options(before)
-
-
-def _line(what: Any) -> str:
-    return "".join(c if c.isprintable() else "?" for c in " ".join(str(what).split()))[:200]
