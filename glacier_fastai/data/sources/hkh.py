@@ -27,7 +27,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from io import RawIOBase
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
@@ -163,17 +163,6 @@ def _imputed(folder: Path) -> dict[str, float]:
 _Files = Generator[tuple[_File, IO[bytes]], None, None]
 
 
-@dataclass(frozen=True)
-class _Options:
-    """What is made of the files of tiles."""
-
-    channels: dict[str, str]  # channel of each band
-    min_ice: float
-    min_valid: float
-    standardised: bool = False  # files of splits, not of slices
-    imputed: dict[str, float] = field(default_factory=dict)  # see `_imputed`
-
-
 def _codes(
     mask: np.ndarray,  # (H, W, 3) of 0 and 1
     standardised: bool,  # of splits
@@ -213,15 +202,21 @@ def _dropped(values: np.ndarray | None, codes: np.ndarray | None, min_ice: float
     return DROPPED[0] if few else None
 
 
+@dataclass
 class _Reader:
     """Reads the files of tiles, and remembers what all of them have in common."""
 
-    def __init__(self, options: _Options):
-        self.options = options
-        self.spectral = {k: c for k, c in enumerate(options.channels.values()) if c in SPECTRAL}
+    channels: dict[str, str]  # channel of each band
+    min_ice: float
+    min_valid: float
+    standardised: bool = False  # files of splits, not of slices
+    imputed: dict[str, float] = field(default_factory=dict)  # see `_imputed`
+    size: int = 0
+
+    def __post_init__(self):
+        self.spectral = {k: c for k, c in enumerate(self.channels.values()) if c in SPECTRAL}
         self.negative = not self.spectral  # whether z-scored values were seen
         self.count = dict.fromkeys(("read", *DROPPED, "doubly_labelled_pixels", "unlabelled_pixels"), 0)
-        self.size = 0
 
     def __call__(self, f: _File, file: IO[bytes]) -> np.ndarray | None:
         """Return codes of a mask or values of an image, NaN without data; None if its tile is dropped for it."""
@@ -246,24 +241,24 @@ class _Reader:
     def _mask(self, array: np.ndarray, where: str) -> np.ndarray | None:
         if (top := (mask := array.view(np.uint8)).max()) > 1:
             raise DataError(f"{where}: holds {top}; allowed are 0 and 1 in each of the three channels")
-        codes, doubly = _codes(mask, self.options.standardised)
+        codes, doubly = _codes(mask, self.standardised)
         self.count["doubly_labelled_pixels"] += doubly
         self.count["unlabelled_pixels"] += int(np.count_nonzero(codes == IGNORE))
-        return codes if self.options.min_ice == 0 or np.isin(codes, ANY_ICE).any() else None
+        return codes if self.min_ice == 0 or np.isin(codes, ANY_ICE).any() else None
 
     def _image(self, array: np.ndarray, where: str) -> np.ndarray | None:
-        options, names = self.options, list(self.options.channels)
-        values, valid, negative = _values(array, list(options.channels.values()))
+        names = list(self.channels)
+        values, valid, negative = _values(array, list(self.channels.values()))
         low = [names[k] for k in self.spectral if negative[k] > NEGATIVE * valid.size]
         self.negative |= bool(low)
-        if low and not options.standardised:
+        if low and not self.standardised:
             raise DataError(
                 f"{where}: {low[0]} is negative, so this is z-scored, not raw; move such tiles to splits/train"
             )
         for k, channel in self.spectral.items():
-            if (v := options.imputed.get(channel)) is not None:
+            if (v := self.imputed.get(channel)) is not None:
                 valid &= np.abs(values[k] - v) > 1e-4 * max(1, abs(v))
-        if np.count_nonzero(valid) < options.min_valid * valid.size:
+        if np.count_nonzero(valid) < self.min_valid * valid.size:
             return None
         values[:, ~valid] = np.nan
         return values
@@ -349,7 +344,7 @@ def prepare_hkh(
         DataError: Anything about the input that cannot be used, in one line.
         OutputError: `out` exists already or cannot be written.
     """
-    options = _Options(_channels(bands), min_ice, min_valid)
+    read = _Reader(_channels(bands), min_ice, min_valid)
     for name, share in (("min_ice", min_ice), ("min_valid", min_valid)):
         if not 0 <= share <= 1:
             raise DataError(f"{name} {share}: must be a share, from 0 to 1")
@@ -368,19 +363,18 @@ def prepare_hkh(
         if beside := _beside(source, PLACES):
             places[str(beside)] = read_text(beside, DataError, PLACES_MOST, link=True).encode()
         if listed[0].split:
-            options = replace(options, min_ice=0, standardised=True, imputed=_imputed(source))
+            read = _Reader(read.channels, 0, min_valid, True, _imputed(source))
     else:
         files = _archive(source, where, places)
-    kind = "splits" if options.standardised else "slices"
-    about = {k: getattr(options, k) for k in ("channels", "min_ice", "min_valid")}
+    kind = "splits" if read.standardised else "slices"
+    about = {k: getattr(read, k) for k in ("channels", "min_ice", "min_valid")}
     made_by = {"function": "prepare_hkh", **about, "path": where, "kind": kind, "labels": RULES[kind]}
-    read = _Reader(options)
-    writing = TileWriter(out, tuple(options.channels), None, "float32", "hkh", "landsat7", made_by)
+    writing = TileWriter(out, tuple(read.channels), None, "float32", "hkh", "landsat7", made_by)
     with writing as writer, closing(files):
         spool = writer.partial / "spool" if total is None else None
         for f, values, codes in _pairs(files, read, spool):
             read.count["read"] += 1
-            if reason := _dropped(values, codes, options.min_ice):
+            if reason := _dropped(values, codes, read.min_ice):
                 read.count[reason] += 1
             elif values is not None and codes is not None:
                 scene = f"slice_{f.scene}"
@@ -393,7 +387,7 @@ def prepare_hkh(
             made_by["mirrored_scenes"] = _place(writer.rows, *places.popitem(), read.size)
         if spool:
             shutil.rmtree(spool, ignore_errors=True)
-        if options.standardised:
+        if read.standardised:
             writer.info["standardised"] = True
     return TileStore(out)
 
@@ -402,11 +396,11 @@ def _check(read: _Reader, where: str, kept: int) -> None:
     """Raise `DataError` if what was read is no store."""
     if not (n := read.count["read"]):
         raise DataError(f"{where}: no slice_S_img_N.npy with slice_S_mask_N.npy in slices/; is it {ARCHIVE}?")
-    if read.options.standardised and not read.negative:
+    if read.standardised and not read.negative:
         raise DataError(f"{where}: no tile has negative values, so they are raw; move them to a folder slices")
     if not kept:
         ice, data = (read.count[k] for k in DROPPED)
-        why = f"{ice} by min_ice {read.options.min_ice:g}, {data} by min_valid {read.options.min_valid:g}"
+        why = f"{ice} by min_ice {read.min_ice:g}, {data} by min_valid {read.min_valid:g}"
         raise DataError(f"{where}: all {n} tiles were dropped, {why}; lower these")
 
 
