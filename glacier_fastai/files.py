@@ -72,7 +72,7 @@ def digest(
 
 
 def identity(
-    path: str | os.PathLike,  # file
+    path: str | os.PathLike | int,  # file, or the descriptor of an open one
 ) -> tuple[int, ...]:
     """Return what tells whether a file is the one it was, and as it was: device, inode, size and time."""
     about = os.stat(path)

@@ -349,14 +349,12 @@ def read_tensors(
 def read_checkpoint(
     path: str | os.PathLike,
     error: Kind,  # what is raised
-    *,
-    link: bool = False,  # see `opened`
 ) -> Any:
     """Return what `torch.save` wrote: tensors, numbers, text, lists and mappings; no code in it is run."""
     import torch
 
     hint = "take another one, or remove it to start anew"
-    with opened(path, error, link=link) as file, refusing(path, error, "no checkpoint, or cut short", hint):
+    with opened(path, error) as file, refusing(path, error, "no checkpoint, or cut short", hint):
         archive = zipfile.ZipFile(file)
         records = archive.infolist()
         packed = [r.filename for r in records if r.compress_type != zipfile.ZIP_STORED or r.file_size > r.compress_size]

@@ -36,7 +36,7 @@ from .channels import Texture, note_unknown_places, with_channels
 from .folds import store_folds
 from .profile import Profile
 from .raw import open_tiles
-from .sources.competition import find_competition
+from .sources.competition import competition_files
 from .tiles import TileStore
 from .types import TensorGlacierMask, TensorMultispectral
 
@@ -308,9 +308,7 @@ class GlacierDataLoaders(DataLoaders):
         Raises:
             DataError: As `from_store`, no such folder, or files in it that cannot be used.
         """
-        if find_competition(path) is None:
-            what = "no folder Band1 in it" if os.path.isdir(path) else "no such folder"
-            raise DataError(f"{path}: {what}; give the competition's folder, with Band1 to Band5")
+        competition_files(path)  # or it is refused
         return cls.from_store(open_tiles(path), fold, **kwargs)
 
 

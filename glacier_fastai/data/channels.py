@@ -32,7 +32,6 @@ __all__ = [
     "Texture",
     "channels_of",
     "compute_channels",
-    "derivable",
     "location",
     "note_unknown_places",
     "tile_channels",
@@ -111,15 +110,6 @@ def channels_of(
 ) -> list[Channel]:
     """Return the channels of bands."""
     return [(band, texture if texture_of(band) else None) for band in bands]
-
-
-def derivable(bands: Sequence[str]) -> tuple[str, ...]:
-    """Return the bands, and the indices that can be computed of them.
-
-    >>> derivable(["green", "swir1"])
-    ('green', 'swir1', 'ndsi', 'ndsi_flipped')
-    """
-    return (*bands, *(i for i, of in INDICES.items() if i not in bands and set(of) <= set(bands)))
 
 
 def compute_channels(

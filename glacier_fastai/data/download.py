@@ -18,16 +18,16 @@ import socket
 import tarfile
 import threading
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path, PureWindowsPath
 from posixpath import normpath
 from typing import IO, Any, BinaryIO, cast
 
-from ..errors import DataError, OutputError
+from ..errors import DataError, OutputError, printable
 from ..files import locked, remove
 
 __all__ = ["Progress", "RemoteStream", "fetch", "members"]
@@ -95,11 +95,6 @@ class _Watch:
         for scheme in ("http://", "https://"):
             session.mount(scheme, Adapter())
         return session
-
-
-def _plain(said: object) -> str:
-    """Return what the network said as one short line that may be shown."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(str(said).split()))[:300]
 
 
 def _number(text: str | None) -> int:
@@ -194,10 +189,10 @@ class RemoteStream(io.RawIOBase):
                         progress(self.position, self.total)
                     yield data
             except (ArithmeticError, LookupError, TooManyRedirects, ValueError) as err:  # an answer of nonsense
-                troubles[mirrors.popleft()] = why = _plain(err)
+                troubles[mirrors.popleft()] = why = printable(str(err))
                 log.warning(f"{url}: {why}; given up")
             except (RequestException, HTTPError, HTTPException, OSError) as err:
-                troubles[url] = _plain(err)
+                troubles[url] = printable(str(err))
                 failures += 1
                 if self.position - before < WORTH:
                     mirrors.rotate(-1)
@@ -375,27 +370,17 @@ class _Header(tarfile.TarInfo):
             tar.fileobj = file
 
 
-@contextmanager
-def _damage(name: str) -> Iterator[None]:
-    try:
-        yield
-    except DataError:
-        raise
-    except (tarfile.TarError, zlib.error, EOFError, MemoryError, OSError, ValueError, RecursionError) as err:
-        raise DataError(f"{name}: cut short or damaged ({err}); remove it and download it again") from err
-
-
 class _Part(io.RawIOBase):
     """What is read from a file that may be damaged."""
 
-    def __init__(self, file: Any, name: str, ends: bool = True):
-        self.file, self.name, self.ends = file, name, ends
+    def __init__(self, file: Any, damage: Callable[[], AbstractContextManager], ends: bool = True):
+        self.file, self.damage, self.ends = file, damage, ends
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
-        with _damage(self.name):
+        with self.damage():
             if not (count := self.file.readinto(buffer)) and not self.ends:
                 raise EOFError("no end mark")  # at the end, tarfile would go on and on to skip a terabyte
             return count
@@ -425,6 +410,8 @@ def members(
         DataError: Cut short or damaged (also while reading content), larger than `most`, a wanted file beyond `limit`,
             or a member with an absolute name, `..` in its name, or a link to outside.
     """
+    from ..reading import refusing
+
     with ExitStack() as stack:
         if isinstance(archive, (str, os.PathLike)):
             label = str(archive)
@@ -439,12 +426,13 @@ def members(
             archive = stack.enter_context(open(archive, "rb", buffering=0))
         else:
             label = str(getattr(archive, "name", "archive"))
-        stack.enter_context(_damage(label))
+        damage = partial(refusing, label, DataError, "cut short or damaged", "remove it and download it again")
+        stack.enter_context(damage())
         file = io.BufferedReader(cast(io.RawIOBase, archive), CHUNK)
         stack.callback(file.detach)  # else it would close what is not ours
         # not tarfile's own "r|gz", which does not look at the checksum
         data: Any = stack.enter_context(gzip.GzipFile(fileobj=file)) if file.peek(2)[:2] == b"\x1f\x8b" else file
-        source = cast(IO[bytes], _Part(data, label, ends=False))
+        source = cast(IO[bytes], _Part(data, damage, ends=False))
         tar = stack.enter_context(tarfile.open(fileobj=source, mode="r|", bufsize=CHUNK, tarinfo=_Header))
         while info := tar.next():
             tar.members.clear()  # type: ignore[attr-defined]  # else it keeps a header of every file
@@ -462,7 +450,7 @@ def members(
                     raise DataError(
                         f"{label}: member {name.as_posix()!r} has {info.size} bytes, allowed are {limit}; wrong file?"
                     )
-                with io.BufferedReader(_Part(tar.extractfile(info), label)) as content:
+                with io.BufferedReader(_Part(tar.extractfile(info), damage)) as content:
                     yield name.as_posix(), content
         while data is not file and data.read(CHUNK):  # its checksum stands at the end
             pass

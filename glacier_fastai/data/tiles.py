@@ -40,7 +40,7 @@ from ..core.ground import outlines
 from ..core.moments import constant, fixed_statistics, moments
 from ..core.settings import Section, explain
 from ..errors import DataError, note
-from ..files import digest, held, whole_folder
+from ..files import digest, held, identity, whole_folder
 from ..reading import read_array, read_json, read_table, refusing
 from .profile import QUANTILES, Profile
 from .scenes.raster import horizontal, pixel_size
@@ -194,11 +194,7 @@ class TileStore:
         self._known = {kind: np.full(len(self.table), about.table is None) for kind in ("image", "mask")}
 
     def __reduce__(self):
-        return _reopened, (self.path, self._identity(), self._base)  # worker processes map the files themselves
-
-    def _identity(self) -> tuple[int, ...]:
-        about = os.fstat(self._held)
-        return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
+        return _reopened, (self.path, identity(self._held), self._base)  # worker processes map the files themselves
 
     def check(
         self,
@@ -415,7 +411,7 @@ class TileStore:
 def _reopened(path: Path, before: tuple[int, ...], base: TileStore | None) -> TileStore:
     """Return a store that another process has open; raises `DataError` if it was made anew since."""
     store = TileStore(path)
-    if store._identity() != before:
+    if identity(store._held) != before:
         raise DataError(f"{path}: was made anew while it was in use; start again")
     store._base = base
     return store

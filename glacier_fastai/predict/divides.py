@@ -18,7 +18,7 @@ from scipy.ndimage import find_objects, label
 from ..bands import ICE, IGNORE
 from ..core.divides import LEAST, PARAMETERS, divide, margin
 from ..data.scenes.address import named
-from ..data.scenes.dem import Terrain
+from ..data.scenes.dem import SceneTerrain, Terrain
 from ..data.scenes.raster import reading
 from ..data.scenes.scene import Place
 from ..data.scenes.web import fingerprint
@@ -46,7 +46,7 @@ def check_divides(
 ) -> None:
     """Raise `DataError` if the elevation model cannot be read, or shows other ground."""
     with Terrain(dem) as terrain:
-        terrain.on(grid.crs, grid.transform, (grid.height, grid.width), name)
+        SceneTerrain(terrain, grid.crs, grid.transform, (grid.height, grid.width), name)
 
 
 def divided(
@@ -74,7 +74,7 @@ def divided(
     km2 = np.bincount(complexes.ravel()) * sides[0] * sides[1] / 1e6
     found, known, asked, deep = [], 0, 0, 0
     with Terrain(dem) as file:
-        terrain = file.on(grid.crs, grid.transform, size, path.name)
+        terrain = SceneTerrain(file, grid.crs, grid.transform, size, path.name)
         for k, window in enumerate(find_objects(complexes), 1):
             if km2[k] < min_area:
                 continue

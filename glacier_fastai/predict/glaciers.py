@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from .. import __version__
 from ..bands import CLASSES, IGNORE
 from ..core.glaciers import default_reach
-from ..data.scenes.dem import Terrain
+from ..data.scenes.dem import SceneTerrain, Terrain
 from ..data.scenes.names import DAY
 from ..data.scenes.raster import block_cache, open_raster, reading
 from ..data.scenes.scene import Place, on_grid_of
@@ -240,7 +240,7 @@ def write_glaciers(
         terrain = None
         if dem is not None:
             place = grid.crs, grid.transform, (grid.height, grid.width)
-            terrain = stack.enter_context(Terrain(dem)).on(*place, maps["classes"].name)
+            terrain = SceneTerrain(stack.enter_context(Terrain(dem)), *place, maps["classes"].name)
         work.run(folder / f".{stem}_labels.tif", terrain)
     glacier = fitted.glacier
     if glacier and not math.isclose(work.buffer, usual := default_reach(work.pixel), rel_tol=0.01):

@@ -21,7 +21,7 @@ __all__ = ["Grid", "SceneSource"]
 ROWS = 256  # rows that are read at once
 
 
-@dataclass(frozen=True)
+@dataclass
 class Grid:
     """Where a map lies."""
 

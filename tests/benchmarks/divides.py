@@ -23,7 +23,7 @@ from scipy.ndimage import label
 from scipy.optimize import linear_sum_assignment
 
 from glacier_fastai.core import divides as module
-from glacier_fastai.data.scenes.dem import Terrain
+from glacier_fastai.data.scenes.dem import SceneTerrain, Terrain
 from glacier_fastai.predict.glaciers import glaciers
 
 PIXEL = 30
@@ -52,7 +52,7 @@ def burned(outlines, dem):
     order = table.area.argsort()[::-1]
     ids = rasterize(((table.geometry[k], k + 1) for k in order), shape, transform=grid, dtype="int32")
     with Terrain(dem) as terrain:
-        (heights,) = terrain.on(table.crs, grid, shape, "map").read(("elevation",), 0, 0, *shape)
+        (heights,) = SceneTerrain(terrain, table.crs, grid, shape, "map").read(("elevation",), 0, 0, *shape)
     ids[np.isnan(heights)] = -1
     return ids, heights, grid, table.crs
 

@@ -23,6 +23,7 @@ from ...errors import DataError, note
 from ...memory import fits
 from .address import named
 from .raster import check_crs, horizontal, open_raster, parse_crs, reading, same_crs, steps
+from .scene import Declared, Scene
 from .units import NONE
 from .web import unversioned
 
@@ -214,16 +215,6 @@ class Terrain:
         out[top - row : bottom - row, left - col : right - col] = inside
         return out
 
-    def on(
-        self,
-        crs: Any,  # of the scene
-        transform: Any,  # its affine transform
-        shape: tuple[int, int],  # its rows and columns
-        name: str | os.PathLike,  # what it is called in messages
-    ) -> SceneTerrain:
-        """Return the terrain of a scene; raises `DataError` if the DEM shows other ground."""
-        return SceneTerrain(self, crs, transform, shape, name)
-
     def __enter__(self) -> Self:
         return self
 
@@ -231,14 +222,17 @@ class Terrain:
         self.raster.close()
 
 
-class SceneTerrain:
-    """The bands of a DEM on the grid of a scene, read by window. As long as its `Terrain` is open.
+class SceneTerrain(Scene):
+    """The bands of a DEM on the grid of a scene. As long as its `Terrain` is open.
 
     Slope, aspect and curvature are derived at the DEM's own resolution: of its pixels as they are, if it is in the
     scene's CRS, else of pixels of that size in this CRS (cubic). Then they are averaged where the scene's pixels are
     larger (half of one must have a height), bilinear where they are not. Aspect counts from the north of the scene's
     CRS (grid north), in which direction its images are turned. Lengths are those of the CRS, or metres on the ground
     where these differ by over 1 %, as in degrees and in Web Mercator.
+
+    Raises:
+        DataError: The DEM shows other ground, or cannot be brought to the scene's CRS.
     """
 
     def __init__(
@@ -248,11 +242,13 @@ class SceneTerrain:
         transform: Any,  # its affine transform
         shape: tuple[int, int],  # its rows and columns
         name: str | os.PathLike,  # what it is called in messages
+        bands: Sequence[str] = TERRAIN,  # those it is to have
     ):
-        self.terrain, self.crs, self.transform, self.shape = terrain, crs, Affine(*transform[:6]), shape
-        self.bands, self.files = terrain.bands, terrain.files
-        self.notes = [*terrain.notes]
-        """What is odd about it; said by those who use it."""
+        self.terrain, self.path, self.shape, self.crs = terrain, terrain.path, shape, crs
+        (self.height, self.width), self.transform, self.dtype = shape, Affine(*transform[:6]), np.dtype("float32")
+        self.bands = tuple(bands)  # type: ignore[assignment]  # none is legal
+        self.declared = [Declared(unit=terrain.units[band], zero_is_fill=None) for band in bands]
+        self.rasters, self.other_files, self.notes = [terrain.raster], terrain.files, [*terrain.notes]
         try:
             # heights of a datum count nowhere here
             self._to_dem = Transformer.from_crs(horizontal(crs), horizontal(terrain.crs), always_xy=True)
@@ -347,7 +343,7 @@ class SceneTerrain:
 
     def read(
         self,
-        names: Sequence[str],  # some of `bands`
+        names: Sequence[str],  # some of `TERRAIN`
         row: int,  # first row, in the scene's pixels
         col: int,  # first column
         height: int,  # rows
@@ -361,6 +357,10 @@ class SceneTerrain:
                 h, w = min(side, height - top), min(side, width - left)
                 out[:, top : top + h, left : left + w] = self._block(names, row + top, col + left, h, w)
         return out
+
+    def _read(self, index, row, col, height, width):
+        values = self.read([self.bands[i] for i in index], row, col, height, width)
+        return values, np.isfinite(values).all(0)
 
     def _block(self, names: Sequence[str], row: int, col: int, height: int, width: int) -> np.ndarray:
         across, down = self._parts

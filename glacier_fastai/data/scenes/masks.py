@@ -114,12 +114,8 @@ class Masked(Scene):
         own: Path | Address | None = None,  # the user's mask: a raster, not 0 where it masks, or polygons
         polygons: Mapping[str, Sequence[Any]] | None = None,  # see `Product`
     ):
-        self.scene, self.keep, self._own = scene, check_keep(keep), own
-        self.path, self.sensor, self.date, self.notes = scene.path, scene.sensor, scene.date, scene.notes
-        self.bands, self.declared, self.dtype = scene.bands, scene.declared, scene.dtype
-        self.height, self.width, self.crs, self.transform = scene.height, scene.width, scene.crs, scene.transform
-        self.rasters, self.also_close = [*scene.rasters], scene.also_close
-        self.unpacked_from = scene.unpacked_from
+        self._begin_as(scene)
+        self.scene, self.keep, self._own, self.rasters = scene, check_keep(keep), own, [*scene.rasters]
         self.other_files = [*scene.other_files, *([str(own)] if isinstance(own, Path) else [])]
         self._layers: dict[tuple[Path | Address, int], tuple[Any, str, Kinds]] = {}
         self._last: tuple[tuple[int, ...], dict[str, np.ndarray]] = ((0, 0, 0, 0), {})

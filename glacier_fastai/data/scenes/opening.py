@@ -19,13 +19,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-import numpy as np
-
 from ...bands import BANDS, TERRAIN, Bands
 from ...errors import DataError, did_you_mean
 from .address import Address, named
 from .archive import ARCHIVES, Archive
-from .dem import Terrain
+from .dem import SceneTerrain, Terrain
 from .geotiff import SceneRaster
 from .hls import read_hls
 from .landsat import read_landsat
@@ -33,7 +31,7 @@ from .masks import Masked, check_keep
 from .names import DAY, canonical_sensor, name_bands
 from .product import Folder, Links, Part, Product
 from .raster import local_file, parse_crs
-from .scene import Declared, Scene, Stack, on_one_grid
+from .scene import Scene, Stack, on_one_grid
 from .sentinel2 import read_sentinel2
 from .stac import read_stac
 from .thermal import BrightnessTemperature
@@ -131,10 +129,10 @@ def open_scene(
                 part.leave_out_others(needed or part.bands)
             scene = on_one_grid(path, [part], resolution)
         if (dem := how.get("dem")) is not None:
-            terrain = _TerrainBands(Terrain(dem), scene, wanted)
-            undo.callback(terrain.close)
+            file, grid = undo.enter_context(Terrain(dem)), (scene.crs, scene.transform, (scene.height, scene.width))
+            terrain = SceneTerrain(file, *grid, scene.path, _terrain_of(scene, wanted, file.path))
             if terrain.bands:
-                scene = _with_terrain(path, scene, terrain)
+                scene = Stack(path, [scene, terrain])
             else:
                 terrain.close()
         if flags or polygons or own is not None:
@@ -312,36 +310,13 @@ def _differ(product: Product, parts: Sequence[Scene]) -> bool:
     return max(sides) > 1.0001 * min(sides)
 
 
-class _TerrainBands(Scene):
-    """What an elevation model says of a scene's ground."""
-
-    def __init__(self, terrain: Terrain, scene: Scene, wanted: Collection[str] | None):
-        self.path, self.height, self.width = terrain.path, scene.height, scene.width
-        self.crs, self.transform, self.dtype = scene.crs, scene.transform, np.dtype("float32")
-        self.rasters, self.other_files = [terrain.raster], terrain.files
-        names = [band for band in terrain.bands if band not in scene.bands]
-        needed = terrain.bands if wanted is None else Bands(wanted).made_of((*scene.bands, *names))
-        self.bands = tuple(band for band in names if band in needed)  # type: ignore[assignment]  # none is legal
-        self.declared = [Declared(unit=terrain.units[band], zero_is_fill=None) for band in self.bands]
-        self._bands = terrain.on(scene.crs, scene.transform, (scene.height, scene.width), scene.path)
-        self.notes = self._bands.notes
-        if own := [band for band in TERRAIN if band in scene.bands and band in needed]:
-            scene.notes.append(f"{scene.path}: has {', '.join(own)} of its own, which {terrain.path} does not replace")
-
-    def _read(self, index, row, col, height, width):
-        values = self._bands.read([self.bands[i] for i in index], row, col, height, width)
-        return values, np.isfinite(values).all(0)
-
-
-def _with_terrain(path: Path | Address, scene: Scene, terrain: Scene) -> Scene:
-    both = Stack(path, [scene, terrain])
-    both.also_close, both.unpacked_from, both.other_files = (
-        scene.also_close,
-        scene.unpacked_from,
-        [*scene.other_files, *terrain.other_files],
-    )
-    both.date, both.sensor = scene.date, scene.sensor
-    return both
+def _terrain_of(scene: Scene, wanted: Collection[str] | None, dem: Path | Address) -> list[str]:
+    """Return the bands that an elevation model gives a scene."""
+    lacking = [band for band in TERRAIN if band not in scene.bands]
+    needed = TERRAIN if wanted is None else Bands(wanted).made_of((*scene.bands, *lacking))
+    if own := [band for band in TERRAIN if band in scene.bands and band in needed]:
+        scene.notes.append(f"{scene.path}: has {', '.join(own)} of its own, which {dem} does not replace")
+    return [band for band in lacking if band in needed]
 
 
 READERS: dict[str, Reader] = {

@@ -412,11 +412,9 @@ def check_crs(
     """Raise `DataError` if a raster has no coordinate reference system, or one that cannot be used."""
     if raster.crs is None:
         raise DataError(f"{path}: has no coordinate reference system; assign one (gdal_edit.py -a_srs)")
-    try:
+    what = "its coordinate reference system cannot be used"
+    with refusing(path, DataError, what, "assign one (gdal_edit.py -a_srs)"):
         parse_crs(raster.crs)
-    except CRSError as err:
-        why = f"its coordinate reference system cannot be used ({err})"
-        raise DataError(f"{path}: {why}; assign one (gdal_edit.py -a_srs)") from err
 
 
 def horizontal(

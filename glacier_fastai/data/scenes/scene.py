@@ -51,25 +51,11 @@ class Declared(NamedTuple):
 class Place(Protocol):
     """Where a scene lies, whatever else is known of it."""
 
-    @property
-    def path(self) -> Path | Address:
-        """What the user named."""
-
-    @property
-    def height(self) -> int:
-        """Rows."""
-
-    @property
-    def width(self) -> int:
-        """Columns."""
-
-    @property
-    def crs(self) -> Any:
-        """Its coordinate reference system."""
-
-    @property
-    def transform(self) -> Any:
-        """Its affine geotransform."""
+    path: Path | Address
+    height: int
+    width: int
+    crs: Any
+    transform: Any
 
 
 class Scene:
@@ -102,6 +88,11 @@ class Scene:
     """The archive that its rasters were unpacked from."""
     also_close: Sequence[Callable[[], None]] = ()
     """What else is done when it is closed."""
+
+    def _begin_as(self, scene: Scene) -> None:
+        """Take what is known of another scene, of which this one is made; what differs is set after it."""
+        for name in Scene.__annotations__:
+            setattr(self, name, getattr(scene, name))
 
     def _read(self, index: Sequence[int], row: int, col: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Return numbers and where there is data, as `read_window`, but 0 is data."""
@@ -279,12 +270,12 @@ class Stack(Scene):
         path: Path | Address,  # what the user named
         scenes: Sequence[Scene],  # at least one, on the same grid
     ):
-        first = scenes[0]
-        self.path, self.scenes, self.sensor, self.date = path, list(scenes), first.sensor, first.date
-        self.height, self.width, self.crs, self.transform = first.height, first.width, first.crs, first.transform
+        self._begin_as(scenes[0])
+        self.path, self.scenes = path, list(scenes)
         self.bands = Bands(band for scene in scenes for band in scene.bands)
         self.declared = [each for scene in scenes for each in scene.declared]
         self.rasters = [raster for scene in scenes for raster in scene.rasters]
+        self.other_files = [file for scene in scenes for file in scene.other_files]
         self.dtype = np.result_type(*(scene.dtype for scene in scenes))
         self.notes = list(dict.fromkeys(note for scene in scenes for note in scene.notes))
         self._at = [(scene, i) for scene in scenes for i in range(len(scene.bands))]
@@ -322,9 +313,8 @@ class Resampled(Scene):
         height: int,  # rows wanted
         width: int,  # columns wanted
     ):
-        self.scene, self.path, self.sensor, self.date = scene, scene.path, scene.sensor, scene.date
-        self.height, self.width, self.crs, self.transform = height, width, scene.crs, transform
-        self.bands, self.rasters, self.notes = scene.bands, scene.rasters, scene.notes
+        self._begin_as(scene)
+        self.scene, self.height, self.width, self.transform = scene, height, width, transform
         self.dtype = np.dtype("float32")
         self.declared = [Declared()] * len(self.bands)
         self._finer = ~scene.transform * transform  # from our pixels to those of the scene

@@ -21,10 +21,8 @@ class BrightnessTemperature(Scene):
         k1: float,  # of the sensor, in the unit of the radiance
         k2: float,  # of the sensor, kelvin
     ):
-        self.scene, self.k1, self.k2 = scene, k1, k2
-        self.path, self.sensor, self.date, self.notes = scene.path, scene.sensor, scene.date, scene.notes
-        self.height, self.width, self.crs, self.transform = scene.height, scene.width, scene.crs, scene.transform
-        self.bands, self.rasters, self.dtype = scene.bands, scene.rasters, np.dtype("float32")
+        self._begin_as(scene)
+        self.scene, self.k1, self.k2, self.dtype = scene, k1, k2, np.dtype("float32")
         self.declared = [Declared(unit="kelvin")] * len(scene.bands)
 
     def _read(self, index, row, col, height, width):

@@ -14,10 +14,9 @@ from pathlib import PureWindowsPath
 from typing import Any
 
 import numpy as np
-from pyproj.exceptions import CRSError
 
 from ...errors import DataError
-from ...reading import parse_json
+from ...reading import parse_json, refusing
 from ..scenes.raster import parse_crs
 
 __all__ = ["OVERLAP", "SLICE", "read_footprints"]
@@ -38,7 +37,7 @@ def read_footprints(
     """
     scenes, known, mirrored = defaultdict(list), {}, 0
     table = parse_json(text, where, DataError)
-    try:
+    with refusing(where, DataError, "damaged", "copy it again, or put it away to split by scene"):
         crs = table["crs"]["properties"]["name"] if table.get("crs") else "CRS84"  # what GeoJSON has without a word
         crs = "EPSG:4326" if crs.endswith("CRS84") else parse_crs(crs).to_string()
         for feature in table["features"]:
@@ -61,6 +60,4 @@ def read_footprints(
                 corner = {"scene": source, "row": int(row[k]), "col": int(col[k]), "crs": crs}
                 transform = " ".join(repr(float(v)) for v in (a[k], 0, left[k], 0, -e[k], top[k]))
                 known[f"slice_{scene}_{n}"] = corner | {"transform": transform}
-    except (AttributeError, CRSError, IndexError, KeyError, OverflowError, TypeError, ValueError) as err:
-        raise DataError(f"{where}: damaged ({err!r}); copy it again, or put it away to split by scene") from err
     return known, mirrored

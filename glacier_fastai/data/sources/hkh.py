@@ -27,7 +27,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from io import RawIOBase
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
@@ -35,7 +35,6 @@ from typing import IO, Any, BinaryIO, NamedTuple
 import numpy as np
 
 from ...bands import BANDS, ICE, ICE_OF_ANY_KIND, IGNORE, LOCATION, Bands, texture_of
-from ...core.jit import jit
 from ...errors import DataError, OutputError
 from ...reading import array_header, opened, read_array, read_json, read_text, refusing
 from ..download import Progress, RemoteStream, fetch, members
@@ -156,25 +155,12 @@ def _imputed(folder: Path) -> dict[str, float]:
     if (path := _beside(folder, STATS)) is None:
         return {}
     stats = read_json(path, DataError, link=True, finite=False)
-    try:
+    with refusing(path, DataError, "damaged", 'wanted are 15 "means" and 15 "stds", or no such file'):
         rows = zip(CHANNELS, map(float, stats["means"]), map(float, stats["stds"]), strict=True)
         return {channel: -mean / std for channel, mean, std in rows if std > 0 and mean == mean}
-    except (KeyError, OverflowError, TypeError, ValueError) as err:
-        raise DataError(f'{path}: damaged ({err!r}); wanted are 15 "means" and 15 "stds", or no such file') from err
 
 
 _Files = Generator[tuple[_File, IO[bytes]], None, None]
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What is made of the files of tiles."""
-
-    channels: dict[str, str]  # channel of each band
-    min_ice: float
-    min_valid: float
-    standardised: bool = False  # files of splits, not of slices
-    imputed: dict[str, float] = field(default_factory=dict)  # see `_imputed`
 
 
 def _codes(
@@ -198,12 +184,10 @@ def _values(
     channels: Sequence[str],  # those wanted
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return values `(C, H, W)` float32, where all of them are finite `(H, W)`, and how often each is negative."""
-    flat = image.reshape(-1, len(CHANNELS))
-    flat = flat.astype(flat.dtype.newbyteorder("="), copy=False)
-    values = np.empty((len(channels), len(flat)), np.float32)
-    valid, negative = np.empty(len(flat), bool), np.zeros(len(channels), np.int64)
-    jit(_pick)(flat, np.array([CHANNELS.index(c) for c in channels]), values, valid, negative)
-    return values.reshape(-1, *image.shape[:2]), valid.reshape(image.shape[:2]), negative
+    index = [CHANNELS.index(c) for c in channels]
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(np.moveaxis(image[..., index], -1, 0), np.float32)
+    return values, np.asarray(np.isfinite(values).all(0)), np.asarray((values < 0).sum((1, 2)))
 
 
 def _dropped(values: np.ndarray | None, codes: np.ndarray | None, min_ice: float) -> str | None:
@@ -218,15 +202,21 @@ def _dropped(values: np.ndarray | None, codes: np.ndarray | None, min_ice: float
     return DROPPED[0] if few else None
 
 
+@dataclass
 class _Reader:
     """Reads the files of tiles, and remembers what all of them have in common."""
 
-    def __init__(self, options: _Options):
-        self.options = options
-        self.spectral = {k: c for k, c in enumerate(options.channels.values()) if c in SPECTRAL}
+    channels: dict[str, str]  # channel of each band
+    min_ice: float
+    min_valid: float
+    standardised: bool = False  # files of splits, not of slices
+    imputed: dict[str, float] = field(default_factory=dict)  # see `_imputed`
+    size: int = 0
+
+    def __post_init__(self):
+        self.spectral = {k: c for k, c in enumerate(self.channels.values()) if c in SPECTRAL}
         self.negative = not self.spectral  # whether z-scored values were seen
         self.count = dict.fromkeys(("read", *DROPPED, "doubly_labelled_pixels", "unlabelled_pixels"), 0)
-        self.size = 0
 
     def __call__(self, f: _File, file: IO[bytes]) -> np.ndarray | None:
         """Return codes of a mask or values of an image, NaN without data; None if its tile is dropped for it."""
@@ -251,24 +241,24 @@ class _Reader:
     def _mask(self, array: np.ndarray, where: str) -> np.ndarray | None:
         if (top := (mask := array.view(np.uint8)).max()) > 1:
             raise DataError(f"{where}: holds {top}; allowed are 0 and 1 in each of the three channels")
-        codes, doubly = _codes(mask, self.options.standardised)
+        codes, doubly = _codes(mask, self.standardised)
         self.count["doubly_labelled_pixels"] += doubly
         self.count["unlabelled_pixels"] += int(np.count_nonzero(codes == IGNORE))
-        return codes if self.options.min_ice == 0 or np.isin(codes, ANY_ICE).any() else None
+        return codes if self.min_ice == 0 or np.isin(codes, ANY_ICE).any() else None
 
     def _image(self, array: np.ndarray, where: str) -> np.ndarray | None:
-        options, names = self.options, list(self.options.channels)
-        values, valid, negative = _values(array, list(options.channels.values()))
+        names = list(self.channels)
+        values, valid, negative = _values(array, list(self.channels.values()))
         low = [names[k] for k in self.spectral if negative[k] > NEGATIVE * valid.size]
         self.negative |= bool(low)
-        if low and not options.standardised:
+        if low and not self.standardised:
             raise DataError(
                 f"{where}: {low[0]} is negative, so this is z-scored, not raw; move such tiles to splits/train"
             )
         for k, channel in self.spectral.items():
-            if (v := options.imputed.get(channel)) is not None:
+            if (v := self.imputed.get(channel)) is not None:
                 valid &= np.abs(values[k] - v) > 1e-4 * max(1, abs(v))
-        if np.count_nonzero(valid) < options.min_valid * valid.size:
+        if np.count_nonzero(valid) < self.min_valid * valid.size:
             return None
         values[:, ~valid] = np.nan
         return values
@@ -301,17 +291,6 @@ def _pairs(
         yield (f, half, mine) if f.kind == "mask" else (f, mine, half)
     for f, _ in waiting.values():
         raise f.alone()
-
-
-def _pick(flat, index, values, valid, negative):
-    """Copy channels into bands, and note where all are finite (in float32) and how often each is negative."""
-    for i in range(len(flat)):
-        valid[i] = True
-        for k in range(len(index)):
-            value = np.float32(flat[i, index[k]])
-            values[k, i] = value
-            valid[i] &= np.isfinite(value)
-            negative[k] += value < 0
 
 
 def _folder(files: Iterable[_File]) -> _Files:
@@ -365,7 +344,7 @@ def prepare_hkh(
         DataError: Anything about the input that cannot be used, in one line.
         OutputError: `out` exists already or cannot be written.
     """
-    options = _Options(_channels(bands), min_ice, min_valid)
+    read = _Reader(_channels(bands), min_ice, min_valid)
     for name, share in (("min_ice", min_ice), ("min_valid", min_valid)):
         if not 0 <= share <= 1:
             raise DataError(f"{name} {share}: must be a share, from 0 to 1")
@@ -384,19 +363,18 @@ def prepare_hkh(
         if beside := _beside(source, PLACES):
             places[str(beside)] = read_text(beside, DataError, PLACES_MOST, link=True).encode()
         if listed[0].split:
-            options = replace(options, min_ice=0, standardised=True, imputed=_imputed(source))
+            read = _Reader(read.channels, 0, min_valid, True, _imputed(source))
     else:
         files = _archive(source, where, places)
-    kind = "splits" if options.standardised else "slices"
-    about = {k: getattr(options, k) for k in ("channels", "min_ice", "min_valid")}
+    kind = "splits" if read.standardised else "slices"
+    about = {k: getattr(read, k) for k in ("channels", "min_ice", "min_valid")}
     made_by = {"function": "prepare_hkh", **about, "path": where, "kind": kind, "labels": RULES[kind]}
-    read = _Reader(options)
-    writing = TileWriter(out, tuple(options.channels), None, "float32", "hkh", "landsat7", made_by)
+    writing = TileWriter(out, tuple(read.channels), None, "float32", "hkh", "landsat7", made_by)
     with writing as writer, closing(files):
         spool = writer.partial / "spool" if total is None else None
         for f, values, codes in _pairs(files, read, spool):
             read.count["read"] += 1
-            if reason := _dropped(values, codes, options.min_ice):
+            if reason := _dropped(values, codes, read.min_ice):
                 read.count[reason] += 1
             elif values is not None and codes is not None:
                 scene = f"slice_{f.scene}"
@@ -409,7 +387,7 @@ def prepare_hkh(
             made_by["mirrored_scenes"] = _place(writer.rows, *places.popitem(), read.size)
         if spool:
             shutil.rmtree(spool, ignore_errors=True)
-        if options.standardised:
+        if read.standardised:
             writer.info["standardised"] = True
     return TileStore(out)
 
@@ -418,11 +396,11 @@ def _check(read: _Reader, where: str, kept: int) -> None:
     """Raise `DataError` if what was read is no store."""
     if not (n := read.count["read"]):
         raise DataError(f"{where}: no slice_S_img_N.npy with slice_S_mask_N.npy in slices/; is it {ARCHIVE}?")
-    if read.options.standardised and not read.negative:
+    if read.standardised and not read.negative:
         raise DataError(f"{where}: no tile has negative values, so they are raw; move them to a folder slices")
     if not kept:
         ice, data = (read.count[k] for k in DROPPED)
-        why = f"{ice} by min_ice {read.options.min_ice:g}, {data} by min_valid {read.options.min_valid:g}"
+        why = f"{ice} by min_ice {read.min_ice:g}, {data} by min_valid {read.min_valid:g}"
         raise DataError(f"{where}: all {n} tiles were dropped, {why}; lower these")
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import shapely
 from pyproj import CRS, Transformer
-from pyproj.exceptions import CRSError, ProjError
 
 from ...errors import DataError
+from ...reading import refusing
 from ..scenes.raster import horizontal, same_crs
 
 __all__ = ["ToPixels", "make_valid", "turn", "unwrap"]
@@ -132,14 +132,10 @@ class ToPixels:
                         f"{what}: its coordinate reference system ({which.name}) does not lead to the Earth, so "
                         f"{path} and {scene} cannot be laid on one another; assign the right one"
                     )
-            try:
+            what = f"cannot be brought to the coordinate reference system of {scene}"
+            with refusing(path, DataError, what, "assign the right ones"):
                 self.project = project = Transformer.from_crs(own, to, always_xy=True).transform
                 at = Transformer.from_crs(to, own, always_xy=True).transform(x, y)
-            except ProjError as err:
-                raise DataError(
-                    f"{path}: cannot be brought to the coordinate reference system of {scene} "
-                    f"({' '.join(str(err).split())[:200]}); assign the right ones"
-                ) from err
             self.scene_turn = turn(to) or _seam(project, x, *at)
             x, y = at
         self.frame, self.step = self._ground(x, y)
@@ -249,11 +245,8 @@ class ToPixels:
 
 
 def _horizontal(crs: Any, path: Any) -> CRS:
-    try:
+    with refusing(path, DataError, "its coordinate reference system cannot be read", "assign one"):
         return horizontal(crs)
-    except CRSError as err:
-        why = " ".join(str(err).split())[:200]
-        raise DataError(f"{path}: its coordinate reference system cannot be read ({why}); assign one") from err
 
 
 def _seam(project: Project, x: np.ndarray, lon: np.ndarray, lat: np.ndarray) -> float | None:

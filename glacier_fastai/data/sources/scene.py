@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -151,7 +152,8 @@ def cut_scenes(
     return TileStore(out)
 
 
-class _Looked(NamedTuple):
+@dataclass
+class _Looked:
     """What is known of a scene that is not open now."""
 
     path: Path | Address

@@ -25,7 +25,6 @@ from urllib.parse import quote
 
 import numpy as np
 from pyproj import CRS
-from pyproj.exceptions import CRSError
 
 from ...errors import DataError
 from ...files import Scratch
@@ -161,8 +160,6 @@ def _open(text: str, file: Path, kind: str, layer: str) -> VectorLayer:
         if info["features"] > size:
             raise DataError(f"{text}: says it has {info['features']:,} rows, in {size:,} bytes; copy it again")
         fids, bounds = read_bounds(source, layer=names[0])
-    if info["crs"] is None:
-        _no_crs(text)
     return VectorLayer(
         path=text,
         crs=_crs(info["crs"], text),
@@ -194,22 +191,16 @@ def _open_parquet(text: str, file: Path) -> VectorLayer:
         fits(4 * held + 100 * about.num_rows, f"{text}: its {about.num_rows:,} rows", "take a part of it")
         table = geopandas.read_parquet(file)
         bounds = table.geometry.bounds.to_numpy()
-    if table.crs is None:
-        _no_crs(text)
     columns = [str(c) for c in table.columns if c != table.geometry.name]
     return VectorLayer(text, _crs(table.crs, text), "Parquet", columns, bounds, table=table)
 
 
 def _crs(given: Any, text: str) -> CRS:
-    try:
+    if given is None:
+        why = ", as no .prj file lies beside it" if text.lower().endswith(".shp") else ""
+        raise DataError(f"{text}: has no coordinate reference system{why}; assign one (ogr2ogr -a_srs)")
+    with refusing(text, DataError, "its coordinate reference system cannot be read", "assign one"):
         return parse_crs(given)
-    except CRSError as err:
-        raise DataError(f"{text}: its coordinate reference system cannot be read ({_line(err)}); assign one") from err
-
-
-def _no_crs(text: str) -> None:
-    why = ", as no .prj file lies beside it" if text.lower().endswith(".shp") else ""
-    raise DataError(f"{text}: has no coordinate reference system{why}; assign one (ogr2ogr -a_srs)")
 
 
 def _linked(text: str, folder: Path) -> tuple[Path, str]:
@@ -278,7 +269,7 @@ def _unpacked(text: str, file: Path, named: str, member: str, folder: Path) -> P
             about = archive.getinfo(there)
             if about.file_size > max(PACKED[0], PACKED[1] * about.compress_size):
                 size = f"{about.file_size:,} bytes in {about.compress_size:,}"
-                raise DataError(f"{text}: {_line(there)} unpacks to {size}; unpack it yourself, if you trust it")
+                raise DataError(f"{text}: {there} unpacks to {size}; unpack it yourself, if you trust it")
             plain = re.sub(r"[^\w-]", "_", stem.rpartition("/")[2], flags=re.ASCII)
             with archive.open(there) as source, open(folder / f"{plain}.{end.lower()}", "xb") as out:
                 shutil.copyfileobj(source, out)
@@ -294,10 +285,10 @@ def _member(text: str, archive: str, member: str, every: Sequence[str]) -> str:
     for suffix in ZIPPED:
         found = [n for n in within if n.lower().endswith("." + suffix)]
         if len(found) > 1:
-            raise DataError(f"{text}: holds {_line(', '.join(found[:8]))}; name one: zip://{archive}!{_line(found[0])}")
+            raise DataError(f"{text}: holds {', '.join(found[:8])}; name one: zip://{archive}!{found[0]}")
         if found:
             return found[0]
-    held = _line(", ".join(names[:8])) or "nothing"
+    held = ", ".join(names[:8]) or "nothing"
     raise DataError(f"{text}: no {member or 'vector file'} in the archive; it holds {held}")
 
 
@@ -341,7 +332,7 @@ def _check_database(path: Path, text: str, wal: bool) -> None:
         computed = "SELECT m.name FROM sqlite_master m, pragma_table_xinfo(m.name) x WHERE m.type = 'table' "
         odd += [n for (n,) in db.execute(computed + "AND m.sql NOT LIKE 'CREATE VIRTUAL%' AND x.hidden > 1")]
     if odd:
-        raise DataError(f"{text}: {_line(odd[0])} is a view, or computed; make a plain table of it (ogr2ogr)")
+        raise DataError(f"{text}: {odd[0]} is a view, or computed; make a plain table of it (ogr2ogr)")
 
 
 def _check_named_crs(path: Path, text: str) -> None:
@@ -373,13 +364,9 @@ def _reading(text: str) -> Iterator[None]:
     except DataError as err:
         if isinstance(err.__cause__, UnicodeDecodeError):
             raise DataError(
-                f"{text}: its text is not in the encoding that it declares ({_line(err.__cause__)}); write it anew as "
+                f"{text}: its text is not in the encoding that it declares ({err.__cause__}); write it anew as "
                 "UTF-8 (ogr2ogr -oo ENCODING=...)"
             ) from err
         raise
     finally:
         set_gdal_config_options(before)
-
-
-def _line(what: Any) -> str:
-    return "".join(c if c.isprintable() else "?" for c in " ".join(str(what).split()))[:200]

@@ -13,7 +13,7 @@ from scenes import write_raster
 from glacier_fastai.bands import Bands, natural_unit
 from glacier_fastai.core.terrain import aspect, curvature, slope
 from glacier_fastai.data.scenes import dem
-from glacier_fastai.data.scenes.dem import Terrain
+from glacier_fastai.data.scenes.dem import SceneTerrain, Terrain
 from glacier_fastai.errors import DataError, DataNote
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "inventories"
@@ -53,12 +53,12 @@ def write_dem(path, crs=UTM, transform=None, shape=(200, 240), change=lambda z: 
 
 def read(path, crs=UTM, transform=SCENE, shape=SHAPE, names=ALL):
     with Terrain(path) as terrain:
-        return terrain.on(crs, transform, shape, "scene.tif").read(names, 0, 0, *shape)
+        return SceneTerrain(terrain, crs, transform, shape, "scene.tif").read(names, 0, 0, *shape)
 
 
 def notes(path, crs=UTM, transform=SCENE, shape=SHAPE):
     with Terrain(path) as terrain:
-        return terrain.on(crs, transform, shape, "scene.tif").notes
+        return SceneTerrain(terrain, crs, transform, shape, "scene.tif").notes
 
 
 def test_its_bands_have_our_names_and_units(tmp_path):
@@ -154,7 +154,7 @@ def test_heights_are_in_metres_by_the_unit_of_band_or_crs(tmp_path, unit, crs, m
             file.units = [unit]
     with Terrain(path) as terrain:
         assert terrain.notes == []
-        out = terrain.on(UTM, SCENE, SHAPE, "scene.tif").read(["elevation"], 0, 0, 5, 5)
+        out = SceneTerrain(terrain, UTM, SCENE, SHAPE, "scene.tif").read(["elevation"], 0, 0, 5, 5)
     np.testing.assert_allclose(out[0, 0], np.arange(1050, 1055) * metres, rtol=1e-6)
 
 
@@ -255,7 +255,7 @@ def test_a_window_is_a_part_of_the_whole_and_memory_is_bounded(tmp_path, monkeyp
     monkeypatch.setattr(dem, "CHUNK", 900)
     np.testing.assert_array_equal(read(path, UTM, grid), whole)
     with Terrain(path) as terrain:
-        on, held = terrain.on(UTM, grid, SHAPE, "scene.tif"), []
+        on, held = SceneTerrain(terrain, UTM, grid, SHAPE, "scene.tif"), []
         heights = terrain.heights
         monkeypatch.setattr(terrain, "heights", lambda *a: held.append(a[2] * a[3]) or heights(*a))
         np.testing.assert_array_equal(on.read(ALL, 7, 13, 31, 40), whole[:, 7:38, 13:53])
@@ -365,7 +365,7 @@ def test_pixels_finer_than_can_be_averaged_are_refused(tmp_path):
         Terrain(path) as terrain,
         pytest.raises(DataError, match=r"dem\.tif: .* 4096 times finer than those of s\.tif"),
     ):
-        terrain.on(UTM, SCENE, SHAPE, "s.tif")
+        SceneTerrain(terrain, UTM, SCENE, SHAPE, "s.tif")
 
 
 def test_a_file_cut_short_is_refused(tmp_path):
@@ -382,7 +382,7 @@ def test_a_few_heights_that_cannot_be_are_voids_and_said_once(tmp_path):
 
     path = write_dem(tmp_path / "dem.tif", change=spike)
     with Terrain(path) as terrain:
-        on = terrain.on(UTM, SCENE, SHAPE, "scene.tif")
+        on = SceneTerrain(terrain, UTM, SCENE, SHAPE, "scene.tif")
         with pytest.warns(DataNote, match="dem.tif: holds heights below -500 m or above 9000 m: taken for voids"):
             assert np.isnan(on.read(["elevation"], 0, 0, 30, 30)).sum() == 1
         assert len(on.notes) == 1
@@ -411,13 +411,13 @@ def test_a_scene_that_is_not_north_up_is_said(tmp_path):
 def test_real_models_are_read():
     with Terrain(REAL / "oetztal_srtm.tif") as terrain:
         assert terrain.notes == []
-        on = terrain.on("EPSG:32632", from_origin(630_000, 5_200_000, 30, 30), (300, 400), "scene.tif")
+        on = SceneTerrain(terrain, "EPSG:32632", from_origin(630_000, 5_200_000, 30, 30), (300, 400), "scene.tif")
         out = on.read(ALL, 0, 0, 300, 400)
         assert np.isfinite(out).all()
         assert 1500 < out[0].min() < out[0].max() < 3800
         assert 10 < out[1].mean() < 40
     with Terrain(REAL / "exploradores_aster_dem.tif") as terrain:
-        on = terrain.on(terrain.crs, terrain.transform, terrain.raster.shape, "scene.tif")
+        on = SceneTerrain(terrain, terrain.crs, terrain.transform, terrain.raster.shape, "scene.tif")
         out = on.read(ALL, 0, 0, *terrain.raster.shape)
         z = terrain.raster.read(1, masked=True).filled(np.nan)
         np.testing.assert_array_equal(out[0], z)
