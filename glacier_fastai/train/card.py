@@ -124,7 +124,7 @@ def stac_item(
     scaling = [{"type": "z-score", "mean": m, "stddev": s} for m, s in zip(bundle.mean, bundle.std, strict=True)]
     item = pystac.Item(
         id=f"glacier-fastai-{file_hash(path)[:12]}",
-        geometry=mapping(shapely.box(*box)) if box else None,
+        geometry=mapping(_polygon(box)) if box else None,
         bbox=box,
         datetime=made,
         properties={
@@ -177,6 +177,23 @@ def _parameters(bundle: ModelBundle) -> int:
 
 
 def _box(store: TileStore) -> list[float] | None:
-    """West, south, east and north of all tiles that have a place on Earth, degrees; synthetic ones lie nowhere."""
-    box = shapely.total_bounds(store.ground())
-    return box.tolist() if np.isfinite(box).all() and store.info.get("source") != "synthetic" else None
+    """West, south, east and north of all tiles that have a place on Earth, degrees; synthetic ones lie nowhere.
+
+    Across the antimeridian, where ground is cut, west is greater than east: RFC 7946, section 5.2.
+    """
+    parts = shapely.get_parts([tile for tile in store.ground() if tile is not None])
+    if store.info.get("source") == "synthetic" or not len(parts):
+        return None
+    west, south, east, north = shapely.total_bounds(parts).tolist()
+    left, _, right, _ = shapely.bounds(parts).T
+    if west == -180 and east == 180 and ((left >= 0) | (right <= 0)).all():
+        west, east = float(left[left >= 0].min()), float(right[right <= 0].max())
+    return [west, south, east, north]
+
+
+def _polygon(box: list[float]) -> shapely.Geometry:
+    """Return the ground of a box, cut at the antimeridian."""
+    west, south, east, north = box
+    if west <= east:
+        return shapely.box(*box)
+    return shapely.MultiPolygon([shapely.box(west, south, 180, north), shapely.box(-180, south, east, north)])

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import pystac
 import pytest
+import shapely
 from scenes import TINY, make_store
 from stac_model.schema import MLModelProperties
 
@@ -81,6 +82,21 @@ def test_nothing_is_asked_of_the_network(trained, path, tmp_path, monkeypatch):
     write_card(run, ModelBundle.load(path), run / path.name, trained[1])
     assert "# run: glaciers in blue" in (run / "MODEL_CARD.md").read_text()
     assert json.loads((run / "best.stac.json").read_text())["links"] == []
+
+
+def test_a_place_across_the_antimeridian_is_cut_there(path, tmp_path):
+    store = make_store(tmp_path / "store", scenes=1)
+    corners = ["0.001 0 179.984 0 -0.001 66", *["0.001 0 -179.9 0 -0.001 66"] * (len(store) - 1)]
+    store.table = store.table.assign(crs="EPSG:4326", transform=corners)
+    item = stac_item(ModelBundle.load(path), store, path, MADE)
+    assert item.bbox == pytest.approx([179.984, 65.968, -179.868, 66], abs=1e-5)
+    ground = shapely.geometry.shape(item.geometry)
+    assert ground.is_valid and ground.area == pytest.approx((0.016 + 0.132) * 0.032, rel=1e-2)
+    store.table = store.table.assign(
+        transform=["0.001 0 179.984 0 -0.001 66", *["12 0 -180 0 -1 66"] * (len(store) - 1)]
+    )
+    west, _, east, _ = stac_item(ModelBundle.load(path), store, path, MADE).bbox
+    assert (west, east) == (-180, 180)  # ground all around
 
 
 def test_its_place_is_that_of_the_tiles(path, tmp_path):
