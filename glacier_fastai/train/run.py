@@ -233,10 +233,11 @@ def _finish(learn: GlacierLearner, folder: RunFolder) -> None:
     if len(valid):
         result = score_tiles(bundle, learn.dls.store, valid)
         epoch = bundle.metrics.get("epoch")
-        write_text(folder.path / "metrics.json", json.dumps({"epoch": epoch, **result}, indent=1))
-        if not bundle.metrics:
-            bundle = replace(bundle, metrics=result)
+        if "ece" not in bundle.metrics:  # so far at most the scores of training, whose weights were not rounded yet
+            found = {k: v for k, v in result.items() if k != "notes"}
+            bundle = replace(bundle, metrics={**bundle.metrics, **found})
             bundle.save(folder.best)
+        write_text(folder.path / "metrics.json", json.dumps({"epoch": epoch, **result}, indent=1))
         log.info(
             "best     %sMCC %.4f, ice MCC %.4f%s, mean IoU %.4f on %d validation tiles\n%s",
             f"epoch {epoch}: " if epoch else "",
