@@ -3,6 +3,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from glacier_fastai.model.registry import register_model
 from glacier_fastai.predict.scene import predict_scene
 from glacier_fastai.recipe import load_recipe
 from glacier_fastai.show.report import write_report
+from glacier_fastai.train import run as runs
 from glacier_fastai.train.build import make_callbacks, make_dls, make_learner
 from glacier_fastai.train.folder import RunFolder
 from glacier_fastai.train.run import crossval, finetune, pretrain, train
@@ -91,6 +93,22 @@ def test_the_bundle_is_the_best_epoch_and_its_scores_are_on_record(trained):
     assert {"epoch": record["epoch"], **found, "notes": []} == record
     assert bundle.trained_on.fold == 0
     assert bundle.recipe == tiny_recipe().model_dump(mode="json")
+
+
+def test_a_store_prepared_anew_while_a_run_uses_it_changes_no_score(tmp_path, monkeypatch):
+    path, fit = make_store(tmp_path / "s").path, runs._fit
+    recipe = tiny_recipe("bands=[blue,red,glcm_contrast(swir1)]", "train.epochs=1")
+    finetune(recipe, path, tmp_path / "quiet", fold=0)
+
+    def disturbed(*args):
+        fit(*args)
+        shutil.rmtree(path)
+        make_store(path, seed=1)
+
+    monkeypatch.setattr(runs, "_fit", disturbed)
+    finetune(recipe, path, tmp_path / "disturbed", fold=0)
+    quiet, found = ((tmp_path / run / "metrics.json").read_bytes() for run in ("quiet", "disturbed"))
+    assert quiet == found
 
 
 @pytest.mark.slow
