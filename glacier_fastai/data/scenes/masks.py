@@ -251,7 +251,7 @@ class Masked(Scene):
             return out
         with reading(called):
             numbers = raster.read(band, window=Window(left, top, right - left, bottom - top))
-        numbers = numbers.astype(np.result_type(numbers.dtype, np.uint16), copy=False)
+        numbers = numbers.astype(np.int64, copy=False)  # a mask of all bits is -1
         found = {kind: np.zeros(numbers.shape, bool) for kind in out}
         for kind, mask, values in kinds:
             bits = numbers & mask

@@ -117,6 +117,18 @@ def test_schemes_of_flags(tmp_path, key, values, clear):
         np.testing.assert_array_equal(read_all(scene)[1], np.isin(flags, clear))
 
 
+@pytest.mark.parametrize("kind", ["uint8", "int8", "uint16", "int16", "uint32"])
+def test_a_mask_of_data_is_0_where_there_is_none(tmp_path, kind):
+    path = write_item(tmp_path)
+    said = json.loads(path.read_text())
+    mask = np.resize(np.repeat([0, 1, 2, 127], 5), (96, 80)).astype(kind)
+    write_raster(tmp_path / "m.tif", mask[None])
+    said["assets"]["valid"] = {"href": "m.tif", "roles": ["data-mask"]}
+    path.write_text(json.dumps(said))
+    with open_scene(path) as scene:
+        np.testing.assert_array_equal(read_all(scene)[1], mask != 0)
+
+
 def test_the_best_asset_is_a_band(tmp_path):
     path = write_item(tmp_path)
     said = json.loads(path.read_text())
