@@ -156,7 +156,7 @@ class Scene:
         for k, (band, (scale, offset, tag, _)) in enumerate(zip(self.bands, self.declared, strict=True)):
             scaled, some = (scale, offset) != (1.0, 0.0), self.sample.numbers[k, self.sample.valid]
             values = some * np.float64(scale) + offset if scaled else some
-            unit, odd = unit_of(band, tag, scaled, values)
+            unit, odd = unit_of(band, tag, scaled, values, some)
             if odd:
                 self.notes.append(f"{self.path}: {odd}")
             if unit == "celsius":

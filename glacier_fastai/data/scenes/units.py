@@ -32,6 +32,7 @@ ZERO_CELSIUS = 273.15  # kelvin
 LIKELY = {"reflectance": (-1.0, 3.0), "kelvin": (150.0, 400.0), "1/m": (-0.1, 0.1)}
 """Unit -> what nearly all of its values lie in: snow under a low sun reflects up to 1.6, shade is below 0, and other
 programs give curvature times 100."""
+OF_WHOLE = 0.005  # a scale below this is of whole numbers; that of fractions, if any, is per cent or larger
 
 Given = float | Sequence[float] | Mapping[str, float] | None
 
@@ -115,6 +116,7 @@ def unit_of(
     tag: str | None,  # what the file calls its unit
     scaled: bool,  # whether scale or offset change its numbers
     values: np.ndarray,  # some of its values, scaled, without those that have no data
+    numbers: np.ndarray | None = None,  # the same before scale and offset, default unknown
 ) -> tuple[str, str]:
     """Return the unit of a band, "celsius" included, and what is odd about it, or nothing.
 
@@ -123,6 +125,14 @@ def unit_of(
     """
     text = (tag or "").strip().lower()
     natural, named = natural_unit(band), TAGS.get(text)
+    if scaled and natural in ("reflectance", "kelvin") and numbers is not None and _fractions(numbers):
+        low, high = np.quantile(numbers, (0.02, 0.98))
+        inside = LIKELY[natural][0] <= low and 0 < high <= LIKELY[natural][1]
+        if inside and np.ptp(values) < OF_WHOLE * np.ptp(numbers):
+            return "dn", (
+                f"band {band} is {natural} before its scale already, from {low:.4g} to {high:.4g}: unit unknown; leave "
+                "the scale out, or take it off the file (gdal_edit.py -scale 1 -offset 0)"
+            )
     if named and (natural == named or (natural, named) == ("kelvin", "celsius")):
         return named, ""
     # a radiance, or feet; GDAL calls any band of a CRS with heights metre
@@ -138,7 +148,10 @@ def unit_of(
             return natural, ""
         assert ends is not None
         return "dn", f"band {band} is no {natural} by its scale, from {ends[0]:.4g} to {ends[1]:.4g}: unit unknown"
-    fractions = ends is not None and values.dtype.kind == "f" and bool((values != np.rint(values)).mean() > 0.5)
-    if natural and fractions and likely and (natural != "reflectance" or ends is not None and ends[1] > 0):
+    if natural and _fractions(values) and likely and (natural != "reflectance" or ends is not None and ends[1] > 0):
         return natural, ""
     return "dn", ""
+
+
+def _fractions(values: np.ndarray) -> bool:
+    return values.dtype.kind == "f" and values.size > 0 and bool((values != np.rint(values)).mean() > 0.5)

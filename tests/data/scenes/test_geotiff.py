@@ -100,6 +100,14 @@ def test_units_that_the_file_names(tmp_path):
     np.testing.assert_allclose(values[4], REFLECTANCE[4] + 273.15, rtol=1e-6)
 
 
+def test_tags_left_over_on_values_are_said(tmp_path):
+    path = tagged(write_raster(tmp_path / "s.tif", REFLECTANCE, bands=BANDS), scales=[1e-4] * 5)
+    with SceneRaster(path, bands={2: "green"}) as scene:
+        line = scene.look()[0]
+        assert scene.scaling[0].unit == "dn"
+    assert "s.tif: band green is reflectance before its scale already" in line and "gdal_edit.py -scale 1" in line
+
+
 def test_floats_without_a_word_are_known_by_their_range(tmp_path):
     path = write_raster(tmp_path / "s.tif", np.concatenate([REFLECTANCE[:4], 270 + REFLECTANCE[4:]]), bands=BANDS)
     assert [how.unit for how in SceneRaster(path).scaling] == ["reflectance"] * 4 + ["kelvin"]

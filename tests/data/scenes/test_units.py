@@ -76,3 +76,21 @@ def test_a_scale_that_leads_to_no_reflectance_is_said():
     assert unit == "dn"
     assert "red is no reflectance" in odd
     assert "6.48 to 632" in odd
+
+
+@pytest.mark.parametrize(
+    ("band", "numbers", "scale", "offset", "unit"),
+    [
+        ("red", REFLECTANCE, 1e-4, 0, "dn"),  # as rioxarray leaves the tags of a file whose numbers it has scaled
+        ("red", REFLECTANCE, 2.75e-5, -0.2, "dn"),
+        ("thermal", KELVIN, 0.00341802, 149, "dn"),
+        ("red", REFLECTANCE * 100, 0.01, 0, "reflectance"),  # per cent
+        ("red", REFLECTANCE * 2.5, 0.01, 0, "reflectance"),  # of dark ground
+        ("red", REFLECTANCE * 10_000 + np.float32(0.3), 1e-4, 0, "reflectance"),  # means of whole numbers
+        ("red", np.float32([1, 2, 3]), 1e-4, 0, "reflectance"),
+    ],
+)
+def test_a_scale_left_over_on_values_is_said(band, numbers, scale, offset, unit):
+    found, odd = unit_of(band, None, True, numbers * scale + offset, numbers)
+    assert found == unit
+    assert ("before its scale already" in odd) == (unit == "dn")
