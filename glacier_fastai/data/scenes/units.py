@@ -18,7 +18,7 @@ from ...errors import DataError, did_you_mean
 __all__ = ["Scaling", "by_band", "parse_scaling", "unit_of"]
 
 TAGS = {
-    "reflectance": "reflectance",
+    **dict.fromkeys(("reflectance", *(f"{of} reflectance" for of in ("surface", "toa", "boa"))), "reflectance"),
     **dict.fromkeys(("kelvin", "k", "degk"), "kelvin"),
     **dict.fromkeys(("m", "metre", "metres", "meter", "meters"), "metre"),
     **dict.fromkeys(("degree", "degrees", "deg", "°"), "degree"),
@@ -26,10 +26,10 @@ TAGS = {
     **dict.fromkeys(("celsius", "degc", "degree_celsius", "degrees celsius", "°c"), "celsius"),
 }
 """How files write units, in lower case; "celsius" becomes kelvin."""
-NONE = ("", "1", "none", "unitless", "dimensionless", "dn")  # how they say that there is none, or none yet
+NONE = ("", "1", "-", "none", "n/a", "unknown", "unitless", "dimensionless", "dn")  # how they say that there is none, or none yet
 
 ZERO_CELSIUS = 273.15  # kelvin
-LIKELY = {"reflectance": (-1.0, 3.0), "kelvin": (150.0, 400.0), "1/m": (-0.1, 0.1)}
+LIKELY = {"reflectance": (-1.0, 3.0), "kelvin": (150.0, 400.0), "celsius": (-123.0, 127.0), "1/m": (-0.1, 0.1)}
 """Unit -> what nearly all of its values lie in: snow under a low sun reflects up to 1.6, shade is below 0, and other
 programs give curvature times 100."""
 OF_WHOLE = 0.005  # a scale below this is of whole numbers; that of fractions, if any, is per cent or larger
@@ -133,23 +133,27 @@ def unit_of(
                 f"band {band} is {natural} before its scale already, from {low:.4g} to {high:.4g}: unit unknown; leave "
                 "the scale out, or take it off the file (gdal_edit.py -scale 1 -offset 0)"
             )
-    if named and (natural == named or (natural, named) == ("kelvin", "celsius")):
-        return named, ""
-    # a radiance, or feet; GDAL calls any band of a CRS with heights metre
-    if text not in NONE and not named and (scaled or natural in ("metre", "degree")):
-        return "dn", f"band {band} is in {tag!r}, which is not known: its values are compared as they are"
-    if natural in ("metre", "degree"):
-        return natural, ""
-    low, high = LIKELY.get(natural or "", (-np.inf, np.inf))
+    if natural is None:
+        return "dn", ""
+    # GDAL calls any band of a CRS with heights metre or foot
+    said = text not in NONE and (natural == "metre" or not (named == "metre" or "foot" in text))
+    if said and natural != named and (natural, named) != ("kelvin", "celsius"):  # a radiance, or feet
+        what = f"which is no unit of {band}" if named else "which is not known"
+        return "dn", f"band {band} is in {tag!r}, {what}: its values are compared as they are"
+    unit = named if said and named else natural
+    if natural in ("metre", "degree") or (said and natural == "1/m"):
+        return unit, ""
+    low, high = LIKELY[unit]
     ends = np.quantile(values, (0.02, 0.98)) if values.size else None
     likely = ends is None or (low <= ends[0] and ends[1] <= high)
-    if natural and scaled:
+    if said or scaled:
         if likely:
-            return natural, ""
+            return unit, ""
         assert ends is not None
-        return "dn", f"band {band} is no {natural} by its scale, from {ends[0]:.4g} to {ends[1]:.4g}: unit unknown"
-    if natural and _fractions(values) and likely and (natural != "reflectance" or ends is not None and ends[1] > 0):
-        return natural, ""
+        by = "unit" if said else "scale"
+        return "dn", f"band {band} is no {unit} by its {by}, from {ends[0]:.4g} to {ends[1]:.4g}: unit unknown"
+    if _fractions(values) and likely and (unit != "reflectance" or ends is not None and ends[1] > 0):
+        return unit, ""
     return "dn", ""
 
 

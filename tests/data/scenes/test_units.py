@@ -45,14 +45,24 @@ KELVIN, NUMBERS = np.float32([251.3, 260.7, 281.25]), np.array([300, 9000, 65535
         ("red", None, False, REFLECTANCE - 0.9, "dn"),  # standardised, perhaps
         ("red", None, False, np.float32([]), "dn"),
         ("red", None, True, REFLECTANCE, "reflectance"),
-        ("red", "Reflectance", False, NUMBERS, "reflectance"),
+        ("red", "Reflectance", False, REFLECTANCE, "reflectance"),
+        ("red", "Surface reflectance", False, REFLECTANCE, "reflectance"),
+        ("red", "Reflectance", False, NUMBERS, "dn"),
+        ("red", "W/m2/sr/um", False, REFLECTANCE, "dn"),
+        ("red", "%", False, REFLECTANCE * 2.5, "dn"),
+        ("red", "kelvin", False, REFLECTANCE, "dn"),
+        ("red", "-", False, REFLECTANCE, "reflectance"),
         ("red", "W/m2/sr/um", True, REFLECTANCE, "dn"),
         ("red", "metre", False, NUMBERS, "dn"),  # as GDAL says in a CRS with heights
         ("red", "metre", True, REFLECTANCE, "reflectance"),
+        ("red", "US survey foot", False, REFLECTANCE, "reflectance"),
         ("red", "K", False, NUMBERS, "dn"),
         ("thermal", None, False, KELVIN, "kelvin"),
         ("thermal", None, False, CELSIUS, "dn"),
         ("thermal", "degC", False, CELSIUS, "celsius"),
+        ("thermal", "degC", False, KELVIN, "dn"),
+        ("thermal", "K", False, CELSIUS, "dn"),
+        ("thermal", "K", False, np.float32([]), "kelvin"),
         ("thermal_low", "K", True, KELVIN, "kelvin"),
         ("elevation", None, False, NUMBERS, "metre"),
         ("elevation", "ft", False, NUMBERS, "dn"),
@@ -76,6 +86,22 @@ def test_a_scale_that_leads_to_no_reflectance_is_said():
     assert unit == "dn"
     assert "red is no reflectance" in odd
     assert "6.48 to 632" in odd
+
+
+@pytest.mark.parametrize(
+    ("band", "tag", "values", "line"),
+    [
+        ("red", "%", REFLECTANCE * 2.5, "red is in '%', which is not known: its values are compared as they are"),
+        ("red", "kelvin", REFLECTANCE, "red is in 'kelvin', which is no unit of red"),
+        ("red", "reflectance", NUMBERS, "red is no reflectance by its unit, from 648 to 6.327e+04: unit unknown"),
+        ("thermal", "celsius", KELVIN, "thermal is no celsius by its unit, from 251.7 to 280.4: unit unknown"),
+        ("red", "metre", REFLECTANCE, ""),
+        ("ndsi", "index", REFLECTANCE, ""),
+    ],
+)
+def test_a_unit_that_is_not_believed_is_said(band, tag, values, line):
+    odd = unit_of(band, tag, False, values)[1]
+    assert line in odd if line else not odd
 
 
 @pytest.mark.parametrize(
