@@ -36,7 +36,7 @@ class SceneRaster(Scene):
     def __init__(
         self,
         path: str | os.PathLike,  # a GeoTIFF, or another of `raster.DRIVERS`; or the `web.Address` of one
-        # names of its bands, all or by number from 1, default its band descriptions
+        # names of its bands, all or by number from 1 (0: see `Part.band`), default its band descriptions
         bands: Sequence[str] | Mapping[int, str] | None = None,
         sensor: str | None = None,  # as `names.canonical_sensor` takes it, to read names such as "B4"
         *,
@@ -139,6 +139,7 @@ class SceneRaster(Scene):
         """Return the names of the bands wanted, and which of the file's they are; sets `sensor`."""
         count, described = self.raster.count, list(self.raster.descriptions)
         if isinstance(bands, Mapping):
+            bands = {n or self._only(name): name for n, name in bands.items()}
             if missing := [n for n in bands if not 1 <= n <= count]:
                 raise DataError(f"{self.path}: {count} bands, so no band {missing[0]}, {bands[missing[0]]}")
             bands = [bands.get(n, "-") for n in range(1, count + 1)]
@@ -161,6 +162,23 @@ class SceneRaster(Scene):
             return Bands(b for b in names if b), [n for n, b in enumerate(names, 1) if b]
         except DataError as err:
             raise DataError(f"{self.path}: {count} bands; {err}; '-' leaves one out") from err
+
+    def _only(self, band: str) -> int:
+        """Return which of the file's bands is meant where the file is named for one, by a name of ours."""
+        numbers = [n for n in range(1, self.raster.count + 1) if n not in self._alpha]
+        if len(numbers) > 1:
+            described = [self.raster.descriptions[n - 1] or "-" for n in numbers]
+            try:
+                names = name_bands(described)[0]
+            except DataError:  # such as "B4", which says nothing by itself
+                names = list(map(str.lower, described))
+            numbers = [n for n, name in zip(numbers, names, strict=True) if name == band]
+        if len(numbers) != 1:
+            raise DataError(
+                f"{self.path}: {self.raster.count} bands, and {len(numbers) or 'none'} of them described as {band}; "
+                f"give a file of that band alone (gdal_translate -b NUMBER {self.path.name} {band}.tif)"
+            )
+        return numbers[0]
 
     def _against_colours(self, names: Sequence[str | None]) -> list[str]:
         shown = [kind.name for kind in self.raster.colorinterp]

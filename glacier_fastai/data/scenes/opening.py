@@ -220,7 +220,7 @@ def _by_hand(folder: Folder, bands: Mapping[str, str], sensor: str | None) -> Pr
             raise DataError(f"{folder.path}: no file {file!r} for band {given}{did_you_mean(file, folder.names)}")
         if band is None or band in parts:
             raise DataError(f"{folder.path}: band {given!r} is {'named twice' if band else 'not used here'}")
-        parts[band] = Part(file)
+        parts[band] = Part(file, 0)
     days = {band: day[0] for band, part in parts.items() if (day := DAY.search(part.file.rpartition("/")[2]))}
     if len({*days.values()}) > 1:
         first, other = next((a, b) for a in days for b in days if days[a] != days[b])

@@ -25,7 +25,7 @@ class Part:
     file: str
     """A name of `Folder.names`."""
     band: int = 1
-    """Of that file."""
+    """Of that file; 0 for its only one, or the one that is described as ours."""
     scale: float | None = None
     """What its numbers are multiplied with; default: as the file says."""
     offset: float | None = None

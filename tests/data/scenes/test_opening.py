@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import rasterio
 from polygons import outlines, rectangle
+from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 from scenes import BANDS, made_up, write_raster, write_scene
 
@@ -101,6 +102,23 @@ def test_scale_and_offset_of_parts(tmp_path, values):
     with open_scene(tmp_path, bands=bands, scale=1e-5, offset={"red": 0.1}) as scene:
         assert [s.scale for s in scene.scaling] == [1e-5] * 4 + [1.0]
         np.testing.assert_allclose(read_all(scene)[0][2], values[2] * 1e-5 + 0.1, rtol=1e-5)
+
+
+def test_a_file_of_several_bands_is_the_one_that_is_described(tmp_path, values):
+    write_raster(tmp_path / "g.tif", values[1:2])
+    for described in (("red", "SWIR1"), ("red", "swir 16"), ("B2, blue", "B6, swir1")):
+        write_raster(tmp_path / "s.tif", values[2:4], bands=described)
+        with open_scene(tmp_path, bands={"green": "g.tif", "swir1": "s.tif"}) as scene:
+            np.testing.assert_array_equal(read_all(scene)[0], values[[1, 3]])
+    write_raster(tmp_path / "a.tif", np.stack([values[3], np.full_like(values[3], 65535)]))
+    with rasterio.open(tmp_path / "a.tif", "r+") as file:
+        file.colorinterp = [ColorInterp.gray, ColorInterp.alpha]
+    with open_scene(tmp_path, bands={"green": "g.tif", "swir1": "a.tif"}) as scene:
+        np.testing.assert_array_equal(read_all(scene)[0], values[[1, 3]])
+    for described, found in ((None, "none"), (("red", "nir"), "none"), (("swir1", "SWIR1"), "2")):
+        write_raster(tmp_path / "s.tif", values[2:4], bands=described)
+        with pytest.raises(DataError, match=rf"s\.tif: 2 bands, and {found} of them described as swir1.*translate -b"):
+            open_scene(tmp_path, bands={"green": "g.tif", "swir1": "s.tif"})
 
 
 @pytest.mark.parametrize(
