@@ -157,12 +157,17 @@ def _mend_sentinel2(
     """Set right what catalogues say of Sentinel-2's offset, which files have since processing baseline 04.00."""
     if sensor != "sentinel2":
         return
-    if said.get("earthsearch:boa_offset_applied") is True and any(part.offset for part in parts.values()):
+    applied = said.get("earthsearch:boa_offset_applied") is True
+    if applied and any(part.offset for part in parts.values()):
         notes.append(f"{where}: says an offset that its files have had already, as it says too; it is not added again")
         parts |= {band: Part(part.file, part.band, part.scale, 0.0) for band, part in parts.items()}
     baseline = str(said.get("s2:processing_baseline") or "")
-    if baseline and not any(part.scale for part in parts.values()):
-        offset = -0.1 if baseline >= "04.00" else 0.0
+    if not baseline and re.fullmatch(r"\d\d\.\d\d", version := str(said.get("processing:version"))):
+        baseline = version
+    if not re.fullmatch(r"\d\d?(\.\d+)?", baseline):
+        return
+    if not any(part.scale for part in parts.values()):
+        offset = -0.1 if float(baseline) >= 4 and not applied else 0.0
         notes.append(f"{where}: says no scale; taken is that of Sentinel-2, 0.0001, offset {offset:g} ({baseline=!s})")
         parts |= {band: Part(part.file, part.band, 1e-4, offset) for band, part in parts.items()}
 

@@ -172,9 +172,21 @@ def test_offsets_of_sentinel2(tmp_path, said, scale, offset):
         assert (scene.scaling[0].scale, scene.scaling[0].offset) == (scale, offset)
 
 
-@pytest.mark.parametrize(("baseline", "offset"), [("05.00", -0.1), ("02.14", 0.0)])
+@pytest.mark.parametrize(
+    ("baseline", "offset"),
+    [
+        ({"s2:processing_baseline": "05.00"}, -0.1),
+        ({"s2:processing_baseline": "4.0"}, -0.1),
+        ({"s2:processing_baseline": 4.0}, -0.1),
+        ({"processing:version": "05.11"}, -0.1),
+        ({"s2:processing_baseline": "05.00", "earthsearch:boa_offset_applied": True}, 0.0),
+        ({"s2:processing_baseline": "02.14"}, 0.0),
+        ({"s2:processing_baseline": "2.14"}, 0.0),
+        ({"s2:processing_baseline": 2.14}, 0.0),
+    ],
+)
 def test_a_scale_that_nobody_says_is_that_of_sentinel2(tmp_path, baseline, offset):
-    path = write_item(tmp_path, platform="sentinel-2a", **{"s2:processing_baseline": baseline})
+    path = write_item(tmp_path, platform="sentinel-2a", **baseline)
     said = json.loads(path.read_text())
     for asset in said["assets"].values():
         del asset["raster:bands"]
@@ -182,6 +194,17 @@ def test_a_scale_that_nobody_says_is_that_of_sentinel2(tmp_path, baseline, offse
     with open_scene(path, ["green"]) as scene:
         assert scene.scaling[0].scale == 1e-4 and scene.scaling[0].offset == offset
         assert any("says no scale" in line for line in scene.notes)
+
+
+@pytest.mark.parametrize("version", ["5.11.0", "2A", "1.0"])
+def test_another_version_is_no_baseline(tmp_path, version):
+    path = write_item(tmp_path, platform="sentinel-2a", **{"processing:version": version})
+    said = json.loads(path.read_text())
+    for asset in said["assets"].values():
+        del asset["raster:bands"]
+    path.write_text(json.dumps(said))
+    with open_scene(path, ["green"]) as scene:
+        assert scene.scaling[0] == (1.0, 0.0, "dn")
 
 
 def one(href):
