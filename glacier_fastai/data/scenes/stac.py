@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -119,7 +120,10 @@ def _part(folder: Folder, asset: Mapping[str, Any], band: Mapping[str, Any], num
         offset = (offset or 0.0) + ZERO_CELSIUS
     if scale is not None and offset is None:
         offset = 0.0
-    return Part(_file(folder, asset), number, scale, offset)
+    fill = next((float(band[k]) for k in ("raster:nodata", "nodata") if isinstance(band.get(k), int | float)), None)
+    if not offset:
+        fill = fill or None  # 0 may be dark ground
+    return Part(_file(folder, asset), number, scale, offset, fill)
 
 
 def _is_file(asset: Mapping[str, Any]) -> bool:
@@ -160,7 +164,7 @@ def _mend_sentinel2(
     applied = said.get("earthsearch:boa_offset_applied") is True
     if applied and any(part.offset for part in parts.values()):
         notes.append(f"{where}: says an offset that its files have had already, as it says too; it is not added again")
-        parts |= {band: Part(part.file, part.band, part.scale, 0.0) for band, part in parts.items()}
+        parts |= {band: replace(part, offset=0.0, fill=part.fill or None) for band, part in parts.items()}
     baseline = str(said.get("s2:processing_baseline") or "")
     if not baseline and re.fullmatch(r"\d\d\.\d\d", version := str(said.get("processing:version"))):
         baseline = version
@@ -169,7 +173,7 @@ def _mend_sentinel2(
     if not any(part.scale for part in parts.values()):
         offset = -0.1 if float(baseline) >= 4 and not applied else 0.0
         notes.append(f"{where}: says no scale; taken is that of Sentinel-2, 0.0001, offset {offset:g} ({baseline=!s})")
-        parts |= {band: Part(part.file, part.band, 1e-4, offset) for band, part in parts.items()}
+        parts |= {band: replace(part, scale=1e-4, offset=offset) for band, part in parts.items()}
 
 
 def stac_items(

@@ -117,6 +117,24 @@ def test_schemes_of_flags(tmp_path, key, values, clear):
         np.testing.assert_array_equal(read_all(scene)[1], np.isin(flags, clear))
 
 
+@pytest.mark.parametrize(
+    ("nodata", "offset", "filled"),
+    [(-9999, 0.0, True), (0, -0.2, True), (0, 0.0, False), ("nan", 0.0, False), (None, 0.0, False)],
+)
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_nodata_of_an_item(tmp_path, version, nodata, offset, filled):
+    values, assets = VALUES[:2].astype(np.int16), {}
+    values[0, :10] = nodata if isinstance(nodata, int) else -9999
+    for band, array in zip(BANDS, values, strict=False):
+        write_raster(tmp_path / f"{band}.tif", array[None])
+        assets[band] = band_asset(band, f"{band}.tif", version, scale=1e-4, offset=offset, nodata=nodata)
+    path = tmp_path / "scene.json"
+    path.write_text(json.dumps(item(assets)))
+    with open_scene(path) as scene:
+        valid = read_all(scene)[1]
+    assert valid[10:].all() and valid[:10].any() != filled  # 0 in one band may be dark ground
+
+
 @pytest.mark.parametrize("kind", ["uint8", "int8", "uint16", "int16", "uint32"])
 def test_a_mask_of_data_is_0_where_there_is_none(tmp_path, kind):
     path = write_item(tmp_path)
