@@ -6,7 +6,9 @@ Format: HLS Product User Guide, version 2.0, https://lpdaac.usgs.gov/documents/1
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from ...errors import DataError
 from ...reading import refusing
@@ -14,7 +16,7 @@ from .names import SENSORS
 from .product import Flag, Folder, Part, Product
 from .units import ZERO_CELSIUS
 
-__all__ = ["read_hls"]
+__all__ = ["FILE", "hls_product", "read_hls"]
 
 FILE = re.compile(r"(?i)((?:.*/)?HLS\.([LS])30\.T(\d\d)[A-Z]{3}\.(\d{7}T\d{6})\.v[12]\.\d)\.(B\d[\dA]|Fmask)\.tif$")
 SENSOR = {"L": "landsat8", "S": "sentinel2"}  # whose names its bands have
@@ -39,11 +41,19 @@ def read_hls(folder: Folder) -> Product | None:
     mine = {product: [n for n in folder.names if re.match(rf"{re.escape(product)}[._]", n)] for product in found}
     if (product := folder.the_one(mine, "name the .cmr.xml or .json of one")) is None:
         return None
-    files = found[product]
-    match = FILE.fullmatch(next(iter(files.values())))
+    return hls_product(folder.path, product, found[product])
+
+
+def hls_product(
+    where: Any,  # for messages
+    product: str,  # its name, as in `FILE`
+    files: Mapping[str, str],  # by what stands at the end of their names, in upper case
+) -> Product:
+    """Return the product of some files."""
+    match = FILE.fullmatch(f"{product}.Fmask.tif")
     assert match
     kind, zone, taken = match[2].upper(), int(match[3]), match[4]
-    with refusing(f"{folder.path}/{product}", DataError, f"{taken} is no day of a year and time"):
+    with refusing(f"{where}/{product}", DataError, f"{taken} is no day of a year and time"):
         date = datetime.strptime(taken, "%Y%jT%H%M%S").isoformat() + "Z"
     sensor, bands = SENSOR[kind], dict[str, Part]()
     for key in sorted(files, key=lambda key: key == NIR):
@@ -55,7 +65,7 @@ def read_hls(folder: Folder) -> Product | None:
     notes: tuple[str, ...] = ()
     flags = (Flag(files["FMASK"], FMASK),) if "FMASK" in files else ()
     if not flags:
-        notes = (f"{folder.path}: {product} has no Fmask, so no clouds are masked",)
+        notes = (f"{where}: {product} has no Fmask, so no clouds are masked",)
     if not bands:
-        raise DataError(f"{folder.path}: {product} has no band that is used here; download it again")
+        raise DataError(f"{where}: {product} has no band that is used here; download it again")
     return Product(bands, flags, sensor, date, notes, zone=zone)

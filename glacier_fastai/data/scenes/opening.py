@@ -99,11 +99,14 @@ def open_scene(
         if isinstance(bands, Mapping) or not _is_raster(path):
             folder = Links(path, not isinstance(bands, Mapping)) if isinstance(path, Address) else _listed(path)
             undo.callback(folder.close)
+            folder.sensor = how.get("sensor") or ""
             if isinstance(bands, Mapping):
                 product = _by_hand(folder, bands, how.get("sensor"))
             else:
                 product = _product(folder)
-                if given := next((k for k in ("bands", "sensor", "scale", "offset") if how.get(k)), None):
+                agree = bool(folder.sensor) and product.sensor == canonical_sensor(folder.sensor)
+                asked = ("bands", "scale", "offset") if agree else ("bands", "sensor", "scale", "offset")
+                if given := next((k for k in asked if how.get(k)), None):
                     raise DataError(f"{path}: its metadata say all of its bands; leave out {given}")
             parts = _open_parts(folder, product, wanted, how)
             for part in parts:

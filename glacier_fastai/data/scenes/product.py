@@ -97,6 +97,8 @@ class Folder:
 
     archive = ""
     """The file that it is packed in."""
+    sensor = ""
+    """What the user says of it, for metadata that do not."""
 
     @property
     def root(self) -> Path:

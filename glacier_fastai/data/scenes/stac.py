@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from ...errors import DataError, GlacierError
 from ...reading import parse_json, refusing
 from .address import Address, named
-from .hls import FMASK
+from .hls import FILE, FMASK, hls_product
 from .landsat import QA_PIXEL
 from .names import canonical_sensor, name_bands
 from .product import Flag, Folder, Links, Part, Product
@@ -65,7 +65,11 @@ def read_stac(
 
 def _product(folder: Folder, item: dict[str, Any]) -> Product:
     where, said, assets = folder.path, item.get("properties") or {}, item.get("assets") or {}
+    if hls := _hls(folder, item):
+        return hls
     sensor, notes = _sensor(said), list[str]()
+    if sensor is None and folder.sensor:
+        sensor = canonical_sensor(folder.sensor)
     found: dict[str, tuple[tuple[Any, ...], str, Part]] = {}
     for order, (key, asset) in enumerate(assets.items()):
         roles = [str(role).lower() for role in asset.get("roles") or ()]
@@ -80,7 +84,10 @@ def _product(folder: Folder, item: dict[str, Any]) -> Product:
         notes.append(f"{where}: has no band nir; nir08, asset {found['nir'][1]!r}, stands for it")
     if not found:
         keys = [k for k in assets if k.lower() not in SCHEMES and _is_file(assets[k])]
-        names = name_bands(keys, sensor)[0] if keys else []
+        try:
+            names = name_bands(keys, sensor)[0] if keys else []
+        except DataError as err:
+            raise DataError(f"{where}: {err}") from err
         for key, name in zip(keys, names, strict=True):
             if name:
                 band = next((band for _, band, _ in _bands(assets[key])), {})
@@ -99,6 +106,17 @@ def _product(folder: Folder, item: dict[str, Any]) -> Product:
     _mend_sentinel2(where, said, sensor, parts, notes)
     date = said.get("datetime") or said.get("start_datetime") or ""
     return Product(parts, tuple(flags), sensor, str(date), tuple(notes))
+
+
+def _hls(folder: Folder, item: Mapping[str, Any]) -> Product | None:
+    """Return the product of an item whose files are those of HLS, by their names or its own."""
+    files, names = dict[str, str](), set[str]()
+    for key, asset in (item.get("assets") or {}).items():
+        match = FILE.fullmatch(urlsplit(str(asset.get("href"))).path) or FILE.fullmatch(f"{item.get('id')}.{key}.tif")
+        if match and match[5].upper() not in files:  # some name each file twice, in a bucket too
+            files[match[5].upper()] = _file(folder, asset)
+            names.add(match[1].rpartition("/")[2])
+    return hls_product(folder.path, names.pop(), files) if len(names) == 1 else None
 
 
 def _bands(asset: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any], str]]:

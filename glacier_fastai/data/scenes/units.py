@@ -26,7 +26,8 @@ TAGS = {
     **dict.fromkeys(("celsius", "degc", "degree_celsius", "degrees celsius", "°c"), "celsius"),
 }
 """How files write units, in lower case; "celsius" becomes kelvin."""
-NONE = ("", "1", "-", "none", "n/a", "unknown", "unitless", "dimensionless", "dn")  # how they say that there is none, or none yet
+NONE = ("", "1", "-", "none", "n/a", "unknown", "unitless", "dimensionless", "dn")
+"""How they say that there is none, or none yet."""
 
 ZERO_CELSIUS = 273.15  # kelvin
 LIKELY = {"reflectance": (-1.0, 3.0), "kelvin": (150.0, 400.0), "celsius": (-123.0, 127.0), "1/m": (-0.1, 0.1)}

@@ -3,6 +3,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from products import hls
 from scenes import BANDS, made_up, write_raster
 from web import Answer, Web
 
@@ -175,6 +176,49 @@ def test_names_of_assets_where_nothing_is_said(tmp_path):  # as HLS in its catal
     path.write_text(json.dumps(item(assets | {"browse": {"href": "x.jpg", "type": "image/jpeg"}})))
     with open_scene(path) as scene:
         assert scene.bands == ("blue", "green", "red")
+
+
+@pytest.mark.parametrize("kind", ["L30", "S30"])
+@pytest.mark.parametrize("named", ["files", "item"])
+def test_an_item_of_hls_is_the_product(tmp_path, kind, named):
+    made = hls(tmp_path, kind)
+    assets = {file.name.split(".")[-2]: {"href": file.name} for file in sorted(tmp_path.glob("*.tif"))}
+    if kind == "S30" and named == "files":  # as Planetary Computer has it
+        for key, common in (("B08", "nir"), ("B8A", "nir08")):
+            assets[key]["eo:bands"] = [{"common_name": common}]
+    if named == "item":
+        for key, asset in assets.items():
+            asset["href"] = f"{key}.tif"
+            next(tmp_path.glob(f"*.{key}.tif")).rename(tmp_path / f"{key}.tif")
+    said = item(assets | {"browse": {"href": "x.jpg"}}, platform=None)
+    said["id"] = made.metadata.name.removesuffix(".cmr.xml") if named == "item" else "x"
+    path = tmp_path / "item.json"
+    path.write_text(json.dumps(said))
+    with open_scene(path) as scene:
+        assert (scene.sensor, scene.date, scene.notes) == (made.sensor, made.date, [])
+        assert scene.bands == tuple(made.values)
+        (numbers, valid), fmask = read_all(scene), made.codes["Fmask"]
+        np.testing.assert_array_equal(valid, (fmask != 255) & (fmask & 15 == 0))
+        values = scene.in_units(numbers, range(len(scene.bands)))
+    for band, got in zip(made.values, values, strict=True):
+        np.testing.assert_allclose(got[valid], made.values[band][valid], rtol=1e-4, err_msg=band)
+    with open_scene(path, sensor=made.sensor) as scene:
+        assert scene.sensor == made.sensor
+    with pytest.raises(DataError, match="item.json: its metadata say all of its bands; leave out sensor"):
+        open_scene(path, sensor="landsat7")
+
+
+def test_the_users_sensor_where_an_item_says_none(tmp_path):
+    write_item(tmp_path)
+    path = tmp_path / "other.json"
+    assets = {f"B{n}": {"href": f"bands/{b}.tif"} for n, b in ((2, "blue"), (3, "green"), (4, "red"))}
+    path.write_text(json.dumps(item(assets, platform=None)))
+    with pytest.raises(DataError, match="other.json: .*name the sensor"):
+        open_scene(path)
+    with open_scene(path, sensor="Landsat 8") as scene:
+        assert scene.bands == ("blue", "green", "red") and scene.sensor == "landsat8"
+    with open_scene(path, sensor="landsat7") as scene:
+        assert scene.bands == ("green", "red", "nir")
 
 
 @pytest.mark.parametrize(
