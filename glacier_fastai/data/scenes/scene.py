@@ -21,7 +21,7 @@ from ...errors import DataError
 from ..profile import QUANTILES, Profile
 from .address import Address
 from .raster import block_rows, pixel_size, reading, same_crs, same_grid
-from .units import ZERO_CELSIUS, Scaling, unit_of
+from .units import ZERO_CELSIUS, Scaling, no_offset, unit_of
 
 __all__ = ["Declared", "Place", "Resampled", "Sample", "Scene", "Stack", "on_grid_of", "on_one_grid"]
 
@@ -162,6 +162,8 @@ class Scene:
             if unit == "celsius":
                 unit, offset = "kelvin", offset + ZERO_CELSIUS
             out.append(Scaling(scale, offset, unit))
+        if odd := no_offset(dict(zip(self.bands, out, strict=True))):
+            self.notes.append(f"{self.path}: {odd}")
         return tuple(out)
 
     @cached_property
@@ -284,10 +286,12 @@ class Stack(Scene):
     def scaling(self) -> tuple[Scaling, ...]:
         """As of its scenes, where these are brought from another grid: their values are in units already."""
         own = super().scaling
-        return tuple(
+        out = tuple(
             scene.scaling[i] if isinstance(scene, Resampled) else how
             for how, (scene, i) in zip(own, self._at, strict=True)
         )
+        self.notes += [line for scene in self.scenes for line in scene.notes if line not in self.notes]
+        return out
 
     def _read(self, index, row, col, height, width):
         numbers = np.empty((len(index), height, width), self.dtype)

@@ -188,7 +188,10 @@ def _mend_sentinel2(
         baseline = version
     if not re.fullmatch(r"\d\d?(\.\d+)?", baseline):
         return
-    if not any(part.scale for part in parts.values()):
+    if any(part.scale for part in parts.values()):
+        if float(baseline) >= 4 and not applied and not any(part.offset for part in parts.values()):
+            notes.append(f"{where}: says no offset, which products since baseline 04.00 have; none is added")
+    else:
         offset = -0.1 if float(baseline) >= 4 and not applied else 0.0
         notes.append(f"{where}: says no scale; taken is that of Sentinel-2, 0.0001, offset {offset:g} ({baseline=!s})")
         parts |= {band: replace(part, scale=1e-4, offset=offset) for band, part in parts.items()}

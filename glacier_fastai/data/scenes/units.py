@@ -15,7 +15,7 @@ import numpy as np
 from ...bands import natural_unit
 from ...errors import DataError, did_you_mean
 
-__all__ = ["Scaling", "by_band", "parse_scaling", "unit_of"]
+__all__ = ["Scaling", "by_band", "no_offset", "parse_scaling", "unit_of"]
 
 TAGS = {
     **dict.fromkeys(("reflectance", *(f"{of} reflectance" for of in ("surface", "toa", "boa"))), "reflectance"),
@@ -34,6 +34,7 @@ LIKELY = {"reflectance": (-1.0, 3.0), "kelvin": (150.0, 400.0), "celsius": (-123
 """Unit -> what nearly all of its values lie in: snow under a low sun reflects up to 1.6, shade is below 0, and other
 programs give curvature times 100."""
 OF_WHOLE = 0.005  # a scale below this is of whole numbers; that of fractions, if any, is per cent or larger
+LANDSAT = 2.75e-5, -0.2  # of reflectance, Collection 2, Level 2
 
 Given = float | Sequence[float] | Mapping[str, float] | None
 
@@ -156,6 +157,24 @@ def unit_of(
     if _fractions(values) and likely and (unit != "reflectance" or ends is not None and ends[1] > 0):
         return unit, ""
     return "dn", ""
+
+
+def no_offset(
+    scaling: Mapping[str, Scaling],  # of each band
+) -> str:
+    """Return a line about bands of reflected light which lack the offset that their scale usually comes with, or "".
+
+    >>> no_offset({"red": Scaling(2.75e-5, 0.0, "reflectance")})
+    'red: scale 2.75e-05 without offset, where Landsat has -0.2; give scale and offset'
+    """
+    light = {band: how for band, how in scaling.items() if how.unit == "reflectance"}
+    usual = {LANDSAT[0]: ("Landsat", LANDSAT[1])}
+    usual |= {how.scale: ("another band", how.offset) for how in light.values() if how.offset}
+    bare = {band: how.scale for band, how in light.items() if not how.offset and how.scale in usual}
+    if not bare:
+        return ""
+    whose, offset = usual[scale := next(iter(bare.values()))]
+    return f"{', '.join(bare)}: scale {scale:g} without offset, where {whose} has {offset:g}; give scale and offset"
 
 
 def _fractions(values: np.ndarray) -> bool:

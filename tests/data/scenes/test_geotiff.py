@@ -100,6 +100,17 @@ def test_units_that_the_file_names(tmp_path):
     np.testing.assert_allclose(values[4], REFLECTANCE[4] + 273.15, rtol=1e-6)
 
 
+def test_the_scale_of_landsat_without_its_offset_is_said(tmp_path):
+    _, path = as_landsat(tmp_path / "s.tif")
+    line = "blue, green, red, swir1: scale 2.75e-05 without offset, where Landsat has -0.2"
+    with SceneRaster(path, scale=2.75e-5) as scene:
+        assert sum(line in each for each in scene.look()) == 1
+    with SceneRaster(path, scale=2.75e-5, offset=-0.2) as scene:
+        assert not any("without offset" in each for each in scene.look())
+    with SceneRaster(tagged(path, scales=LANDSAT[0], offsets=[0.0] * 4 + [149.0])) as scene:
+        assert sum(line in each for each in scene.look()) == 1
+
+
 def test_tags_left_over_on_values_are_said(tmp_path):
     path = tagged(write_raster(tmp_path / "s.tif", REFLECTANCE, bands=BANDS), scales=[1e-4] * 5)
     with SceneRaster(path, bands={2: "green"}) as scene:

@@ -121,6 +121,14 @@ def test_a_file_of_several_bands_is_the_one_that_is_described(tmp_path, values):
             open_scene(tmp_path, bands={"green": "g.tif", "swir1": "s.tif"})
 
 
+def test_what_is_odd_of_a_coarser_band_is_said(tmp_path, values):
+    bands = write_parts(tmp_path, values)
+    with rasterio.open(tmp_path / "swir1.tif", "r+") as file:
+        file.scales = [0.5]
+    with open_scene(tmp_path, bands=bands) as scene:
+        assert sum("swir1.tif: band swir1 is no reflectance by its scale" in line for line in scene.look()) == 1
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [

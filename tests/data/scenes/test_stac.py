@@ -234,6 +234,17 @@ def test_offsets_of_sentinel2(tmp_path, said, scale, offset):
         assert (scene.scaling[0].scale, scene.scaling[0].offset) == (scale, offset)
 
 
+def test_an_offset_that_sentinel2_should_have_is_said(tmp_path):
+    for baseline, offset, said in (("05.00", None, True), ("05.00", -0.1, False), ("02.14", 0.0, False)):
+        path = write_item(tmp_path, platform="sentinel-2a", **{"s2:processing_baseline": baseline})
+        item = json.loads(path.read_text())
+        for asset in item["assets"].values():
+            asset["raster:bands"] = [{"scale": 1e-4, "offset": offset}]
+        path.write_text(json.dumps(item))
+        with open_scene(path, ["green"]) as scene:
+            assert any("says no offset, which products since baseline 04.00" in line for line in scene.notes) == said
+
+
 @pytest.mark.parametrize(
     ("baseline", "offset"),
     [

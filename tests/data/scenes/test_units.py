@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from glacier_fastai.data.scenes.units import by_band, parse_scaling, unit_of
+from glacier_fastai.data.scenes.units import Scaling, by_band, no_offset, parse_scaling, unit_of
 from glacier_fastai.errors import DataError
 
 BANDS = ("blue", "thermal")
@@ -120,3 +120,13 @@ def test_a_scale_left_over_on_values_is_said(band, numbers, scale, offset, unit)
     found, odd = unit_of(band, None, True, numbers * scale + offset, numbers)
     assert found == unit
     assert ("before its scale already" in odd) == (unit == "dn")
+
+
+def test_a_scale_without_its_offset():
+    light = [Scaling(2.75e-5, 0.0, "reflectance"), Scaling(2.75e-5, -0.2, "reflectance")]
+    assert no_offset({"red": light[0], "nir": light[0]}).startswith("red, nir: scale 2.75e-05 without offset, where La")
+    assert "red: scale 2.75e-05 without offset, where another band has -0.2" in no_offset(
+        {"red": light[0], "nir": light[1]}
+    )
+    others = Scaling(1e-4, 0.0, "reflectance"), Scaling(2.75e-5, 0.0, "dn"), Scaling(0.00341802, 149.0, "kelvin")
+    assert not no_offset(dict(zip(("nir", "red", "blue", "thermal"), (light[1], *others), strict=True)))
