@@ -78,6 +78,7 @@ class _Reader:
         self.folder, self.metadata, self.stem = folder, metadata, stem
         self.where = folder.named(metadata)
         self.groups = _groups(folder.read_text(metadata), metadata, self.where)
+        self.names = {name.lower(): name for name in folder.names}
         self.first = "PRODUCT_METADATA" in self.groups  # Collection 1
         self.about = self.groups.get("PRODUCT_METADATA" if self.first else "PRODUCT_CONTENTS", {})
         name = self.value("LANDSAT_PRODUCT_ID", "") or stem
@@ -125,6 +126,11 @@ class _Reader:
                 raise ValueError(text)
             return value
 
+    def there(self, file: str) -> str:
+        """Return the name, in its folder, of a file that the MTL names: some tools write .tif for .TIF."""
+        name = join(dirname(self.metadata), file)
+        return name if name in self.folder.names else self.names.get(name.lower(), name)
+
     def shape(self, key: str, thermal: bool) -> tuple[int, int] | None:
         """Return the rows and columns of a band, if they are told."""
         kind = "PANCHROMATIC" if key == "8" else "THERMAL" if thermal else "REFLECTIVE"
@@ -134,15 +140,14 @@ class _Reader:
 
     def delivered(self, sensor: str) -> tuple[dict[str, Part], tuple[Flag, ...], tuple[str, ...]]:
         """Return bands, flags and notes of files that the MTL names."""
-        bands, at = {}, dirname(self.metadata)
-        saturation = {}
+        bands, saturation = {}, {}
         for name, file in self.about.items():
             if not name.startswith("FILE_NAME_BAND_"):
                 continue
             key = name.removeprefix("FILE_NAME_BAND_")
             ours = SENSORS[sensor].get(f"b{key.lower()}") or SENSORS[sensor].get(key.lower())
             if ours is not None:
-                bands[ours] = self.part(join(at, file), key, ours)
+                bands[ours] = self.part(self.there(file), key, ours)
                 bit = {"6_VCID_2": 8}.get(key) or int(re.sub(r"^ST_B|_VCID_1$", "", key)) - 1
                 saturation[ours] = 1 << bit
         if "thermal_high" in bands:  # nearest to the thermal band of Landsat 8
@@ -150,7 +155,7 @@ class _Reader:
         if sensor in OLI:
             saturation.pop("thermal", None)  # TIRS is not in it
         flags: list[Flag] = []
-        named = (join(at, self.about.get(key, f"{basename(self.stem)}{end}")) for key, end in QUALITY.items())
+        named = (self.there(self.about.get(key, f"{basename(self.stem)}{end}")) for key, end in QUALITY.items())
         pixel, bqa, radsat = (name if name in self.folder.names else "" for name in named)
         if pixel:
             flags.append(Flag(pixel, QA_PIXEL))
@@ -189,8 +194,7 @@ class _Reader:
         """Whether bands of Collection 1, Level 2, lie beside an MTL of Level 1; raises `DataError` if both do."""
         if not self.first or not any(re.match(r"sr_band\d\.tif", name) for name in self.surface_files()):
             return False
-        at = dirname(self.metadata)
-        both = [join(at, file) for key, file in self.about.items() if re.fullmatch(r"FILE_NAME_BAND_[1-7]", key)]
+        both = [self.there(file) for key, file in self.about.items() if re.fullmatch(r"FILE_NAME_BAND_[1-7]", key)]
         if there := [basename(file) for file in both if file in self.folder.names]:
             raise DataError(
                 f"{self.where}: bands of both levels lie beside it, {there[0]} and "

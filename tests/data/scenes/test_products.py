@@ -114,6 +114,16 @@ def test_what_of_landsat_is_refused(tmp_path):
             path.write_text(text)
 
 
+@pytest.mark.parametrize("rename", [str.lower, str.upper])
+def test_names_of_files_in_another_case(tmp_path, rename):
+    made = landsat(tmp_path / "p")
+    want = read_all(made.path)
+    for path in [*made.path.glob("*.TIF")]:
+        path.rename(path.with_name(rename(path.stem) + rename(path.suffix)))
+    for got, expected in zip(read_all(made.path), want, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
 def test_level_2_takes_nothing_of_level_1(tmp_path):
     made = landsat(tmp_path / "p")
     path = changed(made, "LEVEL2_SURFACE_REFLECTANCE_PARAMETERS", "OTHER")
