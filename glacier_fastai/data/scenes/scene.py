@@ -396,7 +396,9 @@ def on_one_grid(
 def _brought(path: Path | Address, scene: Scene, transform: Any, height: int, width: int) -> Scene:
     if same_grid(transform, scene.transform, (height, width)) and (height, width) == (scene.height, scene.width):
         return scene
-    (left, top), (right, bottom) = (~transform * (scene.transform * at) for at in ((0, 0), (scene.width, scene.height)))
+    corners = [(0, 0), (scene.width, 0), (0, scene.height), (scene.width, scene.height)]
+    places = np.array([~transform * (scene.transform * at) for at in corners])
+    (left, top), (right, bottom) = places.min(0), places.max(0)  # a band may be south-up
     if max(left, 0) >= min(right, width) or max(top, 0) >= min(bottom, height):
         raise DataError(f"{path}: {', '.join(scene.bands)} show other ground than its other bands")
     return Resampled(scene, transform, height, width)

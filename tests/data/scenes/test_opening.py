@@ -3,7 +3,7 @@ import pytest
 import rasterio
 from polygons import outlines, rectangle
 from rasterio.enums import ColorInterp
-from rasterio.transform import from_origin
+from rasterio.transform import Affine, from_origin
 from scenes import BANDS, made_up, write_raster, write_scene
 
 from glacier_fastai.data.scenes import opening
@@ -119,6 +119,23 @@ def test_a_file_of_several_bands_is_the_one_that_is_described(tmp_path, values):
         write_raster(tmp_path / "s.tif", values[2:4], bands=described)
         with pytest.raises(DataError, match=rf"s\.tif: 2 bands, and {found} of them described as swir1.*translate -b"):
             open_scene(tmp_path, bands={"green": "g.tif", "swir1": "s.tif"})
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_band_that_is_south_up(tmp_path, values, k):
+    up = values[3].reshape(120 // k, k, 96 // k, k).mean((1, 3)).astype(np.uint16)
+    write_raster(tmp_path / "g.tif", values[1:2])
+    write_raster(tmp_path / "s.tif", up[None])
+    turned = Affine(30 * k, 0, 500_000, 0, 30 * k, 3_100_000 - 120 * 30)
+    write_raster(tmp_path / "turned.tif", up[None, ::-1], transform=turned)
+    north = Affine(30 * k, 0, 500_000, 0, -30 * k, 3_100_000)
+    write_raster(tmp_path / "s.tif", up[None], transform=north)
+    read = []
+    for name in ("s.tif", "turned.tif"):
+        with open_scene(tmp_path, bands={"green": "g.tif", "swir1": name}) as scene:
+            read.append(read_all(scene))
+    for want, got in zip(*read, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def test_what_is_odd_of_a_coarser_band_is_said(tmp_path, values):
