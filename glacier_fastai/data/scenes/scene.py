@@ -28,6 +28,7 @@ __all__ = ["Declared", "Place", "Resampled", "Sample", "Scene", "Stack", "on_gri
 SAMPLE = 8, 32  # windows along each side of a scene, and their side, pixels
 LARGE_BLOCK = 512  # side, pixels, from which on fewer windows are looked at: each costs a whole block
 HALF = 0.4999  # share of a pixel that has data for it to have; less what sums of float32 lose
+WHOLE = 0.95  # share of the ground of the finest band that the others show, from which on nothing is said
 MARGIN = 2  # pixels beyond a window that resampling looks at
 
 
@@ -389,18 +390,31 @@ def on_one_grid(
         factor = float(near) if abs(factor - near) < 0.01 * factor else factor
         transform = transform * rasterio.Affine.scale(factor)
         height, width = (max(1, int(np.ceil(n / factor - 0.01))) for n in (height, width))
-    whole = [_brought(path, scene, transform, height, width) for scene in whole]
+    for scene in whole:
+        _check_cover(path, scene, finest)
+    whole = [_brought(scene, transform, height, width) for scene in whole]
     return whole[0] if len(whole) == 1 and whole[0].path == path else Stack(path, whole)
 
 
-def _brought(path: Path | Address, scene: Scene, transform: Any, height: int, width: int) -> Scene:
+def _check_cover(path: Path | Address, scene: Scene, finest: Scene) -> None:
+    """Refuse a scene that shows other ground than the finest, and say if it shows only a part of it."""
+    corners = [(0, 0), (scene.width, 0), (0, scene.height), (scene.width, scene.height)]
+    places = np.array([~finest.transform * (scene.transform * at) for at in corners])
+    size = finest.width, finest.height
+    # of whole rows and columns; a band may be south-up
+    shares = (np.minimum(places.max(0), size) - np.maximum(places.min(0), 0)) / size
+    if (shares <= 0).any():
+        raise DataError(f"{path}: {', '.join(scene.bands)} show other ground than its other bands")
+    if (share := shares.prod()) < WHOLE:
+        scene.notes.append(
+            f"{path}: {', '.join(scene.bands)} show {share:.0%} of the ground of {', '.join(finest.bands)}; where any "
+            "of them has no data, none has"
+        )
+
+
+def _brought(scene: Scene, transform: Any, height: int, width: int) -> Scene:
     if same_grid(transform, scene.transform, (height, width)) and (height, width) == (scene.height, scene.width):
         return scene
-    corners = [(0, 0), (scene.width, 0), (0, scene.height), (scene.width, scene.height)]
-    places = np.array([~transform * (scene.transform * at) for at in corners])
-    (left, top), (right, bottom) = places.min(0), places.max(0)  # a band may be south-up
-    if max(left, 0) >= min(right, width) or max(top, 0) >= min(bottom, height):
-        raise DataError(f"{path}: {', '.join(scene.bands)} show other ground than its other bands")
     return Resampled(scene, transform, height, width)
 
 

@@ -134,8 +134,22 @@ def test_a_band_that_is_south_up(tmp_path, values, k):
     for name in ("s.tif", "turned.tif"):
         with open_scene(tmp_path, bands={"green": "g.tif", "swir1": name}) as scene:
             read.append(read_all(scene))
+            assert not any("of the ground" in line for line in scene.look())
     for want, got in zip(*read, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("shift", "said"), [(3, False), (40, True)])
+@pytest.mark.parametrize("size", [None, 90])
+def test_bands_that_share_a_part_of_their_ground(tmp_path, values, shift, said, size):
+    write_raster(tmp_path / "g.tif", values[1:2])
+    write_raster(tmp_path / "s.tif", values[3:4], transform=from_origin(500_000, 3_100_000 - shift * 30, 30, 30))
+    with open_scene(tmp_path, bands={"green": "g.tif", "swir1": "s.tif"}, resolution=size) as scene:
+        line = "swir1 show 67% of the ground of green; where any of them has no data, none has"
+        assert any(line in each for each in scene.look()) == said
+        assert scene.read_window([0, 1], 0, 0, scene.height, scene.width)[1].mean() == pytest.approx(
+            1 - shift / 120, abs=0.03
+        )
 
 
 def test_what_is_odd_of_a_coarser_band_is_said(tmp_path, values):
