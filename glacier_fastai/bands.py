@@ -198,6 +198,8 @@ class Bands(tuple[str, ...]):
         """Parse the names; those of `Bands` are right already."""
         if isinstance(names, Bands):
             return names
+        if isinstance(names, str):
+            raise DataError(f"bands {names!r}: give a list of names, such as {names.split(',')}")
         out = tuple(canonical_band(n) for n in names)
         if not out:
             raise DataError("no bands given: name at least one")

@@ -41,6 +41,8 @@ def test_a_list_of_bands_is_not_empty_and_names_each_once():
         Bands([])
     with pytest.raises(DataError, match="'red' is named twice"):
         Bands(["red", "nir", "RED"])
+    with pytest.raises(DataError, match=r"bands 'red,nir': give a list of names, such as \['red', 'nir'\]"):
+        Bands("red,nir")
 
 
 def test_bands_know_what_they_are_made_of():
