@@ -34,6 +34,9 @@ A glacier's bound says glacier or debris, so it is of the file's class, or ice o
 DATES = ("anlys_time", "src_date")
 """GLIMS's columns of when a glacier was outlined, and of the image."""
 
+VOID = {"glac_stat": "gone", "rec_status": "erroneous", "rec_stat": "erroneous"}
+"""GLIMS's columns, and what they hold of rows that show no glacier."""
+
 LEFT_OUT = -1
 RIM = 1e-3  # pixels: polygons that meet the rim of a scene cross it by rounding alone
 WHOLE = 0.99  # share of a polygon that lies within another for it to count as covered: rims are drawn by hand
@@ -196,11 +199,18 @@ def polygons_on(
         note(f"{path}: layer {layer.name} is read; left out: {layer.left_out}", notes)
     glims = file.column("line_type") if file.class_field is None or file.class_field.lower() == "line_type" else None
     dated = [c for name in ("glac_id", *DATES) if (c := file.column(name))] if glims else []
-    columns = dict.fromkeys(c for c in (file.class_field, glims, *dated, *wanted) if c)
+    by_glims = glims or file.class_field is None
+    states = {c: value for name, value in VOID.items() if by_glims and (c := file.column(name))}
+    columns = dict.fromkeys(c for c in (file.class_field, glims, *dated, *states, *wanted) if c)
     table = layer.read(to_pixels.candidates(layer.bounds), list(columns))
     void = table.geometry.isna() | table.geometry.is_empty
     table = table[~void]
     codes = _codes(file, table, glims, scene, notes)
+    for column, value in states.items():
+        gone = (table[column].astype(str).str.strip().str.lower() == value).to_numpy() & (codes != LEFT_OUT)
+        if gone.any():
+            note(f"{path}: rows near {scene} whose {column} is {value} are left out: {int(gone.sum())}", notes)
+            codes[gone] = LEFT_OUT
     table, codes = table[codes != LEFT_OUT], codes[codes != LEFT_OUT]
     if not (kinds := set(table.geom_type)) <= {"Polygon", "MultiPolygon", "GeometryCollection"}:
         raise DataError(f"{path}: holds {', '.join(sorted(kinds))}; outlines must be polygons")

@@ -146,6 +146,20 @@ def test_a_column_line_type_of_something_else_means_nothing(tmp_path):
     assert (burn(path)[0] == 254).sum() == 1200
 
 
+def test_glaciers_of_glims_that_are_gone_and_records_in_error_are_left_out(tmp_path):
+    shapes = [rectangle(10, 20, 30, 40), rectangle(60, 20, 9, 9), rectangle(60, 40, 9, 9), rectangle(80, 20, 9, 9)]
+    states = {"glac_stat": ["exists", "Gone", None, "exists"], "rec_status": ["okay", "okay", None, "erroneous"]}
+    path = glims(tmp_path / "o.gpkg", ["glac_bound"] * 4, shapes, **states)
+    mask, count, notes = burn(path)
+    np.testing.assert_array_equal(mask, want((10, 20, 30, 40, 254), (60, 40, 9, 9, 254)))
+    assert (count, [text.partition("whose ")[2] for text in notes]) == (
+        2,
+        ["glac_stat is gone are left out: 1", "rec_status is erroneous are left out: 1"],
+    )
+    kinds = outlines(tmp_path / "k.gpkg", shapes, kind=["lake"] * 4, **states)  # own classes: own meaning
+    assert burn(kinds, field="kind")[1:] == (4, [])
+
+
 def test_a_glacier_of_several_dates_is_said(tmp_path):
     shapes = [rectangle(10, 20, 30, 40), rectangle(10, 20, 20, 30), rectangle(50, 20, 9, 9), rectangle(900, 0, 9, 9)]
     options = {"line_type": ["glac_bound"] * 4, "glac_id": ["G1", "G1", "G2", "G2"]}
