@@ -22,7 +22,7 @@ from ...core.tiling import spread
 from ...errors import DataError, note
 from ...memory import fits
 from .address import named
-from .raster import check_crs, horizontal, open_raster, parse_crs, reading, same_crs, steps
+from .raster import check_place, horizontal, open_raster, parse_crs, placeless, reading, same_crs, steps
 from .scene import Declared, Scene
 from .units import NONE
 from .web import unversioned
@@ -110,8 +110,8 @@ class Terrain:
         self._band = bands[0]
         if "complex" in raster.dtypes[self._band - 1] or raster.colorinterp[self._band - 1] == ColorInterp.palette:
             raise DataError(f"{path}: holds colours or complex numbers, no heights; give an elevation model")
-        check_crs(raster, path)
-        if raster.transform.is_identity:
+        check_place(raster, path)
+        if placeless(raster.transform):
             raise DataError(
                 f"{path}: has no geotransform that says where its pixels lie; warp it to a grid (gdalwarp), or assign "
                 "its edges (gdal_edit.py -a_ullr)"

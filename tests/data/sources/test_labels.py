@@ -145,6 +145,8 @@ def test_without_a_geotransform_it_is_taken_as_it_lies_and_said(tmp_path, codes)
         refuse("47 x 40 px, but .*s.tif has 48 x 40; without a geotransform", small, scene, align)
     other = write_one(tmp_path / "other.tif", codes, crs="EPSG:32644", transform=Affine.identity())
     refuse("is in WGS 84 / UTM zone 44N", other, scene)
+    degrees = write_one(tmp_path / "degrees.tif", codes, crs=CRS, transform=from_origin(87, 28, 3e-4, 3e-4))
+    refuse("UTM zone 45N, in which it has pixels of 0.0003 m", degrees, scene, True)
 
 
 def test_a_world_file_is_a_geotransform(tmp_path, codes):
