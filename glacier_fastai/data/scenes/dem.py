@@ -148,13 +148,13 @@ class Terrain:
         if not known.any():
             raise DataError(f"{self.path}: holds no heights, only voids; give another elevation model")
         fills = likely_fill(["elevation"], numbers[None], known, np.zeros(known.shape, bool))
-        if self.raster.nodatavals[self._band - 1] is None:
-            self._fills = [value for _, value, _ in fills]
+        self._fills, nodata = [value for _, value, _ in fills], self.raster.nodatavals[self._band - 1]
         for value in self._fills:
             share = (numbers[known] == value).mean()
+            mend = f"declare it (gdal_edit.py -a_nodata {value:g})" if nodata is None else f"make it {nodata:g}"
             self.notes.append(
                 f"{self.path}: {value:g} on {share:.0%} of its pixels looks like a fill value, but is not declared: "
-                f"taken for voids; declare it (gdal_edit.py -a_nodata {value:g})"
+                f"taken for voids; {mend}"
             )
         known &= ~np.isin(numbers, [*FILLS, *(value for _, value, _ in fills)]) | self._is_ground(numbers)
         heights = self._in_metres(numbers[known])

@@ -395,10 +395,18 @@ def test_a_fill_value_that_nobody_declared_is_said(tmp_path):
         z[:, 200:] = 0
         return z
 
+    def shore(z):
+        return np.clip(z - np.quantile(z, 0.3), 0, None)
+
     (said,) = notes(write_dem(tmp_path / "dem.tif", change=filled))
     assert "dem.tif: 0 on " in said
     assert "taken for voids; declare it (gdal_edit.py -a_nodata 0)" in said
-    assert notes(write_dem(tmp_path / "sea.tif", change=filled, nodata=-9999)) == []
+    (said,) = notes(path := write_dem(tmp_path / "both.tif", change=filled, nodata=-9999))  # beside another
+    assert "taken for voids; make it -9999" in said
+    with Terrain(path) as terrain:
+        assert np.isnan(terrain.heights(5, 210, 9, 9)).all()
+    for nodata in (None, -9999):
+        assert notes(write_dem(tmp_path / "sea.tif", change=shore, nodata=nodata)) == []
 
 
 def test_a_scene_that_is_not_north_up_is_said(tmp_path):
