@@ -53,6 +53,8 @@ def test_dates():
     for text, date in known.items():
         assert parse_date(text) == (date or "2000-02")
     assert [parse_date(v) for v in ("", None, "nan", "-9999999", "99999999", "3.5")] == [""] * 6
+    dotted = {"01.08.2000": "2000-08-01", "1.8.2000 12:00": "2000-08-01", "13.25.2000": "2000", "01.08.20001": ""}
+    assert {text: parse_date(text) for text in dotted} == dotted
 
 
 def test_without_ids_glaciers_go_by_their_row(tmp_path):
@@ -82,6 +84,20 @@ def test_the_newest_outline_of_a_glacier_is_used(tmp_path):
     found, notes = read(path)
     assert shapely.area(found.shapes).tolist() == [100] and found.table["date"].tolist() == ["2015-09-09"]
     assert "1 glaciers have outlines of several dates; the newest of each is used" in notes[0]
+
+
+def test_dates_that_cannot_be_read_are_said_and_join_nothing(tmp_path):
+    shapes = [rectangle(5, 5, 10, 10), rectangle(5, 5, 20, 10), rectangle(40, 5, 4, 4), rectangle(50, 5, 4, 4)]
+    dates = ["1/8/2000", "5/9/2010", "-9999999", None]
+    found, notes = read(outlines(tmp_path / "i.gpkg", shapes, RGIId=["A", "A", "B", "B"], date=dates))
+    assert shapely.area(found.shapes).tolist() == [100, 32] and found.table["date"].tolist() == ["", ""]
+    assert "2 dates of date cannot be read, such as '1/8/2000', so they are not known" in notes[0]
+    assert "1 ids have several polygons" in notes[1]
+    dates = ["01.08.2000", "05.09.2010", "1.8.2000", "01.08.2000"]
+    found, notes = read(outlines(tmp_path / "j.gpkg", shapes, RGIId=["A", "A", "B", "B"], date=dates))
+    assert shapely.area(found.shapes).tolist() == [200, 32]
+    assert found.table["date"].tolist() == ["2010-09-05", "2000-08-01"]
+    assert "1 glaciers have outlines of several dates; the newest" in notes[0]
 
 
 def test_rocks_of_glims_are_cut_out_and_other_lines_are_none(tmp_path):
