@@ -22,7 +22,7 @@ from ...core.tiling import spread
 from ...errors import DataError, note
 from ...memory import fits
 from .address import named
-from .raster import check_place, horizontal, open_raster, parse_crs, placeless, reading, same_crs, steps
+from .raster import check_place, horizontal, open_raster, parse_crs, placeless, reading, same_crs, steps, unknown_shift
 from .scene import Declared, Scene
 from .units import NONE
 from .web import unversioned
@@ -254,6 +254,8 @@ class SceneTerrain(Scene):
             self._to_dem = Transformer.from_crs(horizontal(crs), horizontal(terrain.crs), always_xy=True)
         except ProjError as err:
             raise DataError(f"{terrain.path}: cannot be brought to the CRS of {name}; give one that can") from err
+        if odd := unknown_shift(terrain.crs, crs, self.transform, shape):
+            self.notes.append(f"{terrain.path}: {odd}")
         self._middle = _at(self.transform, shape[1] / 2, shape[0] / 2)
         turns = self._check_cover(name)
         own, self._same = terrain.transform, same_crs(crs, terrain.crs)

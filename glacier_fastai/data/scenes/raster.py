@@ -53,6 +53,7 @@ __all__ = [
     "same_crs",
     "same_grid",
     "steps",
+    "unknown_shift",
 ]
 
 DRIVERS = {  # GDAL's names of what is read, and how such files begin
@@ -472,6 +473,38 @@ def same_crs(
 ) -> bool:
     """Return whether two CRSs have the same horizontal part, however they are written."""
     return a == b or horizontal(a).equals(horizontal(b), ignore_axis_order=True)
+
+
+def unknown_shift(
+    crs: Any,  # as in `horizontal`
+    scene: Any,  # what it is brought to: its `crs`
+    transform: Any,  # its affine transform
+    shape: tuple[int, int],  # its rows and columns
+) -> str:
+    """Return what to say where PROJ knows no shift between two datums, and takes longitude and latitude as they are.
+
+    Empty where it does, where both are geocentric, as those on GRS 80 (a metre or two), or one is a sphere.
+
+    >>> unknown_shift("EPSG:4144", "EPSG:32645", (30, 0, 5e5, 0, -30, 3.1e6), (64, 64))[:47]
+    'the shift from the datum of Kalianpur 1937 to t'
+    """
+    own, other = horizontal(crs), horizontal(scene)
+    one, two = own.ellipsoid, other.ellipsoid
+    if not (one and two and one.inverse_flattening and two.inverse_flattening):
+        return ""
+    if abs(one.semi_major_metre - two.semi_major_metre) < 1:
+        return ""
+    a, b, c, d, e, f = transform[:6]
+    col, row = shape[1] / 2, shape[0] / 2
+    with suppress(ProjError):
+        shift = Transformer.from_crs(other, own, always_xy=True)
+        shift.transform(a * col + b * row + c, d * col + e * row + f)
+        with suppress(ProjError):  # there was but one way
+            shift = shift.get_last_used_operation()
+        if "Ballpark" in shift.description:
+            names = f"from the datum of {own.name} to that of {other.name}"
+            return f"the shift {names} is not known here, so it may lie some 100 m off; look whether it fits"
+    return ""
 
 
 def same_grid(

@@ -23,7 +23,7 @@ from ...bands import CLASSES, ICE_OF_ANY_KIND, IGNORE
 from ...errors import DataError
 from ...memory import fits
 from ..scenes.address import Address, named
-from ..scenes.raster import check_place, horizontal, open_raster, placeless, reading, same_crs, same_grid
+from ..scenes.raster import check_place, horizontal, open_raster, placeless, reading, same_crs, same_grid, unknown_shift
 from ..scenes.scene import Place
 
 __all__ = ["label_masks"]
@@ -127,6 +127,8 @@ def _look(path: Path | Address, scene: Place, align: bool, note: Callable[[str],
         off = _off(raster, path, scene, note)
         if off and not align:
             raise DataError(f"{path}: {off}; set align to bring it there (nearest pixel), or warp it (gdalwarp)")
+        place = scene.crs, scene.transform, (scene.height, scene.width)
+        odd = unknown_shift(raster.crs, *place) if off and raster.crs else ""
         nodata, placed = raster.nodata, "" if raster.crs else ", taken to be in its CRS"
         for _, values, known in _blocks(raster, path, scene, bool(off)):
             covered += int(known.sum())
@@ -140,6 +142,8 @@ def _look(path: Path | Address, scene: Place, align: bool, note: Callable[[str],
     if off:
         share = covered / (scene.height * scene.width)
         note(f"{path}: {off}; brought to its grid (nearest pixel){placed}, of which it covers {share:.1%}")
+        if odd:
+            note(f"{path}: {odd}")
     return _Label(path, scene, bool(off), nodata, codes, zeros)
 
 

@@ -220,6 +220,8 @@ def polygons_on(
     shapes = to_pixels(valid)
     height, width = to_pixels.shape
     on = shapely.intersects(shapes, shapely.box(RIM, RIM, width - RIM, height - RIM))
+    if to_pixels.odd and on.any():
+        note(f"{path}: {to_pixels.odd}", notes)
     if moved.any() and (across := moved & (on | to_pixels.on(drawn))).any():
         note(
             f"{path}: {int(across.sum())} polygons near {scene} have edges over more than half of the globe; they are "

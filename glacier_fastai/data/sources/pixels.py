@@ -12,7 +12,7 @@ from pyproj import CRS, Transformer
 
 from ...errors import DataError
 from ...reading import refusing
-from ..scenes.raster import horizontal, same_crs
+from ..scenes.raster import horizontal, same_crs, unknown_shift
 
 __all__ = ["ToPixels", "make_valid", "turn", "unwrap"]
 
@@ -125,6 +125,8 @@ class ToPixels:
         col, row = np.meshgrid(np.linspace(0, shape[1], GRID), np.linspace(0, shape[0], GRID))
         x, y = _affine(transform, col, row)
         self.middle = x[GRID // 2, GRID // 2]
+        self.odd = ""
+        """What to say of how the two CRSs go together."""
         if not same_crs(own, to):
             for which, what in ((to, scene), (own, path)):
                 if which.geodetic_crs is None:
@@ -136,6 +138,7 @@ class ToPixels:
             with refusing(path, DataError, what, "assign the right ones"):
                 self.project = project = Transformer.from_crs(own, to, always_xy=True).transform
                 at = Transformer.from_crs(to, own, always_xy=True).transform(x, y)
+            self.odd = unknown_shift(own, to, transform, shape)
             self.scene_turn = turn(to) or _seam(project, x, *at)
             x, y = at
         self.frame, self.step = self._ground(x, y)

@@ -409,6 +409,11 @@ def test_a_fill_value_that_nobody_declared_is_said(tmp_path):
         assert notes(write_dem(tmp_path / "sea.tif", change=shore, nodata=nodata)) == []
 
 
+def test_a_datum_whose_shift_is_not_known_is_said(tmp_path):
+    path = write_dem(tmp_path / "dem.tif", "EPSG:4144", ARCSECOND, (700, 700))
+    assert any("dem.tif: the shift from the datum of Kalianpur 1937" in text for text in notes(path))
+
+
 def test_a_scene_that_is_not_north_up_is_said(tmp_path):
     path = write_dem(tmp_path / "dem.tif")
     (said,) = notes(path, UTM, Affine(30, 0, 500_000, 0, 30, 5_201_000))

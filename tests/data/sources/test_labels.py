@@ -119,6 +119,13 @@ def test_the_same_crs_written_otherwise(tmp_path, codes):
     )
 
 
+def test_a_datum_whose_shift_is_not_known_is_said(tmp_path, codes):
+    x, y = pyproj.Transformer.from_crs(CRS, "EPSG:4144", always_xy=True).transform(METRES.c, METRES.f)
+    label = label_at(tmp_path, codes, "EPSG:4144", from_origin(x, y, 3e-4, 3e-4))
+    _, (moved, odd, *_) = one(label, scene_at(tmp_path), align=True)
+    assert "brought to its grid" in moved and "l.tif: the shift from the datum of Kalianpur 1937" in odd
+
+
 def test_longitudes_of_0_to_360_are_those_of_180_and_less(tmp_path, codes):
     west, east = from_origin(-73, -31, 3e-4, 3e-4), from_origin(287, -31, 3e-4, 3e-4)
     for place, other in ((west, east), (east, west)):

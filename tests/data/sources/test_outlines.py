@@ -171,6 +171,15 @@ def test_a_glacier_of_several_dates_is_said(tmp_path):
     assert not burn(outlines(tmp_path / "p.gpkg", shapes, anlys_time=dates[:1].repeat(4), **options))[2]
 
 
+def test_outlines_of_a_datum_whose_shift_is_not_known_are_said(tmp_path):
+    shapes = [rectangle(10, 20, 30, 40), rectangle(60, 20, 9, 9)]
+    path = outlines(tmp_path / "o.gpkg", shapes, to="EPSG:4144")
+    _, count, (note,) = burn(path)
+    assert count == 2
+    assert "o.gpkg: the shift from the datum of Kalianpur 1937 to that of WGS 84 / UTM zone 45N is not known" in note
+    assert burn(outlines(tmp_path / "w.gpkg", shapes, to="EPSG:4326"))[2] == []
+
+
 @pytest.mark.parametrize(
     ("broken", "area"),
     [
