@@ -20,7 +20,15 @@ from ...errors import DataError, did_you_mean, note
 from .pixels import ToPixels, make_valid, turn, unwrap
 from .vectors import VectorLayer, open_vector
 
-__all__ = ["OutlineFile", "Outlines", "burn_outlines", "open_outlines", "parse_outlines", "polygons_on"]
+__all__ = [
+    "OutlineFile",
+    "Outlines",
+    "burn_outlines",
+    "open_outlines",
+    "parse_outlines",
+    "polygons_on",
+    "unused_classes",
+]
 
 Outlines = str | os.PathLike | tuple[str, str | os.PathLike]
 """A file of polygons, or a class and the file of its polygons."""
@@ -38,6 +46,7 @@ VOID = {"glac_stat": "gone", "rec_status": "erroneous", "rec_stat": "erroneous"}
 """GLIMS's columns, and what they hold of rows that show no glacier."""
 
 LEFT_OUT = -1
+FIRST = 1000  # rows that tell what a column holds
 RIM = 1e-3  # pixels: polygons that meet the rim of a scene cross it by rounding alone
 WHOLE = 0.99  # share of a polygon that lies within another for it to count as covered: rims are drawn by hand
 
@@ -100,6 +109,24 @@ def open_outlines(
             raise DataError(f"{path}: no column {column!r}; it has {held}{did_you_mean(column, opened.columns)}")
         files.append(OutlineFile(opened, name, column))
     return files
+
+
+def unused_classes(
+    file: OutlineFile,
+) -> str:
+    """Return what to say of a column of class names that was not named, by its first rows; empty if there is none."""
+    if file.class_name or file.class_field or not file.layer.columns:
+        return ""
+    table = file.layer.read(np.arange(min(len(file.layer.bounds), FIRST)), file.layer.columns)
+    for column in file.layer.columns:
+        held = {str(value).strip().lower() for value in table[column].dropna()}
+        if held and held <= {*CLASSES} and (len(held) > 1 or "class" in column.lower()):
+            names = ", ".join(c for c in CLASSES if c in held)
+            return (
+                f"{file.path}: its column {column} holds {names}, but every polygon is taken for ice of unknown kind; "
+                "name the column (class_field)"
+            )
+    return ""
 
 
 def _check_degrees(layer: VectorLayer) -> None:

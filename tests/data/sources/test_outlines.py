@@ -21,7 +21,7 @@ from rasterio.transform import from_origin
 from scenes import BANDS, CRS, EVEREST, made_up, write_raster
 from shapely.geometry import LineString, MultiPolygon, Polygon, box, mapping
 
-from glacier_fastai.data.sources.outlines import parse_outlines
+from glacier_fastai.data.sources.outlines import open_outlines, parse_outlines, unused_classes
 from glacier_fastai.data.sources.scene import prepare_scenes
 from glacier_fastai.errors import DataError, DataNote
 
@@ -54,6 +54,27 @@ def test_a_class_column_names_classes_and_debris_lies_over_glacier_and_lake_over
     mask, count, notes = burn(path, field="kind")
     np.testing.assert_array_equal(mask, want((0, 0, 96, 40, 1), (40, 0, 30, 40, 2), (50, 0, 10, 40, 3)))
     assert (count, notes) == (4, [])
+
+
+@pytest.mark.parametrize(
+    ("column", "names", "said"),
+    [
+        ("class", ["glacier", "Lake ", "background"], "its column class holds background, glacier, lake, but every"),
+        ("Class", ["lake", None, "lake"], "its column Class holds lake, but"),
+        ("kind", ["debris", "glacier", "glacier"], "its column kind holds glacier, debris, but"),
+        ("name", ["glacier", None, "glacier"], ""),
+        ("kind", ["glacier", "lake", "river"], ""),
+        ("class", [1, 2, 3], ""),
+    ],
+)
+def test_a_column_of_classes_that_nobody_named_is_said(tmp_path, column, names, said):
+    path = outlines(
+        tmp_path / "o.gpkg", [rectangle(k, 4, 4, 4) for k in (4, 14, 24)], area=[1.0, 2, 3], **{column: names}
+    )
+    (file,) = open_outlines([path])
+    assert bool(unused_classes(file)) == bool(said) and said in unused_classes(file)
+    assert not unused_classes(open_outlines([("lake", path)])[0])
+    assert not unused_classes(open_outlines([path], column)[0])
 
 
 @pytest.mark.parametrize("empty", [None, "", "  ", np.nan])
