@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Self
@@ -38,6 +39,9 @@ METRES = {
     **dict.fromkeys(("us_survey_foot", "us foot", "survey foot", "survey feet"), 1200 / 3937),
 }
 """What files call units of height, in lower case, and their metres."""
+
+NO_HEIGHTS = re.compile(r"(?i)(hill[ _-]?shade|shaded[ _-]?relief|slope|aspect|(ice[ _-]?)?thickness)(?![a-z-])")
+"""How descriptions of bands begin that hold something else."""
 
 LOWEST, HIGHEST = -500.0, 9000.0  # metres; no ground lies beyond
 FILLS = (-32768, -32767, 32767, 65535, -9999, -99999)  # what stands in voids, declared or not
@@ -110,6 +114,8 @@ class Terrain:
         self._band = bands[0]
         if "complex" in raster.dtypes[self._band - 1] or raster.colorinterp[self._band - 1] == ColorInterp.palette:
             raise DataError(f"{path}: holds colours or complex numbers, no heights; give an elevation model")
+        if said := NO_HEIGHTS.match((raster.descriptions[self._band - 1] or "").strip()):
+            raise DataError(f"{path}: its band is described as {said[0]}, no heights; give an elevation model")
         check_place(raster, path)
         if placeless(raster.transform):
             raise DataError(
