@@ -17,7 +17,7 @@ from rasterio.features import rasterize
 
 from ...bands import CLASSES, ICE, ICE_OF_ANY_KIND
 from ...errors import DataError, did_you_mean, note
-from .pixels import ToPixels, make_valid, turn, unwrap
+from .pixels import ToPixels, finite, make_valid, turn, unwrap
 from .vectors import VectorLayer, open_vector
 
 __all__ = [
@@ -242,6 +242,14 @@ def polygons_on(
     if not (kinds := set(table.geom_type)) <= {"Polygon", "MultiPolygon", "GeometryCollection"}:
         raise DataError(f"{path}: holds {', '.join(sorted(kinds))}; outlines must be polygons")
     drawn = table.geometry.to_numpy().astype(object)
+    xy, of = shapely.get_coordinates(drawn, return_index=True)
+    odd, drawn = np.unique(of[~np.isfinite(xy).all(1)]), finite(drawn)
+    if (odd := odd[~shapely.is_empty(drawn[odd])]).size:
+        note(
+            f"{path}: {odd.size} polygons near {scene} have vertices that are no numbers, which are left out (the "
+            f"first is row {table.index[odd[0]]})",
+            notes,
+        )
     straight, moved = unwrap(drawn, to_pixels.turn) if to_pixels.turn else (drawn, np.zeros(len(drawn), bool))
     valid, broken = _repaired(path, straight, table.index.to_numpy())
     shapes = to_pixels(valid)

@@ -238,6 +238,11 @@ def test_geometries_that_are_empty_null_flat_or_3d(tmp_path):
     _, count, (note,) = burn(outlines(tmp_path / "nan.gpkg", [rectangle(10, 20, 30, 40), holed]))
     assert count == 1
     assert "coordinates that are no numbers, and are left out (the first is row 1)" in note
+    with np.errstate(invalid="ignore"):
+        holed = Polygon([(X + 30, Y - 30), (X + 630, np.nan), (X + 630, Y - 30), (X + 630, Y - 630), (X + 30, Y - 630)])
+    mask, count, (note,) = burn(outlines(tmp_path / "some.gpkg", [rectangle(40, 20, 30, 40), holed]))
+    np.testing.assert_array_equal(mask, want((40, 20, 30, 40, 254), (1, 1, 20, 20, 254)))
+    assert "1 polygons near s.tif have vertices that are no numbers, which are left out (the first is row 1)" in note
     both = shapely.GeometryCollection([rectangle(10, 20, 30, 40), LineString([(X, Y), (X + 9, Y)])])
     mask, _, (note,) = burn(outlines(tmp_path / "c.gpkg", [both, rectangle(1, 1, 2, 2)]))
     np.testing.assert_array_equal(mask, want((10, 20, 30, 40, 254), (1, 1, 2, 2, 254)))
