@@ -36,6 +36,7 @@ CUT = 0.95
 """An outline of less than this share of the area that the inventory gives was cut."""
 NO_DATE = re.compile(r"(?i)[-09.]*|nan|nat|none|null|n/?a|unknown")
 METRES = 1e4  # times its outline: an area given in m2, not km2
+HECTARES = 0.1  # relative error of 100 times its outline within which every area is one in hectares
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ def read_inventory(
     """Return the glaciers of an inventory that lie on a scene.
 
     Rows of one id are parts of one glacier, unless they have different dates: then the newest counts. Of GLIMS,
-    `glac_bound` are the glaciers, and `intrnl_rock` is cut out of them. Areas in m2 are turned into km2; where there is
-    none it is that of the outline. All of it is noted.
+    `glac_bound` are the glaciers, and `intrnl_rock` is cut out of them. Areas in m2 or hectares are turned into km2;
+    where there is none it is that of the outline. All of it is noted.
 
     Raises:
         DataError: No polygons, or it lies elsewhere on the Earth.
@@ -219,9 +220,11 @@ def _one_each(
 def _areas(table: pd.DataFrame, outline: np.ndarray, column: str | None, path: str, notes: list[str]) -> None:
     """Bring the inventory's areas to km2, and take those of outlines where it has none."""
     given = (table["km2"] > 0).to_numpy()
-    if given.any() and np.median(table["km2"][given] / outline[given]) > METRES:
-        table.loc[given, "km2"] /= 1e6
-        note(f"{path}: {column} is in m2, by the areas of its outlines", notes)
+    times = table["km2"][given] / outline[given]
+    m2 = given.any() and np.median(times) > METRES
+    if m2 or given.any() and (abs(times / 100 - 1) < HECTARES).all():
+        table.loc[given, "km2"] /= 1e6 if m2 else 100
+        note(f"{path}: {column} is in {'m2' if m2 else 'hectares'}, by the areas of its outlines", notes)
     table.loc[~given, "km2"] = outline[~given]
     if (~given).any():
         missing = f"{int((~given).sum())} glaciers have no area of their own" if column else "no column of areas"

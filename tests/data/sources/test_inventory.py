@@ -119,6 +119,15 @@ def test_a_glacier_that_is_cut_knows_how_much_of_it_is_on_the_scene(tmp_path):
     assert "1 outlines are smaller than their areas in Area, such as B: they were cut" in notes[0]
 
 
+def test_areas_in_hectares_are_known_by_all_of_them(tmp_path):
+    shapes, km2 = [rectangle(5, 5, 10, 10), rectangle(30, 30, 8, 8)], [0.0901, 0.058]
+    found, notes = read(outlines(tmp_path / "i.gpkg", shapes, RGIId=["A", "B"], area=[100 * v for v in km2]))
+    assert found.table["km2"].tolist() == pytest.approx(km2) and not found.cut.any()
+    assert [n.partition(": ")[2] for n in notes] == ["area is in hectares, by the areas of its outlines"]
+    found, notes = read(outlines(tmp_path / "j.gpkg", shapes, RGIId=["A", "B"], area=[9.01, 0.058]))  # A was cut
+    assert found.table["km2"].tolist() == [9.01, 0.058] and "smaller than their areas" in notes[0]
+
+
 def test_invalid_and_empty_polygons_are_said(tmp_path):
     bow = shapely.Polygon([(500_000, 3_100_000), (500_600, 3_099_400), (500_600, 3_100_000), (500_000, 3_099_400)])
     path = outlines(tmp_path / "i.gpkg", [bow, None, rectangle(50, 50, 5, 5)], RGIId=["A", "B", "C"])
