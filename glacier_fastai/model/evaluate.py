@@ -35,6 +35,7 @@ __all__ = [
     "predict_tiles",
     "score_table",
     "score_tiles",
+    "seen_tiles",
     "tiles_to_score",
 ]
 
@@ -134,7 +135,7 @@ def evaluate(
     positions, notes = np.arange(len(store)) if tiles is None else np.asarray(tiles, np.int64), list[str]()
     check_fit(model, store.path, store.base().profile(positions), notes, statistics, force)
     note_unknown_places(store, [band for band, _ in Ensemble.of(model).channels], positions, notes)
-    if n := np.logical_or(*_seen(model, store))[positions].sum():
+    if n := np.logical_or(*seen_tiles(model, store))[positions].sum():
         seen = f"{n} of {len(positions)} tiles, or the ground they lie on, were trained on"
         note(f"{store.path}: {seen}, so these scores say little of other ground", notes)
     found = score_tiles(model, store, positions, device, statistics)
@@ -201,7 +202,7 @@ def tiles_to_score(
     bundles = [m.bundle for m in Ensemble.of(model).members]
     n_tiles, alone = len(store), len(bundles) == 1
     valid = bundles[0].trained_on.knows(store, "valid") if alone else np.zeros(n_tiles, bool)
-    known, covered = _seen(model, store)
+    known, covered = seen_tiles(model, store)
     seen, what = known | covered, "the bundle was" if alone else "models were"
     if fold is None and valid.any():
         note = f"; {n} of them lie on ground that was trained on" if (n := (covered & valid).sum()) else ""
@@ -224,7 +225,10 @@ def tiles_to_score(
     return chosen, f"the {len(chosen)} {name}{note}"
 
 
-def _seen(model: ModelBundle | Ensemble, store: TileStore) -> tuple[np.ndarray, np.ndarray]:
+def seen_tiles(
+    model: ModelBundle | Ensemble,
+    store: TileStore,
+) -> tuple[np.ndarray, np.ndarray]:
     """Return which tiles were trained on (of an ensemble: or validated on), which lie on such ground; bool `(N,)`."""
     about, ground = [m.bundle.trained_on for m in Ensemble.of(model).members], store.ground()
     parts = ("train",) if len(about) == 1 else ("train", "valid")

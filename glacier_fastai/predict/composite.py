@@ -22,9 +22,9 @@ from torch import Tensor
 
 from ..bands import CLASSES, ICE, IGNORE
 from ..data.scenes.opening import HowRead
-from ..data.scenes.raster import block_cache, horizontal
+from ..data.scenes.raster import block_cache, horizontal, unknown_shift
 from ..data.scenes.scene import Place, Scene
-from ..errors import DataError
+from ..errors import DataError, note
 from ..files import check_room, digest
 from ..memory import fits
 from ..model.bundle import ModelBundle
@@ -88,6 +88,9 @@ def predict_composite(
     place = [grid.height, grid.width, *grid.transform[:6]]
     notes = list[str]()
     note_unused_dem(looked, wanted, how, notes)
+    for other in grids[1:]:
+        if odd := unknown_shift(grid.crs, other.crs, other.transform, (other.height, other.width)):
+            note(f"{other.path}: {odd}", notes)
     inventory = inventory_on(wanted.glaciers, grid, grid.path, notes) if wanted.glaciers else None
     made_of = wanted.about(inventory, how.get("dem"))
     about = {

@@ -22,7 +22,7 @@ from ..bands import CLASSES, IGNORE
 from ..core.glaciers import default_reach
 from ..data.scenes.dem import SceneTerrain, Terrain
 from ..data.scenes.names import DAY
-from ..data.scenes.raster import block_cache, open_raster, reading
+from ..data.scenes.raster import block_cache, open_raster, placeless, reading
 from ..data.scenes.scene import Place, on_grid_of
 from ..data.sources.inventory import Inventory, parse_date, read_inventory
 from ..errors import DataError, OutputError, cell, note
@@ -308,7 +308,7 @@ def _grid(raster: rasterio.DatasetReader, path: Path) -> Grid:
         )
     if raster.nodata not in (None, IGNORE):
         raise DataError(f"{path}: declares {raster.nodata:g} as nodata; in a map of classes it is 255")
-    if raster.crs is None or raster.transform.is_identity:
+    if raster.crs is None or placeless(raster.transform):
         raise DataError(f"{path}: does not say where it lies; assign a coordinate reference system and a geotransform")
     return Grid(path, raster.crs, raster.transform, raster.height, raster.width)
 

@@ -22,7 +22,7 @@ from markupsafe import Markup
 from .. import __version__
 from ..bands import CLASS_COLOURS, CLASSES, ICE_COLOUR, ICE_OF_ANY_KIND, UNKNOWN_ICE
 from ..data.scenes.opening import HowRead
-from ..data.scenes.raster import open_raster
+from ..data.scenes.raster import open_raster, placeless
 from ..data.sources.vectors import open_vector
 from ..errors import DataError, OutputError, note
 from ..files import names_only, write_text
@@ -123,7 +123,7 @@ def _opened(path: Path, kind: str = "classes") -> rasterio.DatasetReader:
     odd = ""
     if raster.count != 1 or raster.dtypes[0] != "uint8":
         odd = f"{raster.count} bands of {raster.dtypes[0]}, so no map of {kind}, which has one of uint8"
-    elif raster.crs is None or raster.transform.is_identity:
+    elif raster.crs is None or placeless(raster.transform):
         odd = "does not say where it lies; assign a coordinate reference system and a geotransform"
     if odd:
         raster.close()

@@ -44,7 +44,7 @@ from ..files import no_link, whole_file, write_text
 from ..model.bundle import ModelBundle, described
 from ..model.calibrate import calibrate
 from ..model.encoder import load_encoder, takes_encoder
-from ..model.evaluate import class_table, score_tiles
+from ..model.evaluate import class_table, score_tiles, seen_tiles
 from ..model.oof import OutOfFold
 from ..model.predictor import out_of_memory
 from ..model.processes import init_processes, on_rank_zero, world_size
@@ -107,6 +107,8 @@ def train(
     bundle = None if weights is None else ModelBundle.load(weights)
     set_seed(recipe.seed)
     dls = make_dls(recipe, store, fold, bundle)
+    if bundle is not None:
+        _say_what_is_known(bundle, weights, store, dls)
     learn = make_learner(recipe, dls)
     adapted = [] if bundle is None else bundle.load_into(learn.model, recipe.bands)
     encoder = None
@@ -147,6 +149,14 @@ def _store(recipe: Recipe, data: str | os.PathLike | TileStore | None) -> TileSt
     if (path := data or recipe.data.path) is None:
         raise DataError("no data: name a tile store or a raw folder, or set data.path in the recipe")
     return open_tiles(path, recipe.bands)
+
+
+def _say_what_is_known(bundle: ModelBundle, weights: Any, store: TileStore, dls: GlacierDataLoaders) -> None:
+    """Say where weights have seen the tiles that are to judge them."""
+    known, covered = seen_tiles(bundle, store)
+    if n := (known | covered)[dls.valid_tiles].sum():
+        seen = f"{n} of {len(dls.valid_tiles)} validation tiles are among those that {weights} was trained on"
+        note(f"{store.path}: {seen}, or lie on their ground, so their scores flatter", dls.notes)
 
 
 def _count_steps(recipe: Recipe, dls: GlacierDataLoaders) -> None:

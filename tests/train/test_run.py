@@ -236,6 +236,18 @@ def test_a_balance_of_classes_that_are_not_there_is_said(tmp_path):
     assert "no training tile has debris, lake" in events.splitlines()[0]
 
 
+def test_weights_that_were_trained_on_what_is_validated_on_are_said(trained, tmp_path):
+    run, store = trained
+    weights, recipe = run / "best.safetensors", tiny_recipe("train.epochs=1")
+    fold = ModelBundle.load(weights).trained_on.fold
+    with pytest.warns(DataNote, match="validation tiles are among those that .*best.safetensors was trained on"):
+        other = train(recipe, store, tmp_path / "other", fold=(fold + 1) % 3, weights=weights)
+    assert "so their scores flatter" in (other / "events.jsonl").read_text().splitlines()[0]
+    for name, which in (("same", fold), ("all", None)):
+        same = train(recipe, store, tmp_path / name, fold=which, weights=weights)
+        assert "flatter" not in (same / "events.jsonl").read_text()
+
+
 def test_pretrain_then_finetune_with_other_bands(tmp_path, capsys):
     pre = pretrain(tiny_recipe("train.epochs=1"), make_store(tmp_path / "a").path, tmp_path / "pre")
     recipe = tiny_recipe("train.epochs=1", "bands=[red, nir, blue]")

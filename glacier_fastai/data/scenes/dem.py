@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Self
@@ -22,7 +23,7 @@ from ...core.tiling import spread
 from ...errors import DataError, note
 from ...memory import fits
 from .address import named
-from .raster import check_crs, horizontal, open_raster, parse_crs, reading, same_crs, steps
+from .raster import check_place, horizontal, open_raster, parse_crs, placeless, reading, same_crs, steps, unknown_shift
 from .scene import Declared, Scene
 from .units import NONE
 from .web import unversioned
@@ -38,6 +39,9 @@ METRES = {
     **dict.fromkeys(("us_survey_foot", "us foot", "survey foot", "survey feet"), 1200 / 3937),
 }
 """What files call units of height, in lower case, and their metres."""
+
+NO_HEIGHTS = re.compile(r"(?i)(hill[ _-]?shade|shaded[ _-]?relief|slope|aspect|(ice[ _-]?)?thickness)(?![a-z-])")
+"""How descriptions of bands begin that hold something else."""
 
 LOWEST, HIGHEST = -500.0, 9000.0  # metres; no ground lies beyond
 FILLS = (-32768, -32767, 32767, 65535, -9999, -99999)  # what stands in voids, declared or not
@@ -110,8 +114,10 @@ class Terrain:
         self._band = bands[0]
         if "complex" in raster.dtypes[self._band - 1] or raster.colorinterp[self._band - 1] == ColorInterp.palette:
             raise DataError(f"{path}: holds colours or complex numbers, no heights; give an elevation model")
-        check_crs(raster, path)
-        if raster.transform.is_identity:
+        if said := NO_HEIGHTS.match((raster.descriptions[self._band - 1] or "").strip()):
+            raise DataError(f"{path}: its band is described as {said[0]}, no heights; give an elevation model")
+        check_place(raster, path)
+        if placeless(raster.transform):
             raise DataError(
                 f"{path}: has no geotransform that says where its pixels lie; warp it to a grid (gdalwarp), or assign "
                 "its edges (gdal_edit.py -a_ullr)"
@@ -148,13 +154,13 @@ class Terrain:
         if not known.any():
             raise DataError(f"{self.path}: holds no heights, only voids; give another elevation model")
         fills = likely_fill(["elevation"], numbers[None], known, np.zeros(known.shape, bool))
-        if self.raster.nodatavals[self._band - 1] is None:
-            self._fills = [value for _, value, _ in fills]
+        self._fills, nodata = [value for _, value, _ in fills], self.raster.nodatavals[self._band - 1]
         for value in self._fills:
             share = (numbers[known] == value).mean()
+            mend = f"declare it (gdal_edit.py -a_nodata {value:g})" if nodata is None else f"make it {nodata:g}"
             self.notes.append(
                 f"{self.path}: {value:g} on {share:.0%} of its pixels looks like a fill value, but is not declared: "
-                f"taken for voids; declare it (gdal_edit.py -a_nodata {value:g})"
+                f"taken for voids; {mend}"
             )
         known &= ~np.isin(numbers, [*FILLS, *(value for _, value, _ in fills)]) | self._is_ground(numbers)
         heights = self._in_metres(numbers[known])
@@ -254,6 +260,8 @@ class SceneTerrain(Scene):
             self._to_dem = Transformer.from_crs(horizontal(crs), horizontal(terrain.crs), always_xy=True)
         except ProjError as err:
             raise DataError(f"{terrain.path}: cannot be brought to the CRS of {name}; give one that can") from err
+        if odd := unknown_shift(terrain.crs, crs, self.transform, shape):
+            self.notes.append(f"{terrain.path}: {odd}")
         self._middle = _at(self.transform, shape[1] / 2, shape[0] / 2)
         turns = self._check_cover(name)
         own, self._same = terrain.transform, same_crs(crs, terrain.crs)

@@ -16,7 +16,7 @@ from ...core.fill import NO_VALUE
 from ...errors import DataError, note
 from .address import Address
 from .names import described_otherwise, name_bands
-from .raster import check_crs, open_raster, reading
+from .raster import check_place, open_raster, placeless, reading
 from .scene import Declared, Scene
 from .units import Given, by_band
 from .web import unversioned
@@ -98,7 +98,7 @@ class SceneRaster(Scene):
 
     def _check_place(self) -> None:
         raster, path, copy = self.raster, self.path, f"{self.path.stem}_placed.tif"
-        at_home = raster.transform.is_identity
+        at_home = placeless(raster.transform)
         if at_home and raster.gcps[0]:
             raise DataError(
                 f"{path}: is placed by {len(raster.gcps[0])} ground control points only; warp it to a grid "
@@ -109,7 +109,7 @@ class SceneRaster(Scene):
                 f"{path}: is placed by rational polynomial coefficients (RPC) only; warp it to a grid (gdalwarp -rpc "
                 f"-t_srs EPSG:326XX {path.name} {copy})"
             )
-        check_crs(raster, path)
+        check_place(raster, path)
         if at_home:
             raise DataError(
                 f"{path}: has a coordinate reference system, but no geotransform that says where its pixels lie; "

@@ -21,7 +21,7 @@ from ..sources.outlines import burn_outlines, open_outlines
 from ..sources.vectors import SUFFIXES
 from .address import Address
 from .product import Flag
-from .raster import open_raster, reading, same_crs, same_grid
+from .raster import open_raster, reading, same_crs, same_grid, unknown_shift
 from .scene import HALF, Scene
 
 __all__ = ["KINDS", "MaskCounts", "Masked", "check_keep"]
@@ -166,6 +166,8 @@ class Masked(Scene):
         if placed and (kinds or same_grid(raster.transform, self.transform, shape) and raster.shape == shape):
             self._layers[path, band] = raster, called, kinds
             return
+        if odd := unknown_shift(raster.crs, self.crs, self.transform, shape):
+            self.notes.append(f"{called}: {odd}")
         coarser = placed and abs((~raster.transform * self.transform).determinant) > 1.0001
         how = Resampling.mode if coarser else Resampling.nearest
         with reading(called):

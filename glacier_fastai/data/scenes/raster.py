@@ -13,7 +13,7 @@ import re
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -41,17 +41,19 @@ __all__ = [
     "OFFLINE",
     "block_cache",
     "block_rows",
-    "check_crs",
+    "check_place",
     "check_within",
     "horizontal",
     "local_file",
     "open_raster",
     "parse_crs",
     "pixel_size",
+    "placeless",
     "reading",
     "same_crs",
     "same_grid",
     "steps",
+    "unknown_shift",
 ]
 
 DRIVERS = {  # GDAL's names of what is read, and how such files begin
@@ -65,6 +67,7 @@ DRIVERS = {  # GDAL's names of what is read, and how such files begin
     "ENVI": (b"",),  # raw numbers, a header beside
 }
 _one_is_quiet = Lock()
+FINEST = 1e-3  # side of a pixel, metres; of less, degrees are called metres
 FAR = 1e12  # in a CRS, beyond which nothing lies
 FROM_WEB = ("GTiff", "JP2OpenJPEG", "PNG", "JPEG")  # what needs no other file
 READ = "GeoTIFF, JPEG 2000, PNG, JPEG, ERDAS Imagine, netCDF-3, ENVI and VRT are read; make a GeoTIFF (gdal_translate)"
@@ -405,16 +408,52 @@ def _check_alone(text: str) -> None:
         raise CRSError(f"it needs a file, {found[0][:80]!r}; write it without")
 
 
-def check_crs(
+def placeless(
+    transform: Any,  # affine, its six coefficients first
+) -> bool:
+    """Return whether a geotransform says no place, but counts pixels, down or up."""
+    a, b, c, d, e, f = transform[:6]
+    return (a, b, c, d, abs(e), f) == (1, 0, 0, 0, 1, 0)
+
+
+def check_place(
     raster: rasterio.DatasetReader,
     path: Any,  # for messages
 ) -> None:
-    """Raise `DataError` if a raster has no coordinate reference system, or one that cannot be used."""
+    """Raise `DataError` if a raster has no coordinate reference system, one that cannot be used, or cannot lie in it.
+
+    Without a geotransform it may be; see `placeless`.
+    """
     if raster.crs is None:
         raise DataError(f"{path}: has no coordinate reference system; assign one (gdal_edit.py -a_srs)")
     what = "its coordinate reference system cannot be used"
     with refusing(path, DataError, what, "assign one (gdal_edit.py -a_srs)"):
-        parse_crs(raster.crs)
+        crs = horizontal(raster.crs)
+    if not placeless(raster.transform) and (odd := _misplaced(crs, raster.transform, raster.shape)):
+        raise DataError(
+            f"{path}: its coordinate reference system is {crs.name}, in which it {odd}; assign that of its coordinates "
+            "(gdal_edit.py -a_srs EPSG:CODE)"
+        )
+
+
+def _misplaced(crs: CRS, transform: Any, shape: tuple[int, int]) -> str:
+    """Return why coordinates cannot be of a CRS, empty if they can."""
+    a, b, c, d, e, f = transform[:6]
+    col, row = np.meshgrid(np.linspace(0, shape[1], 5), np.linspace(0, shape[0], 5))
+    x, y = a * col + b * row + c, d * col + e * row + f
+    pixel = abs(d) + abs(e)
+    if crs.is_geographic:
+        pole = np.pi / 2 / crs.axis_info[0].unit_conversion_factor
+        if abs(y).max() > pole + 1.01 * pixel:  # pixels around the pole itself may reach beyond
+            return f"reaches to latitude {y.flat[abs(y).argmax()]:.8g}"
+    if crs.is_projected and crs.geodetic_crs is not None:
+        with suppress(ProjError):
+            there = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
+            back = there.transform(*there.transform(x, y), direction="INVERSE")[1]  # x may be a turn around the Earth
+            if not (abs(back - y) <= 1 + pixel + 1e-6 * abs(y)).any():
+                return f"lies nowhere on the Earth ({x[2, 2]:.8g}, {y[2, 2]:.8g})"
+    side = pixel_size(crs, transform, shape)
+    return f"has pixels of {side:.2g} m" if side is not None and side < FINEST else ""
 
 
 def horizontal(
@@ -434,6 +473,38 @@ def same_crs(
 ) -> bool:
     """Return whether two CRSs have the same horizontal part, however they are written."""
     return a == b or horizontal(a).equals(horizontal(b), ignore_axis_order=True)
+
+
+def unknown_shift(
+    crs: Any,  # as in `horizontal`
+    scene: Any,  # what it is brought to: its `crs`
+    transform: Any,  # its affine transform
+    shape: tuple[int, int],  # its rows and columns
+) -> str:
+    """Return what to say where PROJ knows no shift between two datums, and takes longitude and latitude as they are.
+
+    Empty where it does, where both are geocentric, as those on GRS 80 (a metre or two), or one is a sphere.
+
+    >>> unknown_shift("EPSG:4144", "EPSG:32645", (30, 0, 5e5, 0, -30, 3.1e6), (64, 64))[:47]
+    'the shift from the datum of Kalianpur 1937 to t'
+    """
+    own, other = horizontal(crs), horizontal(scene)
+    one, two = own.ellipsoid, other.ellipsoid
+    if not (one and two and one.inverse_flattening and two.inverse_flattening):
+        return ""
+    if abs(one.semi_major_metre - two.semi_major_metre) < 1:
+        return ""
+    a, b, c, d, e, f = transform[:6]
+    col, row = shape[1] / 2, shape[0] / 2
+    with suppress(ProjError):
+        shift = Transformer.from_crs(other, own, always_xy=True)
+        shift.transform(a * col + b * row + c, d * col + e * row + f)
+        with suppress(ProjError):  # there was but one way
+            shift = shift.get_last_used_operation()
+        if "Ballpark" in shift.description:
+            names = f"from the datum of {own.name} to that of {other.name}"
+            return f"the shift {names} is not known here, so it may lie some 100 m off; look whether it fits"
+    return ""
 
 
 def same_grid(

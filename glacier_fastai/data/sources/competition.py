@@ -21,7 +21,7 @@ import numpy as np
 from ...bands import CLASSES, COMPETITION_CODES, ICE_OF_ANY_KIND, IGNORE, Bands, natural_unit
 from ...errors import DataError, did_you_mean
 from ...memory import fits
-from ..scenes.raster import open_raster, reading, same_grid
+from ..scenes.raster import open_raster, placeless, reading, same_grid
 from ..scenes.units import Given, Scaling, by_band
 from ..tiles import TileStore, TileWriter, store_dtype
 from .registry import Source
@@ -149,7 +149,7 @@ def _header(path: Path) -> _Header:
     with open_raster(path) as raster, reading(path):
         if raster.count != 1:
             raise DataError(f"{path}: {raster.count} bands, wanted one; take one out (gdal_translate -b 1)")
-        placed = raster.crs is not None and not raster.transform.is_identity
+        placed = raster.crs is not None and not placeless(raster.transform)
         place = (raster.crs.to_string(), tuple(raster.transform)[:6]) if placed else ("", ())
         return _Header(raster.shape, raster.dtypes[0], *place)
 

@@ -34,7 +34,9 @@ COLUMNS = {  # what is known of a glacier, and the columns that tell it, in any 
 }
 CUT = 0.95
 """An outline of less than this share of the area that the inventory gives was cut."""
+NO_DATE = re.compile(r"(?i)[-09.]*|nan|nat|none|null|n/?a|unknown")
 METRES = 1e4  # times its outline: an area given in m2, not km2
+HECTARES = 0.1  # relative error of 100 times its outline within which every area is one in hectares
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,11 @@ def parse_date(
 
     >>> parse_date("20020105"), parse_date("20030799"), parse_date("20009999"), parse_date("-9999999")
     ('2002-01-05', '2003-07', '2000', '')
-    >>> parse_date("2015-09-09 00:00:00")
-    '2015-09-09'
+    >>> parse_date("2015-09-09 00:00:00"), parse_date("9.9.2015"), parse_date("9/9/2015")
+    ('2015-09-09', '2015-09-09', '')
     """
-    found = re.match(r"(1[89]\d\d|20\d\d)(?:-?(0[1-9]|1[0-2])(?:-?(0[1-9]|[12]\d|3[01])(?!\d))?)?", str(value).strip())
+    text = re.sub(r"^(\d\d?)\.(\d\d?)\.(\d{4})\b", lambda m: f"{m[3]}{m[2]:0>2}{m[1]:0>2}", str(value).strip())
+    found = re.match(r"(1[89]\d\d|20\d\d)(?:-?(0[1-9]|1[0-2])(?:-?(0[1-9]|[12]\d|3[01])(?!\d))?)?", text)
     if not found:
         return ""
     text = "-".join(part for part in found.groups() if part)
@@ -90,8 +93,8 @@ def read_inventory(
     """Return the glaciers of an inventory that lie on a scene.
 
     Rows of one id are parts of one glacier, unless they have different dates: then the newest counts. Of GLIMS,
-    `glac_bound` are the glaciers, and `intrnl_rock` is cut out of them. Areas in m2 are turned into km2; where there is
-    none it is that of the outline. All of it is noted.
+    `glac_bound` are the glaciers, and `intrnl_rock` is cut out of them. Areas in m2 or hectares are turned into km2;
+    where there is none it is that of the outline. All of it is noted.
 
     Raises:
         DataError: No polygons, or it lies elsewhere on the Earth.
@@ -120,10 +123,18 @@ def read_inventory(
     rock, ice = codes == 0, codes == ICE_OF_ANY_KIND
     texts = {k: columns[k] for k in ("id", "name", "glims_id")}
     table = pd.DataFrame({k: [_text(v) for v in found[c]] if c else [""] * len(found) for k, c in texts.items()})
-    table["date"] = [parse_date(v) for v in found[columns["date"]]] if columns["date"] else ""
+    dates = [str(v).strip() for v in found[columns["date"]]] if columns["date"] else [""] * len(found)
+    table["date"] = [parse_date(text) for text in dates]
+    table["unread"] = [text if not (parse_date(text) or NO_DATE.fullmatch(text)) else "" for text in dates]
     table["km2"] = pd.to_numeric(found[columns["km2"]], errors="coerce").to_numpy(float) if columns["km2"] else np.nan
     table["row"] = found.index
     _name(table, file, columns["id"], ice, notes)
+    if (unread := table["unread"][ice & (table["unread"] != "")]).size:
+        note(
+            f"{path}: {unread.size} dates of {columns['date']} cannot be read, such as {unread.iloc[0]!r}, so they are "
+            "not known, and the first of them counts where an id has several; write YYYY-MM-DD",
+            notes,
+        )
     own = found.geometry.to_numpy().astype(object)
     kept = _one_each(table, ice, rock, shapes, own, file.path, notes)
     order = kept[np.argsort(table["id"].to_numpy(str)[kept], kind="stable")]
@@ -145,7 +156,7 @@ def read_inventory(
     whole = np.where(outline < CUT * table["km2"], table["km2"], outline)
     inside = np.divide(within, whole, out=np.zeros(len(whole)), where=whole > 0).clip(0, 1)
     sha = fingerprint(path) if isinstance(named(path), Address) or Path(path).is_file() else ""
-    return Inventory(file.path, sha, table.drop(columns="row"), shapes, inside, edge | (whole > outline))
+    return Inventory(file.path, sha, table.drop(columns=["row", "unread"]), shapes, inside, edge | (whole > outline))
 
 
 def _column(file: OutlineFile, names: Sequence[str]) -> str | None:
@@ -179,15 +190,16 @@ def _one_each(
     notes: list[str],
 ) -> np.ndarray:
     """Return the position of one outline per glacier; the others are joined to it, and rocks cut out, in place."""
-    ids, dates = table["id"].tolist(), table["date"].to_numpy(str)
+    ids, dates, unread = table["id"].tolist(), table["date"].to_numpy(str), table["unread"].tolist()
     rows: dict[str, list[int]] = {}
     for at in np.flatnonzero(ice):
         rows.setdefault(ids[at], []).append(int(at))
     old = joined = 0
     for name, every in rows.items():
         newest = [at for at in every if dates[at] == max(dates[every])]
-        rows[name], keep = newest, newest[0]
         old += len(newest) < len(every)
+        newest = [at for at in newest if unread[at] == unread[newest[0]]]
+        rows[name], keep = newest, newest[0]
         if len(newest) > 1:
             joined += 1
             for polygons in (shapes, own):
@@ -208,9 +220,11 @@ def _one_each(
 def _areas(table: pd.DataFrame, outline: np.ndarray, column: str | None, path: str, notes: list[str]) -> None:
     """Bring the inventory's areas to km2, and take those of outlines where it has none."""
     given = (table["km2"] > 0).to_numpy()
-    if given.any() and np.median(table["km2"][given] / outline[given]) > METRES:
-        table.loc[given, "km2"] /= 1e6
-        note(f"{path}: {column} is in m2, by the areas of its outlines", notes)
+    times = table["km2"][given] / outline[given]
+    m2 = given.any() and np.median(times) > METRES
+    if m2 or given.any() and (abs(times / 100 - 1) < HECTARES).all():
+        table.loc[given, "km2"] /= 1e6 if m2 else 100
+        note(f"{path}: {column} is in {'m2' if m2 else 'hectares'}, by the areas of its outlines", notes)
     table.loc[~given, "km2"] = outline[~given]
     if (~given).any():
         missing = f"{int((~given).sum())} glaciers have no area of their own" if column else "no column of areas"

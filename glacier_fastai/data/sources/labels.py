@@ -23,7 +23,7 @@ from ...bands import CLASSES, ICE_OF_ANY_KIND, IGNORE
 from ...errors import DataError
 from ...memory import fits
 from ..scenes.address import Address, named
-from ..scenes.raster import horizontal, open_raster, reading, same_crs, same_grid
+from ..scenes.raster import check_place, horizontal, open_raster, placeless, reading, same_crs, same_grid, unknown_shift
 from ..scenes.scene import Place
 
 __all__ = ["label_masks"]
@@ -122,9 +122,13 @@ def _look(path: Path | Address, scene: Place, align: bool, note: Callable[[str],
     zeros, covered = False, 0
     with open_raster(path) as raster, reading(path):
         _check_kind(raster, path)
+        if raster.crs is not None:
+            check_place(raster, path)
         off = _off(raster, path, scene, note)
         if off and not align:
             raise DataError(f"{path}: {off}; set align to bring it there (nearest pixel), or warp it (gdalwarp)")
+        place = scene.crs, scene.transform, (scene.height, scene.width)
+        odd = unknown_shift(raster.crs, *place) if off and raster.crs else ""
         nodata, placed = raster.nodata, "" if raster.crs else ", taken to be in its CRS"
         for _, values, known in _blocks(raster, path, scene, bool(off)):
             covered += int(known.sum())
@@ -138,6 +142,8 @@ def _look(path: Path | Address, scene: Place, align: bool, note: Callable[[str],
     if off:
         share = covered / (scene.height * scene.width)
         note(f"{path}: {off}; brought to its grid (nearest pixel){placed}, of which it covers {share:.1%}")
+        if odd:
+            note(f"{path}: {odd}")
     return _Label(path, scene, bool(off), nodata, codes, zeros)
 
 
@@ -177,7 +183,7 @@ def _off(raster: Any, path: Path | Address, scene: Place, note: Callable[[str], 
     shape, wanted = (raster.height, raster.width), (scene.height, scene.width)
     parts = [] if shape == wanted else [f"{shape[0]} x {shape[1]} px, but {scene.path} has {wanted[0]} x {wanted[1]}"]
     a, b, c, d, e, f = raster.transform[:6]
-    if raster.transform.is_identity or (raster.crs is None and (a, b, c, d, abs(e), f) == (1, 0, 0, 0, 1, 0)):
+    if placeless(raster.transform):
         if raster.gcps[0] or raster.rpcs:
             raise DataError(
                 f"{path}: placed by control points or RPCs only; warp it to the grid of {scene.path} (gdalwarp)"

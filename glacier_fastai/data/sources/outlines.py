@@ -17,10 +17,18 @@ from rasterio.features import rasterize
 
 from ...bands import CLASSES, ICE, ICE_OF_ANY_KIND
 from ...errors import DataError, did_you_mean, note
-from .pixels import ToPixels, make_valid, turn, unwrap
+from .pixels import ToPixels, finite, make_valid, turn, unwrap
 from .vectors import VectorLayer, open_vector
 
-__all__ = ["OutlineFile", "Outlines", "burn_outlines", "open_outlines", "parse_outlines", "polygons_on"]
+__all__ = [
+    "OutlineFile",
+    "Outlines",
+    "burn_outlines",
+    "open_outlines",
+    "parse_outlines",
+    "polygons_on",
+    "unused_classes",
+]
 
 Outlines = str | os.PathLike | tuple[str, str | os.PathLike]
 """A file of polygons, or a class and the file of its polygons."""
@@ -34,7 +42,11 @@ A glacier's bound says glacier or debris, so it is of the file's class, or ice o
 DATES = ("anlys_time", "src_date")
 """GLIMS's columns of when a glacier was outlined, and of the image."""
 
+VOID = {"glac_stat": "gone", "rec_status": "erroneous", "rec_stat": "erroneous"}
+"""GLIMS's columns, and what they hold of rows that show no glacier."""
+
 LEFT_OUT = -1
+FIRST = 1000  # rows that tell what a column holds
 RIM = 1e-3  # pixels: polygons that meet the rim of a scene cross it by rounding alone
 WHOLE = 0.99  # share of a polygon that lies within another for it to count as covered: rims are drawn by hand
 
@@ -97,6 +109,24 @@ def open_outlines(
             raise DataError(f"{path}: no column {column!r}; it has {held}{did_you_mean(column, opened.columns)}")
         files.append(OutlineFile(opened, name, column))
     return files
+
+
+def unused_classes(
+    file: OutlineFile,
+) -> str:
+    """Return what to say of a column of class names that was not named, by its first rows; empty if there is none."""
+    if file.class_name or file.class_field or not file.layer.columns:
+        return ""
+    table = file.layer.read(np.arange(min(len(file.layer.bounds), FIRST)), file.layer.columns)
+    for column in file.layer.columns:
+        held = {str(value).strip().lower() for value in table[column].dropna()}
+        if held and held <= {*CLASSES} and (len(held) > 1 or "class" in column.lower()):
+            names = ", ".join(c for c in CLASSES if c in held)
+            return (
+                f"{file.path}: its column {column} holds {names}, but every polygon is taken for ice of unknown kind; "
+                "name the column (class_field)"
+            )
+    return ""
 
 
 def _check_degrees(layer: VectorLayer) -> None:
@@ -196,20 +226,37 @@ def polygons_on(
         note(f"{path}: layer {layer.name} is read; left out: {layer.left_out}", notes)
     glims = file.column("line_type") if file.class_field is None or file.class_field.lower() == "line_type" else None
     dated = [c for name in ("glac_id", *DATES) if (c := file.column(name))] if glims else []
-    columns = dict.fromkeys(c for c in (file.class_field, glims, *dated, *wanted) if c)
+    by_glims = glims or file.class_field is None
+    states = {c: value for name, value in VOID.items() if by_glims and (c := file.column(name))}
+    columns = dict.fromkeys(c for c in (file.class_field, glims, *dated, *states, *wanted) if c)
     table = layer.read(to_pixels.candidates(layer.bounds), list(columns))
     void = table.geometry.isna() | table.geometry.is_empty
     table = table[~void]
     codes = _codes(file, table, glims, scene, notes)
+    for column, value in states.items():
+        gone = (table[column].astype(str).str.strip().str.lower() == value).to_numpy() & (codes != LEFT_OUT)
+        if gone.any():
+            note(f"{path}: rows near {scene} whose {column} is {value} are left out: {int(gone.sum())}", notes)
+            codes[gone] = LEFT_OUT
     table, codes = table[codes != LEFT_OUT], codes[codes != LEFT_OUT]
     if not (kinds := set(table.geom_type)) <= {"Polygon", "MultiPolygon", "GeometryCollection"}:
         raise DataError(f"{path}: holds {', '.join(sorted(kinds))}; outlines must be polygons")
     drawn = table.geometry.to_numpy().astype(object)
+    xy, of = shapely.get_coordinates(drawn, return_index=True)
+    odd, drawn = np.unique(of[~np.isfinite(xy).all(1)]), finite(drawn)
+    if (odd := odd[~shapely.is_empty(drawn[odd])]).size:
+        note(
+            f"{path}: {odd.size} polygons near {scene} have vertices that are no numbers, which are left out (the "
+            f"first is row {table.index[odd[0]]})",
+            notes,
+        )
     straight, moved = unwrap(drawn, to_pixels.turn) if to_pixels.turn else (drawn, np.zeros(len(drawn), bool))
     valid, broken = _repaired(path, straight, table.index.to_numpy())
     shapes = to_pixels(valid)
     height, width = to_pixels.shape
     on = shapely.intersects(shapes, shapely.box(RIM, RIM, width - RIM, height - RIM))
+    if to_pixels.odd and on.any():
+        note(f"{path}: {to_pixels.odd}", notes)
     if moved.any() and (across := moved & (on | to_pixels.on(drawn))).any():
         note(
             f"{path}: {int(across.sum())} polygons near {scene} have edges over more than half of the globe; they are "

@@ -12,9 +12,9 @@ from pyproj import CRS, Transformer
 
 from ...errors import DataError
 from ...reading import refusing
-from ..scenes.raster import horizontal, same_crs
+from ..scenes.raster import horizontal, same_crs, unknown_shift
 
-__all__ = ["ToPixels", "make_valid", "turn", "unwrap"]
+__all__ = ["ToPixels", "finite", "make_valid", "turn", "unwrap"]
 
 Project = Callable[..., tuple[Any, Any]]
 GRID = 65  # places along each side of a scene that show where its ground lies in another CRS
@@ -125,6 +125,8 @@ class ToPixels:
         col, row = np.meshgrid(np.linspace(0, shape[1], GRID), np.linspace(0, shape[0], GRID))
         x, y = _affine(transform, col, row)
         self.middle = x[GRID // 2, GRID // 2]
+        self.odd = ""
+        """What to say of how the two CRSs go together."""
         if not same_crs(own, to):
             for which, what in ((to, scene), (own, path)):
                 if which.geodetic_crs is None:
@@ -136,6 +138,7 @@ class ToPixels:
             with refusing(path, DataError, what, "assign the right ones"):
                 self.project = project = Transformer.from_crs(own, to, always_xy=True).transform
                 at = Transformer.from_crs(to, own, always_xy=True).transform(x, y)
+            self.odd = unknown_shift(own, to, transform, shape)
             self.scene_turn = turn(to) or _seam(project, x, *at)
             x, y = at
         self.frame, self.step = self._ground(x, y)
@@ -222,7 +225,7 @@ class ToPixels:
             xy, edge_of = shapely.get_coordinates(found, return_index=True)
             long = np.unique(edge_of[1:][np.hypot(*np.diff(xy, axis=0).T) > self.step])
             found[long] = shapely.segmentize(found[long], self.step)
-            found = _finite(shapely.transform(found, self.project, interleaved=False))
+            found = finite(shapely.transform(found, self.project, interleaved=False))
             if self.scene_turn:
                 found = shapely.transform(found, self._near_middle, interleaved=False)
                 found, _ = unwrap(found, self.scene_turn)
@@ -270,8 +273,14 @@ def _moved(polygons: np.ndarray, shift: float) -> np.ndarray:
     return shapely.transform(polygons, lambda x, y: (x + shift, y), interleaved=False) if shift else polygons.copy()
 
 
-def _finite(polygons: np.ndarray) -> np.ndarray:
-    """Leave out what the projection cannot show: it lies beyond the horizon of the scene."""
+def finite(
+    polygons: np.ndarray,  # object array, changed in place
+) -> np.ndarray:
+    """Leave out vertices that are no numbers, as of places beyond the horizon of a scene's projection.
+
+    >>> finite(np.array([shapely.Polygon([(0, 0), (2, 0), (np.inf, 1), (0, 2)])], object))[0].area
+    2.0
+    """
     xy, of = shapely.get_coordinates(polygons, return_index=True)
     for i in np.unique(of[~np.isfinite(xy).all(1)]):
         parts = []

@@ -25,7 +25,7 @@ from ..scenes.scene import Scene
 from ..scenes.units import Scaling
 from ..tiles import TileStore, TileWriter, store_dtype
 from .labels import label_masks
-from .outlines import Outlines, burn_outlines, open_outlines
+from .outlines import Outlines, burn_outlines, open_outlines, unused_classes
 
 __all__ = ["cut_scenes", "prepare_scenes"]
 
@@ -87,6 +87,8 @@ def prepare_scenes(
         if labels:
             yield from label_masks(labels, looked, align, writer.note)
             return
+        for text in filter(None, map(unused_classes, files)):
+            writer.note(text)
         bare = []
         for scene in looked:
             grid = (scene.crs, scene.transform, (scene.height, scene.width))

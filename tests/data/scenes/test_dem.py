@@ -321,7 +321,8 @@ def test_a_scene_may_cross_the_antimeridian(tmp_path, start, crs):
 def refused(name, **change):
     def write(path):
         z = np.full((1, 40, 40), 1000, np.float32) + np.arange(40, dtype=np.float32)
-        return write_raster(path, change.get("values", lambda z: z)(z), crs=change.get("crs", UTM), transform=SCENE)
+        options = {"crs": change.get("crs", UTM), "transform": SCENE, "bands": change.get("bands")}
+        return write_raster(path, change.get("values", lambda z: z)(z), **options)
 
     return pytest.param(write, change["match"], id=name)
 
@@ -335,6 +336,8 @@ def refused(name, **change):
             "centimetres", values=lambda z: z * 100, match="holds 100000 to 103900, which are no heights in metres"
         ),
         refused("reflectance", values=lambda z: -z, match="holds -1039 to -1000, which are no heights"),
+        refused("hillshade", bands=("Hillshade",), match="its band is described as Hillshade, no heights"),
+        refused("thickness", bands=("ice_thickness (m)",), match="its band is described as ice_thickness, no heights"),
         refused("voids", values=lambda z: z * np.nan, match="holds no heights, only voids"),
         refused("fill", values=lambda z: z * 0 - 9999, match="holds .*no heights"),
         refused(
@@ -347,6 +350,12 @@ def test_what_is_no_elevation_model_is_refused(tmp_path, write, match):
     with pytest.raises(DataError, match=rf"dem.tif: {match}") as err:
         Terrain(path)
     assert "\n" not in str(err.value)
+
+
+@pytest.mark.parametrize("said", ["elevation", "height (m)", "slope-filtered DEM", "DEM without hillshade"])
+def test_other_descriptions_may_be_of_heights(tmp_path, said):
+    with Terrain(write_dem(tmp_path / "dem.tif", bands=(said,))) as terrain:
+        assert terrain.notes == []
 
 
 def test_a_file_without_a_grid_or_that_is_none_is_refused(tmp_path):
@@ -395,10 +404,23 @@ def test_a_fill_value_that_nobody_declared_is_said(tmp_path):
         z[:, 200:] = 0
         return z
 
+    def shore(z):
+        return np.clip(z - np.quantile(z, 0.3), 0, None)
+
     (said,) = notes(write_dem(tmp_path / "dem.tif", change=filled))
     assert "dem.tif: 0 on " in said
     assert "taken for voids; declare it (gdal_edit.py -a_nodata 0)" in said
-    assert notes(write_dem(tmp_path / "sea.tif", change=filled, nodata=-9999)) == []
+    (said,) = notes(path := write_dem(tmp_path / "both.tif", change=filled, nodata=-9999))  # beside another
+    assert "taken for voids; make it -9999" in said
+    with Terrain(path) as terrain:
+        assert np.isnan(terrain.heights(5, 210, 9, 9)).all()
+    for nodata in (None, -9999):
+        assert notes(write_dem(tmp_path / "sea.tif", change=shore, nodata=nodata)) == []
+
+
+def test_a_datum_whose_shift_is_not_known_is_said(tmp_path):
+    path = write_dem(tmp_path / "dem.tif", "EPSG:4144", ARCSECOND, (700, 700))
+    assert any("dem.tif: the shift from the datum of Kalianpur 1937" in text for text in notes(path))
 
 
 def test_a_scene_that_is_not_north_up_is_said(tmp_path):

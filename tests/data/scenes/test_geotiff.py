@@ -7,6 +7,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.rpc import RPC
+from rasterio.transform import from_origin
 from scenes import BANDS, CRS, made_up, write_raster
 
 from glacier_fastai.data.scenes.geotiff import SceneRaster
@@ -185,6 +186,8 @@ def unplaced(path, **about):
 def test_scenes_that_lie_nowhere_are_refused_with_what_mends_them(tmp_path):
     with pytest.raises(DataError, match=r"s\.tif: .*no geotransform.*gdal_edit\.py -a_ullr"):
         SceneRaster(unplaced(tmp_path / "s.tif", crs=rasterio.CRS.from_string(CRS)))
+    with pytest.raises(DataError, match=r"u\.tif: .*no geotransform"):
+        SceneRaster(unplaced(tmp_path / "u.tif", crs=rasterio.CRS.from_string(CRS), transform=from_origin(0, 0, 1, 1)))
     with pytest.raises(DataError, match="no coordinate reference system"):
         SceneRaster(unplaced(tmp_path / "n.tif"))
     corners = [GroundControlPoint(r, c, 5e5 + 30 * c, 3.1e6 - 30 * r) for r in (0, 96) for c in (0, 80)]

@@ -8,10 +8,20 @@ import rasterio
 from listening import nobody_asks
 from pyproj.exceptions import CRSError
 from rasterio.shutil import copy
+from rasterio.transform import from_origin
 from rasterio.vrt import WarpedVRT
-from scenes import write_scene
+from scenes import write_raster, write_scene
 
-from glacier_fastai.data.scenes.raster import open_raster, parse_crs, pixel_size, reading, same_crs, same_grid
+from glacier_fastai.data.scenes.raster import (
+    check_place,
+    open_raster,
+    parse_crs,
+    pixel_size,
+    reading,
+    same_crs,
+    same_grid,
+    unknown_shift,
+)
 from glacier_fastai.errors import DataError
 
 UTM = (30, 0, 500_000, 0, -30, 3_100_000)
@@ -309,3 +319,85 @@ def test_a_raster_that_places_its_pixels_nowhere_is_refused(tmp_path, a):
     )
     with pytest.raises(DataError, match=r"s\.vrt: has no geotransform that says where its pixels lie"):
         open_raster(tmp_path / "s.vrt")
+
+
+EVEREST_1830 = (
+    'GEOGCS["unknown",DATUM["D_unknown",SPHEROID["Everest 1830",6377276.345,300.8017]],PRIMEM["Greenwich",0],'
+    'UNIT["degree",0.0174532925199433]]'
+)
+METRES, DEGREES = from_origin(500_000, 3_100_000, 30, 30), from_origin(87, 28, 3e-4, 3e-4)
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform", "odd"),
+    [
+        ("EPSG:32645", DEGREES, r"WGS 84 / UTM zone 45N, in which it has pixels of 0\.0003 m; assign .*EPSG:CODE"),
+        ("EPSG:4326", METRES, r"WGS 84, in which it reaches to latitude 3100000"),
+        ("EPSG:4807", from_origin(2, 103, 3e-4, 3e-4), r"reaches to latitude 103"),  # grads
+        ("EPSG:32645", from_origin(5e7, 3_100_000, 30, 30), "lies nowhere on the Earth"),
+        ("EPSG:3857", from_origin(0, 3e9, 30, 30), "lies nowhere on the Earth"),
+    ],
+)
+def test_a_place_that_cannot_be_of_its_crs_is_refused(tmp_path, crs, transform, odd):
+    path = write_raster(tmp_path / "s.tif", np.ones((1, 9, 9)), crs=crs, transform=transform)
+    with open_raster(path) as raster, pytest.raises(DataError, match=odd):
+        check_place(raster, path)
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [
+        ("EPSG:4326", from_origin(-180.5, 90.5, 1, 1)),  # pixels around the pole
+        ("EPSG:4326", from_origin(286.9, -46, 3e-4, 3e-4)),
+        ("EPSG:4807", from_origin(5, 95, 3e-4, 3e-4)),
+        ("EPSG:3857", from_origin(20_100_000, 1e7, 30, 30)),  # beyond 180 degrees
+        ("EPSG:32601", from_origin(-400_000, 7.4e6, 30, 30)),  # beyond its zone
+        ("EPSG:3413", from_origin(-450, 450, 100, 100)),  # the pole in its middle
+        ("EPSG:32645", from_origin(500_000, 3_100_000, 0.01, 0.01)),  # of a drone
+        ("ESRI:54008", from_origin(-20_015_109, 7_783_653, 463.3, 463.3)),  # a tile of MODIS that holds little ground
+        ('LOCAL_CS["site grid",UNIT["metre",1]]', from_origin(0, 100, 0.5, 0.5)),
+        ("EPSG:32645+5773", METRES),
+        ("EPSG:4267", from_origin(-150, 61, 3e-4, 3e-4)),
+        ("EPSG:2193", from_origin(1_370_000, 5_170_000, 10, 10)),
+        ("EPSG:5514", from_origin(-450_000, -1_200_000, 10, 10)),
+    ],
+)
+def test_odd_places_that_can_be_are_taken(tmp_path, crs, transform):
+    with open_raster(write_raster(tmp_path / "s.tif", np.ones((1, 9, 9)), crs=crs, transform=transform)) as raster:
+        check_place(raster, "s.tif")
+
+
+@pytest.mark.parametrize(
+    ("crs", "scene", "place", "unknown"),
+    [
+        ("EPSG:4144", "EPSG:32645", (87, 28), True),  # Kalianpur 1937, whose shift is known elsewhere
+        (EVEREST_1830, "EPSG:32645", (87, 28), True),
+        ("EPSG:32645", EVEREST_1830, (87, 28), True),
+        ("EPSG:4214", "EPSG:4326", (90, 36), True),  # Beijing 1954
+        (EVEREST_1830, EVEREST_1830, (87, 28), False),
+        ("EPSG:4146", "EPSG:32645", (79, 31), False),  # Kalianpur 1975
+        ("EPSG:4284", "EPSG:32643", (75, 43), False),  # Pulkovo 1942
+        ("EPSG:4267", "EPSG:32606", (-147, 62), False),  # NAD27
+        ("EPSG:4269", "EPSG:32606", (-147, 62), False),
+        ("EPSG:4269", "EPSG:4258", (-20, 65), False),  # NAD83 and ETRS89: PROJ knows none, and needs none
+        ("EPSG:4490", "EPSG:32646", (95, 36), False),  # CGCS2000, too
+        ("EPSG:2056", "EPSG:32632", (8, 46.5), False),
+        ("EPSG:31255", "EPSG:25832", (12, 47), False),
+        ("EPSG:2193", "EPSG:32759", (170, -43.5), False),
+        ("EPSG:27200", "EPSG:2193", (170, -43.5), False),
+        ("EPSG:7855", "EPSG:4283", (147, -37), False),
+        ("EPSG:31978", "EPSG:32718", (-73, -46), False),
+        ("EPSG:5360", "EPSG:4326", (-73, -46), False),
+        ("EPSG:22181", "EPSG:32718", (-72.5, -49), False),
+        ("EPSG:8088", "EPSG:32628", (-17, 64.5), False),
+        ('LOCAL_CS["site grid",UNIT["metre",1]]', "EPSG:4326", (8, 46), False),
+        ("+proj=sinu +R=6371007.181 +units=m", "EPSG:32645", (87, 28), False),  # of MODIS
+    ],
+)
+def test_a_shift_of_datum_is_unknown_where_none_is_known_and_it_matters(crs, scene, place, unknown):
+    crs = parse_crs(crs) if not crs.startswith("+") else pyproj.CRS(crs)
+    to = parse_crs(scene)
+    x, y = pyproj.Transformer.from_crs(to.geodetic_crs, to, always_xy=True).transform(*place)
+    side = 3e-4 if to.is_geographic else 30
+    said = unknown_shift(crs, to, (side, 0, x, 0, -side, y), (64, 64))
+    assert bool(said) == unknown and ("not known here, so it may lie some 100 m off" in said) == unknown

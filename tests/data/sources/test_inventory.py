@@ -53,6 +53,8 @@ def test_dates():
     for text, date in known.items():
         assert parse_date(text) == (date or "2000-02")
     assert [parse_date(v) for v in ("", None, "nan", "-9999999", "99999999", "3.5")] == [""] * 6
+    dotted = {"01.08.2000": "2000-08-01", "1.8.2000 12:00": "2000-08-01", "13.25.2000": "2000", "01.08.20001": ""}
+    assert {text: parse_date(text) for text in dotted} == dotted
 
 
 def test_without_ids_glaciers_go_by_their_row(tmp_path):
@@ -84,6 +86,20 @@ def test_the_newest_outline_of_a_glacier_is_used(tmp_path):
     assert "1 glaciers have outlines of several dates; the newest of each is used" in notes[0]
 
 
+def test_dates_that_cannot_be_read_are_said_and_join_nothing(tmp_path):
+    shapes = [rectangle(5, 5, 10, 10), rectangle(5, 5, 20, 10), rectangle(40, 5, 4, 4), rectangle(50, 5, 4, 4)]
+    dates = ["1/8/2000", "5/9/2010", "-9999999", None]
+    found, notes = read(outlines(tmp_path / "i.gpkg", shapes, RGIId=["A", "A", "B", "B"], date=dates))
+    assert shapely.area(found.shapes).tolist() == [100, 32] and found.table["date"].tolist() == ["", ""]
+    assert "2 dates of date cannot be read, such as '1/8/2000', so they are not known" in notes[0]
+    assert "1 ids have several polygons" in notes[1]
+    dates = ["01.08.2000", "05.09.2010", "1.8.2000", "01.08.2000"]
+    found, notes = read(outlines(tmp_path / "j.gpkg", shapes, RGIId=["A", "A", "B", "B"], date=dates))
+    assert shapely.area(found.shapes).tolist() == [200, 32]
+    assert found.table["date"].tolist() == ["2010-09-05", "2000-08-01"]
+    assert "1 glaciers have outlines of several dates; the newest" in notes[0]
+
+
 def test_rocks_of_glims_are_cut_out_and_other_lines_are_none(tmp_path):
     shapes = [rectangle(5, 5, 10, 10), rectangle(8, 8, 2, 2), rectangle(40, 5, 4, 4)]
     kinds = ["glac_bound", "intrnl_rock", "debris_cov"]
@@ -101,6 +117,15 @@ def test_a_glacier_that_is_cut_knows_how_much_of_it_is_on_the_scene(tmp_path):
     np.testing.assert_allclose(found.inside, [0.5, 100 * KM2 / 0.36, 1], rtol=1e-3)
     assert found.cut.tolist() == [True, True, True]
     assert "1 outlines are smaller than their areas in Area, such as B: they were cut" in notes[0]
+
+
+def test_areas_in_hectares_are_known_by_all_of_them(tmp_path):
+    shapes, km2 = [rectangle(5, 5, 10, 10), rectangle(30, 30, 8, 8)], [0.0901, 0.058]
+    found, notes = read(outlines(tmp_path / "i.gpkg", shapes, RGIId=["A", "B"], area=[100 * v for v in km2]))
+    assert found.table["km2"].tolist() == pytest.approx(km2) and not found.cut.any()
+    assert [n.partition(": ")[2] for n in notes] == ["area is in hectares, by the areas of its outlines"]
+    found, notes = read(outlines(tmp_path / "j.gpkg", shapes, RGIId=["A", "B"], area=[9.01, 0.058]))  # A was cut
+    assert found.table["km2"].tolist() == [9.01, 0.058] and "smaller than their areas" in notes[0]
 
 
 def test_invalid_and_empty_polygons_are_said(tmp_path):

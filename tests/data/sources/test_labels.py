@@ -119,6 +119,13 @@ def test_the_same_crs_written_otherwise(tmp_path, codes):
     )
 
 
+def test_a_datum_whose_shift_is_not_known_is_said(tmp_path, codes):
+    x, y = pyproj.Transformer.from_crs(CRS, "EPSG:4144", always_xy=True).transform(METRES.c, METRES.f)
+    label = label_at(tmp_path, codes, "EPSG:4144", from_origin(x, y, 3e-4, 3e-4))
+    _, (moved, odd, *_) = one(label, scene_at(tmp_path), align=True)
+    assert "brought to its grid" in moved and "l.tif: the shift from the datum of Kalianpur 1937" in odd
+
+
 def test_longitudes_of_0_to_360_are_those_of_180_and_less(tmp_path, codes):
     west, east = from_origin(-73, -31, 3e-4, 3e-4), from_origin(287, -31, 3e-4, 3e-4)
     for place, other in ((west, east), (east, west)):
@@ -145,6 +152,8 @@ def test_without_a_geotransform_it_is_taken_as_it_lies_and_said(tmp_path, codes)
         refuse("47 x 40 px, but .*s.tif has 48 x 40; without a geotransform", small, scene, align)
     other = write_one(tmp_path / "other.tif", codes, crs="EPSG:32644", transform=Affine.identity())
     refuse("is in WGS 84 / UTM zone 44N", other, scene)
+    degrees = write_one(tmp_path / "degrees.tif", codes, crs=CRS, transform=from_origin(87, 28, 3e-4, 3e-4))
+    refuse("UTM zone 45N, in which it has pixels of 0.0003 m", degrees, scene, True)
 
 
 def test_a_world_file_is_a_geotransform(tmp_path, codes):

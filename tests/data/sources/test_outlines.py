@@ -21,7 +21,7 @@ from rasterio.transform import from_origin
 from scenes import BANDS, CRS, EVEREST, made_up, write_raster
 from shapely.geometry import LineString, MultiPolygon, Polygon, box, mapping
 
-from glacier_fastai.data.sources.outlines import parse_outlines
+from glacier_fastai.data.sources.outlines import open_outlines, parse_outlines, unused_classes
 from glacier_fastai.data.sources.scene import prepare_scenes
 from glacier_fastai.errors import DataError, DataNote
 
@@ -54,6 +54,27 @@ def test_a_class_column_names_classes_and_debris_lies_over_glacier_and_lake_over
     mask, count, notes = burn(path, field="kind")
     np.testing.assert_array_equal(mask, want((0, 0, 96, 40, 1), (40, 0, 30, 40, 2), (50, 0, 10, 40, 3)))
     assert (count, notes) == (4, [])
+
+
+@pytest.mark.parametrize(
+    ("column", "names", "said"),
+    [
+        ("class", ["glacier", "Lake ", "background"], "its column class holds background, glacier, lake, but every"),
+        ("Class", ["lake", None, "lake"], "its column Class holds lake, but"),
+        ("kind", ["debris", "glacier", "glacier"], "its column kind holds glacier, debris, but"),
+        ("name", ["glacier", None, "glacier"], ""),
+        ("kind", ["glacier", "lake", "river"], ""),
+        ("class", [1, 2, 3], ""),
+    ],
+)
+def test_a_column_of_classes_that_nobody_named_is_said(tmp_path, column, names, said):
+    path = outlines(
+        tmp_path / "o.gpkg", [rectangle(k, 4, 4, 4) for k in (4, 14, 24)], area=[1.0, 2, 3], **{column: names}
+    )
+    (file,) = open_outlines([path])
+    assert bool(unused_classes(file)) == bool(said) and said in unused_classes(file)
+    assert not unused_classes(open_outlines([("lake", path)])[0])
+    assert not unused_classes(open_outlines([path], column)[0])
 
 
 @pytest.mark.parametrize("empty", [None, "", "  ", np.nan])
@@ -146,6 +167,20 @@ def test_a_column_line_type_of_something_else_means_nothing(tmp_path):
     assert (burn(path)[0] == 254).sum() == 1200
 
 
+def test_glaciers_of_glims_that_are_gone_and_records_in_error_are_left_out(tmp_path):
+    shapes = [rectangle(10, 20, 30, 40), rectangle(60, 20, 9, 9), rectangle(60, 40, 9, 9), rectangle(80, 20, 9, 9)]
+    states = {"glac_stat": ["exists", "Gone", None, "exists"], "rec_status": ["okay", "okay", None, "erroneous"]}
+    path = glims(tmp_path / "o.gpkg", ["glac_bound"] * 4, shapes, **states)
+    mask, count, notes = burn(path)
+    np.testing.assert_array_equal(mask, want((10, 20, 30, 40, 254), (60, 40, 9, 9, 254)))
+    assert (count, [text.partition("whose ")[2] for text in notes]) == (
+        2,
+        ["glac_stat is gone are left out: 1", "rec_status is erroneous are left out: 1"],
+    )
+    kinds = outlines(tmp_path / "k.gpkg", shapes, kind=["lake"] * 4, **states)  # own classes: own meaning
+    assert burn(kinds, field="kind")[1:] == (4, [])
+
+
 def test_a_glacier_of_several_dates_is_said(tmp_path):
     shapes = [rectangle(10, 20, 30, 40), rectangle(10, 20, 20, 30), rectangle(50, 20, 9, 9), rectangle(900, 0, 9, 9)]
     options = {"line_type": ["glac_bound"] * 4, "glac_id": ["G1", "G1", "G2", "G2"]}
@@ -155,6 +190,15 @@ def test_a_glacier_of_several_dates_is_said(tmp_path):
     assert count == 3
     assert "1 glaciers on s.tif occur for several dates, such as G1 (anlys_time 2000-08-01 to 2015-09-09)" in note
     assert not burn(outlines(tmp_path / "p.gpkg", shapes, anlys_time=dates[:1].repeat(4), **options))[2]
+
+
+def test_outlines_of_a_datum_whose_shift_is_not_known_are_said(tmp_path):
+    shapes = [rectangle(10, 20, 30, 40), rectangle(60, 20, 9, 9)]
+    path = outlines(tmp_path / "o.gpkg", shapes, to="EPSG:4144")
+    _, count, (note,) = burn(path)
+    assert count == 2
+    assert "o.gpkg: the shift from the datum of Kalianpur 1937 to that of WGS 84 / UTM zone 45N is not known" in note
+    assert burn(outlines(tmp_path / "w.gpkg", shapes, to="EPSG:4326"))[2] == []
 
 
 @pytest.mark.parametrize(
@@ -194,6 +238,11 @@ def test_geometries_that_are_empty_null_flat_or_3d(tmp_path):
     _, count, (note,) = burn(outlines(tmp_path / "nan.gpkg", [rectangle(10, 20, 30, 40), holed]))
     assert count == 1
     assert "coordinates that are no numbers, and are left out (the first is row 1)" in note
+    with np.errstate(invalid="ignore"):
+        holed = Polygon([(X + 30, Y - 30), (X + 630, np.nan), (X + 630, Y - 30), (X + 630, Y - 630), (X + 30, Y - 630)])
+    mask, count, (note,) = burn(outlines(tmp_path / "some.gpkg", [rectangle(40, 20, 30, 40), holed]))
+    np.testing.assert_array_equal(mask, want((40, 20, 30, 40, 254), (1, 1, 20, 20, 254)))
+    assert "1 polygons near s.tif have vertices that are no numbers, which are left out (the first is row 1)" in note
     both = shapely.GeometryCollection([rectangle(10, 20, 30, 40), LineString([(X, Y), (X + 9, Y)])])
     mask, _, (note,) = burn(outlines(tmp_path / "c.gpkg", [both, rectangle(1, 1, 2, 2)]))
     np.testing.assert_array_equal(mask, want((10, 20, 30, 40, 254), (1, 1, 2, 2, 254)))
