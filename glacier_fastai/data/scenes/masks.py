@@ -18,7 +18,7 @@ from scipy.ndimage import distance_transform_edt
 from ...errors import DataError, did_you_mean
 from ...memory import fits
 from ..sources.outlines import burn_outlines, open_outlines
-from ..sources.vectors import SUFFIXES
+from ..sources.vectors import SUFFIXES, vector_files
 from .address import Address
 from .product import Flag
 from .raster import open_raster, reading, same_crs, same_grid
@@ -116,7 +116,6 @@ class Masked(Scene):
     ):
         self._begin_as(scene)
         self.scene, self.keep, self._own, self.rasters = scene, check_keep(keep), own, [*scene.rasters]
-        self.other_files = [*scene.other_files, *([str(own)] if isinstance(own, Path) else [])]
         self._layers: dict[tuple[Path | Address, int], tuple[Any, str, Kinds]] = {}
         self._last: tuple[tuple[int, ...], dict[str, np.ndarray]] = ((0, 0, 0, 0), {})
         self._burnt: dict[str, np.ndarray] = {}
@@ -191,6 +190,8 @@ class Masked(Scene):
             if not found:
                 self.notes.append(f"{path}: no polygon lies on {self.path}, so nothing is masked by it")
             self._burnt[OWN] = mask != 0
+            read = [file if isinstance(file, Address) else str(file) for file in vector_files(path)]
+            self.other_files = [*self.other_files, *read]
             return
         self._add(path, str(path), 1, [])
         raster = self.rasters[-1]
