@@ -317,6 +317,8 @@ def masked_share(source: SceneSource, predictor: Predictor, window: int, notes: 
     counts = source.masked
     if not counts.seen:
         return {}
+    if counts.idle:
+        note(f"{source.path}: {counts.idle}", notes)
     found: dict[str, Any] = {"share": round(counts.share, 4), "pixels": counts.pixels}
     if not counts.lost:
         return {"masked": found}

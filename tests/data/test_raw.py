@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from folders import competition_folder, write_one
 from hkh_folders import hkh_folder
-from scenes import made_up, make_store
+from scenes import made_up, make_store, write_raster
 
 from glacier_fastai.data.block import GlacierDataLoaders
 from glacier_fastai.data.raw import cached_store, open_tiles
@@ -75,11 +75,15 @@ def test_a_store_is_not_made_where_that_was_not_asked_for(folder, tmp_path):
     assert open_tiles(folder, make=False).path == made.path
 
 
-def test_a_georeference_beside_a_file_is_part_of_it(folder):
+def test_a_georeference_or_a_mask_beside_a_file_is_part_of_it(folder):
     old = open_tiles(folder)
     sidecar = folder / "Band1" / "img001.tif.aux.xml"
     sidecar.write_text("<PAMDataset><GeoTransform>5e5, 30, 0, 3e6, 0, -30</GeoTransform></PAMDataset>")
-    assert open_tiles(folder).path != old.path
+    new = open_tiles(folder)
+    assert new.path != old.path
+    right = np.repeat([[0, 255]], 16, 1).astype("uint8").repeat(32, 0)
+    write_raster(folder / "Band1" / "img001.tif.msk", right[None])
+    assert open_tiles(folder).path != new.path
 
 
 @pytest.mark.parametrize("way", ["dot", "link"])

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from polygons import outlines, rectangle
+from pyproj import CRS
 from rasterio.env import get_gdal_config
 from rasterio.shutil import copy
 from rasterio.transform import Affine
@@ -224,6 +226,15 @@ def test_statistics_and_overviews_of_a_viewer_make_no_other_scene(bundle, scene,
     Path(f"{scene[0]}.aux.xml").write_text("<PAMDataset></PAMDataset>")
     Path(f"{scene[0]}.ovr").write_bytes(b"")
     assert predict_scene(bundle, scene[0], tmp_path / "maps")["done_before"]
+
+
+def test_what_lies_beside_the_polygons_of_a_mask_is_part_of_them(bundle, scene, tmp_path):
+    mask = outlines(tmp_path / "mask.shp", [rectangle(10, 20, 30, 40)])
+    predict_scene(bundle, scene[0], tmp_path / "maps", mask=mask)
+    assert predict_scene(bundle, scene[0], tmp_path / "maps", mask=mask)["done_before"]
+    mask.with_suffix(".prj").write_text(CRS.from_epsg(32646).to_wkt("WKT1_ESRI"))
+    with pytest.raises(OutputError, match="exists already, of another scene"):
+        predict_scene(bundle, scene[0], tmp_path / "maps", mask=mask)
 
 
 def test_masks_and_world_files_beside_a_scene_are_part_of_it(rgb):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,16 @@ from rasterio.warp import reproject
 from rasterio.windows import Window
 from scipy.ndimage import distance_transform_edt
 
+from ...core.tiling import spread
 from ...errors import DataError, did_you_mean
 from ...memory import fits
+from ..sources.labels import blocks, to_pixels
 from ..sources.outlines import burn_outlines, open_outlines
-from ..sources.vectors import SUFFIXES
+from ..sources.vectors import SUFFIXES, vector_files
 from .address import Address
 from .product import Flag
-from .raster import open_raster, reading, same_crs, same_grid, unknown_shift
-from .scene import HALF, Scene
+from .raster import open_raster, placeless, reading, same_crs, same_grid, unknown_shift
+from .scene import HALF, Scene, on_grid_of
 
 __all__ = ["KINDS", "MaskCounts", "Masked", "check_keep"]
 
@@ -38,6 +41,7 @@ KINDS: dict[str, str] = {
 WIDENED = ("clouds", "dilated", "cirrus", "shadows")
 OWN = "mask"  # the kind of what the user's own mask hides
 ROWS = 256  # that are read at once
+LOOKED_AT = 256  # pixels along each side of a scene that show how much of it a mask covers
 
 Kinds = list[tuple[str, int, tuple[int, ...]]]  # kind, mask and values of each
 
@@ -101,6 +105,12 @@ class MaskCounts:
         kinds = ", ".join(f"{kind} {n / self.seen:.1%}" for kind, n in self.pixels.items() if n)
         return f"{self.share:.1%} of it is masked ({kinds})"
 
+    @property
+    def idle(self) -> str:
+        """What is said where the user's mask hides nothing, else nothing."""
+        nothing = "hides no pixel of it: one hides where it is neither 0 nor what it declares as nodata"
+        return f"the mask that was given {nothing}" if self.pixels.get(OWN) == 0 else ""
+
 
 class Masked(Scene):
     """A scene of which pixels that flags speak of have no data."""
@@ -115,8 +125,8 @@ class Masked(Scene):
         polygons: Mapping[str, Sequence[Any]] | None = None,  # see `Product`
     ):
         self._begin_as(scene)
-        self.scene, self.keep, self._own, self.rasters = scene, check_keep(keep), own, [*scene.rasters]
-        self.other_files = [*scene.other_files, *([str(own)] if isinstance(own, Path) else [])]
+        self.scene, self.keep, self.rasters = scene, check_keep(keep), [*scene.rasters]
+        self._own: tuple[Path | Address, Any, bool] | None = None
         self._layers: dict[tuple[Path | Address, int], tuple[Any, str, Kinds]] = {}
         self._last: tuple[tuple[int, ...], dict[str, np.ndarray]] = ((0, 0, 0, 0), {})
         self._burnt: dict[str, np.ndarray] = {}
@@ -157,24 +167,26 @@ class Masked(Scene):
         self.rasters.append(raster)
         if not 1 <= band <= raster.count:
             raise DataError(f"{called}: {raster.count} bands, so no band {band} of flags")
-        if kinds and not np.issubdtype(raster.dtypes[band - 1], np.integer):
+        if not np.issubdtype(raster.dtypes[band - 1], np.integer):
             raise DataError(f"{called}: holds {raster.dtypes[band - 1]}, no whole numbers, so no flags; copy it again")
-        shape = self.height, self.width
         if raster.crs is None:
             raise DataError(f"{called}: has no coordinate reference system, so it masks nothing; assign one")
-        placed = same_crs(raster.crs, self.crs)
-        if placed and (kinds or same_grid(raster.transform, self.transform, shape) and raster.shape == shape):
+        self._say_shift(raster, called)
+        if same_crs(raster.crs, self.crs):
             self._layers[path, band] = raster, called, kinds
-            return
-        if odd := unknown_shift(raster.crs, self.crs, self.transform, shape):
+        else:
+            self._layers[path, band] = self._warped(raster, called, Resampling.nearest), called, kinds
+
+    def _say_shift(self, raster: Any, called: Any) -> None:
+        if odd := unknown_shift(raster.crs, self.crs, self.transform, (self.height, self.width)):
             self.notes.append(f"{called}: {odd}")
-        coarser = placed and abs((~raster.transform * self.transform).determinant) > 1.0001
-        how = Resampling.mode if coarser else Resampling.nearest
+
+    def _warped(self, raster: Any, called: str, how: Resampling) -> WarpedVRT:
         with reading(called):
             grid = {"crs": self.crs, "transform": self.transform, "height": self.height, "width": self.width}
             warped = WarpedVRT(raster, resampling=how, **grid)
         self.also_close = [*self.also_close, warped.close]
-        self._layers[path, band] = warped, called, kinds
+        return warped
 
     def _burn(self, shapes: Sequence[Any]) -> np.ndarray:
         fits(2 * self.height * self.width, f"{self.path}: its masks", "cut the scene (gdal_translate -srcwin)")
@@ -190,14 +202,36 @@ class Masked(Scene):
             mask, found = burn_outlines(
                 open_outlines([path], None), *grid, all_touched=True, notes=self.notes, scene=self.path
             )
-            if not found:
+            if found:
+                self._burnt[OWN] = mask != 0
+            else:
                 self.notes.append(f"{path}: no polygon lies on {self.path}, so nothing is masked by it")
-            self._burnt[OWN] = mask != 0
+            read = [file if isinstance(file, Address) else str(file) for file in vector_files(path)]
+            self.other_files = [*self.other_files, *read]
             return
-        self._add(path, str(path), 1, [])
-        raster = self.rasters[-1]
+        raster = open_raster(path)
+        self.rasters.append(raster)
         if raster.count != 1 or raster.dtypes[0].startswith("complex"):
             raise DataError(f"{path}: {raster.count} bands; a mask has one, not 0 where pixels are to be left out")
+        if raster.crs is None or placeless(raster.transform):
+            lacks = "coordinate reference system" if raster.crs is None else "geotransform that says where it lies"
+            raise DataError(f"{path}: has no {lacks}, so it masks nothing; assign one (gdal_edit.py -a_srs, -a_ullr)")
+        self._say_shift(raster, path)
+        if on_grid_of(self, raster):
+            self._own = path, raster, False
+            return
+        at, there, inside = _on(raster, path, self)
+        if not inside.any() and not _on(self, path, raster)[2].any():
+            self.notes.append(f"{path}: does not reach {self.path}, so nothing is masked by it")
+            return
+        if (share := inside.mean()) < 0.9995:
+            self.notes.append(f"{path}: covers {share:.1%} of {self.path}; elsewhere nothing is masked by it")
+        plain = ~raster.transform * self.transform
+        if same_crs(raster.crs, self.crs) and np.allclose(plain * at, there, atol=0.01):
+            how = Resampling.mode if abs(plain.determinant) > 1.0001 else Resampling.nearest
+            self._own = path, self._warped(raster, str(path), how), False
+        else:  # GDAL does not go around the Earth
+            self._own = path, raster, True
 
     def masked(self, row: int, col: int, height: int, width: int) -> dict[str, np.ndarray]:
         """Return where pixels have no data because of a mask: of `KINDS` that are not kept, "fill", and "mask"."""
@@ -213,15 +247,9 @@ class Masked(Scene):
         top, left = max(row - halo, 0), max(col - halo, 0)
         bottom, right = min(row + height + halo, self.height), min(col + width + halo, self.width)
         window, out = Window(left, top, right - left, bottom - top), dict[str, np.ndarray]()
-        for (path, band), (raster, called, kinds) in self._layers.items():
-            if kinds:
-                for kind, flag in self._kinds(called, raster, band, kinds, window).items():
-                    out[kind] = out.get(kind, False) | flag
-            elif path == self._own:
-                with reading(path):
-                    numbers = raster.read(band, window=window)
-                known = numbers != (0 if raster.nodata is None else raster.nodata)
-                out[OWN] = known & (numbers != 0) & ~np.isnan(numbers)
+        for (_, band), (raster, called, kinds) in self._layers.items():
+            for kind, flag in self._kinds(called, raster, band, kinds, window).items():
+                out[kind] = out.get(kind, False) | flag
         for kind, burnt in self._burnt.items():
             if kind != OWN:
                 out[kind] = out.get(kind, False) | burnt[top:bottom, left:right]
@@ -234,6 +262,25 @@ class Masked(Scene):
         out = {kind: flag[inner] for kind, flag in out.items()}
         if OWN in self._burnt:
             out[OWN] = self._burnt[OWN][row : row + height, col : col + width]
+        if self._own:
+            out[OWN] = self._hidden(*self._own, row, col, height, width)
+        return out
+
+    def _hidden(
+        self, path: Path | Address, raster: Any, moved: bool, row: int, col: int, height: int, width: int
+    ) -> np.ndarray:
+        """Return where the user's raster masks pixels of a window."""
+        out, here = np.zeros((height, width), bool), self.transform * rasterio.Affine.translation(col, row)
+        place: Any = SimpleNamespace(path=self.path, crs=self.crs, transform=here, height=height, width=width)
+        with reading(path):
+            if moved:
+                parts: Any = blocks(raster, path, place, True)
+            else:
+                parts = [(np.s_[:, :], raster.read(1, window=Window(col, row, width, height)), True)]
+            for at, numbers, known in parts:
+                out[at] = known & (numbers != 0) & ~np.isnan(numbers)
+                if raster.nodata is not None:
+                    out[at] &= numbers != raster.nodata
         return out
 
     def _kinds(self, called: str, raster: Any, band: int, kinds: Kinds, window: Window) -> dict[str, np.ndarray]:
@@ -283,3 +330,10 @@ class Masked(Scene):
         for flag in self.masked(row, col, height, width).values():
             valid &= ~flag
         return numbers, valid
+
+
+def _on(raster: Any, path: Path | Address, scene: Any) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Return pixels spread over a scene, where they lie in a raster, and which lie on it."""
+    at = np.meshgrid(*(np.array(spread(n, 1, LOOKED_AT)) + 0.5 for n in (scene.width, scene.height)))
+    there = to_pixels(raster, path, scene)(*at)
+    return at, there, (there >= 0).all(0) & (there[0] < raster.width) & (there[1] < raster.height)

@@ -21,7 +21,7 @@ import numpy as np
 from ...bands import CLASSES, COMPETITION_CODES, ICE_OF_ANY_KIND, IGNORE, Bands, natural_unit
 from ...errors import DataError, did_you_mean
 from ...memory import fits
-from ..scenes.raster import open_raster, placeless, reading, same_grid
+from ..scenes.raster import check_place, open_raster, placeless, reading, same_crs, same_grid
 from ..scenes.units import Given, Scaling, by_band
 from ..tiles import TileStore, TileWriter, store_dtype
 from .registry import Source
@@ -150,6 +150,8 @@ def _header(path: Path) -> _Header:
         if raster.count != 1:
             raise DataError(f"{path}: {raster.count} bands, wanted one; take one out (gdal_translate -b 1)")
         placed = raster.crs is not None and not placeless(raster.transform)
+        if placed:
+            check_place(raster, path)
         place = (raster.crs.to_string(), tuple(raster.transform)[:6]) if placed else ("", ())
         return _Header(raster.shape, raster.dtypes[0], *place)
 
@@ -173,7 +175,7 @@ def _place(tile: str, files: Sequence[Path], headers: dict[Path, _Header], size:
     placed = [f for f in files if headers[f].transform]
     for path in placed[1:]:
         first, other = headers[placed[0]], headers[path]
-        if first.crs != other.crs or not same_grid(first.transform, other.transform, (size, size)):
+        if not (same_crs(first.crs, other.crs) and same_grid(first.transform, other.transform, (size, size))):
             raise DataError(f"{path}: does not lie where {placed[0]} lies; warp it there (gdalwarp)")
     if on_map:
         return {"scene": tile, "crs": headers[placed[0]].crs, "transform": headers[placed[0]].transform}
@@ -296,7 +298,8 @@ def prepare_competition(
         for tile, files in tiles.items():
             image, valid = _read_image(files)
             mask = _read_label(labels[tile], class_of) if labels else np.full((size, size), IGNORE, np.uint8)
-            writer.add(image[index], mask, valid=valid, name=tile, **_place(tile, files, headers, size, on_map))
+            every = [*files, labels[tile]] if labels else files
+            writer.add(image[index], mask, valid=valid, name=tile, **_place(tile, every, headers, size, on_map))
     return TileStore(out)
 
 

@@ -17,10 +17,11 @@ from pyproj import CRS
 
 from ...bands import ICE_OF_ANY_KIND
 from ...errors import DataError, note
-from ..scenes.address import Address, named
+from ...files import digest
 from ..scenes.web import fingerprint
 from .outlines import RIM, OutlineFile, open_outlines, polygons_on
 from .pixels import ToPixels, make_valid
+from .vectors import vector_files
 
 __all__ = ["CUT", "Inventory", "parse_date", "read_inventory"]
 
@@ -47,7 +48,7 @@ class Inventory:
     """
 
     path: str
-    sha256: str  # of the file, or what `web.fingerprint` says; empty where it is no single file
+    sha256: str  # of the file, or what `web.fingerprint` says; of several, as of a shapefile, of theirs together
     table: pd.DataFrame  # `id`, `glims_id`, `name`, `date` (as ISO 8601 as far as known), `km2`
     shapes: np.ndarray  # (n,) outlines in pixels of the scene
     inside: np.ndarray  # (n,) share of the glacier's area that lies on the scene
@@ -155,8 +156,10 @@ def read_inventory(
     within[edge] = GeoSeries(part, crs=CRS(crs)).to_crs(equal_area).area.to_numpy() / 1e6
     whole = np.where(outline < CUT * table["km2"], table["km2"], outline)
     inside = np.divide(within, whole, out=np.zeros(len(whole)), where=whole > 0).clip(0, 1)
-    sha = fingerprint(path) if isinstance(named(path), Address) or Path(path).is_file() else ""
-    return Inventory(file.path, sha, table.drop(columns=["row", "unread"]), shapes, inside, edge | (whole > outline))
+    sums = [fingerprint(part) for part in vector_files(path)]
+    sha256 = sums[0] if len(sums) == 1 else digest(sums, 64)
+    table = table.drop(columns=["row", "unread"])
+    return Inventory(file.path, sha256, table, shapes, inside, edge | (whole > outline))
 
 
 def _column(file: OutlineFile, names: Sequence[str]) -> str | None:

@@ -26,7 +26,7 @@ from ..scenes.address import Address, named
 from ..scenes.raster import check_place, horizontal, open_raster, placeless, reading, same_crs, same_grid, unknown_shift
 from ..scenes.scene import Place
 
-__all__ = ["label_masks"]
+__all__ = ["blocks", "label_masks", "to_pixels"]
 
 ALLOWED = {*range(len(CLASSES)), ICE_OF_ANY_KIND, IGNORE}
 _CODES = ", ".join(f"{k} {c}" for k, c in enumerate(CLASSES)) + (
@@ -130,7 +130,7 @@ def _look(path: Path | Address, scene: Place, align: bool, note: Callable[[str],
         place = scene.crs, scene.transform, (scene.height, scene.width)
         odd = unknown_shift(raster.crs, *place) if off and raster.crs else ""
         nodata, placed = raster.nodata, "" if raster.crs else ", taken to be in its CRS"
-        for _, values, known in _blocks(raster, path, scene, bool(off)):
+        for _, values, known in blocks(raster, path, scene, bool(off)):
             covered += int(known.sum())
             declared = _is(values, nodata)
             codes.update(np.unique(values[known & ~declared]))
@@ -151,7 +151,7 @@ def _mask(label: _Label, zeros: bool, ice: bool) -> np.ndarray:
     """Return the mask of a label; whether its 0 counts although declared as nodata, and whether 255 is ice."""
     out = np.full((label.scene.height, label.scene.width), IGNORE, np.uint8)
     with open_raster(label.path) as raster, reading(label.path):
-        for at, values, known in _blocks(raster, label.path, label.scene, label.moved):
+        for at, values, known in blocks(raster, label.path, label.scene, label.moved):
             if not zeros:
                 known &= ~_is(values, label.nodata)
             out[at][known] = values[known]
@@ -227,8 +227,36 @@ def _read(raster: Any, window: Window) -> tuple[np.ndarray, np.ndarray]:
     return values, known & np.isfinite(values) if values.dtype.kind == "f" else known
 
 
-def _blocks(
-    raster: Any, path: Path | Address, scene: Place, moved: bool
+def to_pixels(raster: Any, path: Path | Address, scene: Place) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Return what turns columns and rows of a scene into those of a raster, infinite where its CRS does not reach."""
+    crs, to_raster = raster.crs or scene.crs, None
+    if not same_crs(crs, scene.crs):
+        try:
+            to_raster = Transformer.from_crs(horizontal(scene.crs), horizontal(crs), always_xy=True)
+        except ProjError as err:
+            raise DataError(
+                f"{path}: is in {horizontal(crs).name}, which cannot be brought to {horizontal(scene.crs).name}"
+            ) from err
+    edges = _apply(raster.transform, np.array([0, 0, 1, 1]) * raster.width, np.array([0, 1, 0, 1]) * raster.height)
+    west, inverse = edges[0].min(), ~raster.transform
+
+    def there(cols: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        x, y = _apply(scene.transform, cols, rows)
+        if to_raster is not None:
+            x, y = to_raster.transform(x, y)
+        with np.errstate(invalid="ignore"):
+            if crs.is_geographic:
+                x = west + (x - west) % 360
+            return _apply(inverse, x, y)
+
+    return there
+
+
+def blocks(
+    raster: Any,
+    path: Path | Address,
+    scene: Place,
+    moved: bool,  # whether the raster lies on another grid than the scene
 ) -> Iterator[tuple[tuple[slice, slice], np.ndarray, np.ndarray]]:
     """Yield part by part of the scene's grid, values of the label, and True where there is one."""
     height, width = scene.height, scene.width
@@ -239,26 +267,11 @@ def _blocks(
             rows, cols = slice(row, min(row + step, height)), slice(col, min(col + STRIP // step, width))
             yield (rows, cols), *_read(raster, Window.from_slices(rows, cols))
         return
-    crs, to_label = raster.crs or scene.crs, None
-    if not same_crs(crs, scene.crs):
-        try:
-            to_label = Transformer.from_crs(horizontal(scene.crs), horizontal(crs), always_xy=True)
-        except ProjError as err:
-            raise DataError(
-                f"{path}: is in {horizontal(crs).name}, which cannot be brought to {horizontal(scene.crs).name}"
-            ) from err
-    edges = _apply(raster.transform, np.array([0, 0, 1, 1]) * raster.width, np.array([0, 1, 0, 1]) * raster.height)
-    west, inverse = edges[0].min(), ~raster.transform
+    there = to_pixels(raster, path, scene)
     for row, col in np.ndindex(-(-height // SIDE), -(-width // SIDE)):
         at = np.s_[row * SIDE : min((row + 1) * SIDE, height), col * SIDE : min((col + 1) * SIDE, width)]
         rows, cols = np.mgrid[at]
-        x, y = _apply(scene.transform, cols + 0.5, rows + 0.5)
-        if to_label is not None:
-            x, y = to_label.transform(x, y)
-        with np.errstate(invalid="ignore"):  # infinite where the CRS of the label does not reach
-            if crs.is_geographic:
-                x = west + (x - west) % 360
-            cols, rows = np.floor(_apply(inverse, x, y))
+        cols, rows = np.floor(there(cols + 0.5, rows + 0.5))
         inside = (rows >= 0) & (rows < raster.height) & (cols >= 0) & (cols < raster.width)
         values, known = np.zeros(inside.shape, raster.dtypes[0]), np.zeros(inside.shape, bool)
         if inside.any():

@@ -144,8 +144,10 @@ def cut_scenes(
                     raise DataError(f"{scene.path}: was changed while it was read; begin again when nobody writes it")
                 if not _cut(opened, mask, writer, tile_size, overlap, min_ice, min_valid, labelled):
                     raise DataError(f"{scene.path}: every pixel is nodata")
-                if (counts := MaskCounts.of(opened)).lost:
-                    writer.note(f"{scene.path}: {counts.text}")
+                counts = MaskCounts.of(opened)
+                for text in (counts.text if counts.lost else "", counts.idle):
+                    if text:
+                        writer.note(f"{scene.path}: {text}")
         if not writer.rows:
             lacking = (
                 "a label" if labelled else f"{min_ice:.0%} ice and {min_valid:.0%} data; lower min_ice or min_valid"

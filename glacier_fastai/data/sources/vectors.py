@@ -34,7 +34,7 @@ from ..scenes.address import Address, named
 from ..scenes.raster import OFFLINE, check_within, local_file, parse_crs
 from ..scenes.web import copy_to
 
-__all__ = ["VectorLayer", "open_vector"]
+__all__ = ["VectorLayer", "open_vector", "vector_files"]
 
 DRIVERS = {  # suffix, and GDAL's names of what reads it
     "shp": ("ESRI Shapefile",),
@@ -137,6 +137,28 @@ def open_vector(
     return found
 
 
+def vector_files(
+    path: str | os.PathLike,  # as for `open_vector`, which has opened it
+) -> list[Path | Address]:
+    """Return what polygons are read from: their file or its archive, and what lies beside that and belongs to it."""
+    text = os.fspath(path)
+    if os.path.exists(text):
+        return [Path(text), *_beside(Path(text))]
+    return [Path(found[1] or found[3]) if (found := ARCHIVE.fullmatch(text)) else named(path)]
+
+
+def _beside(file: Path) -> list[Path]:
+    """Return the sides of a shapefile; of a GeoPackage that somebody has open, what is not yet written into it."""
+    with opened(file, DataError, link=True) as content:
+        start = content.read(19)
+    kind = next((k for begin, k in BEGINS.items() if start.startswith(begin)), "")
+    if kind == "shp":
+        sides = (side for side in file.parent.iterdir() if side.stem == file.stem)
+        return sorted(side for side in sides if side.suffix[1:].lower() in SIDES)
+    wal = Path(f"{os.path.realpath(file)}-wal")
+    return [wal] if kind == "gpkg" and start.endswith(b"\2") and wal.is_file() and wal.stat().st_size else []
+
+
 def _open(text: str, file: Path, kind: str, layer: str) -> VectorLayer:
     from pyogrio import list_layers, read_bounds, read_info
 
@@ -234,11 +256,10 @@ def _linked(text: str, folder: Path) -> tuple[Path, str]:
     link = folder / f"{stem}.{kind}"
     _link(file, link)
     if kind == "shp":
-        for side in file.parent.iterdir():
-            if side.stem == file.stem and (suffix := side.suffix[1:].lower()) in SIDES:
-                if side.is_symlink():
-                    check_within(side, os.path.dirname(os.path.realpath(file)), text)
-                _link(local_file(side), folder / f"{stem}.{suffix}")
+        for side in _beside(file):
+            if side.is_symlink():
+                check_within(side, os.path.dirname(os.path.realpath(file)), text)
+            _link(local_file(side), folder / f"{stem}{side.suffix.lower()}")
         _check_index(link.with_suffix(".shx"), text)
     elif kind == "gpkg":
         if wal := start[18:19] == b"\2":  # SQLite would make files beside it
@@ -305,9 +326,9 @@ def _check_index(path: Path, text: str) -> None:
 def _copy_database(file: Path, link: Path) -> None:
     if file != link:
         link.unlink()
-        for end in ("", "-wal"):
-            if os.path.isfile(source := f"{os.path.realpath(file)}{end}"):
-                shutil.copyfile(source, f"{link}{end}")
+        shutil.copyfile(file, link)
+        for wal in _beside(file):
+            shutil.copyfile(wal, f"{link}-wal")
 
 
 def _check_database(path: Path, text: str, wal: bool) -> None:

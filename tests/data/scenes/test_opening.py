@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 import rasterio
+from folders import write_one
 from polygons import outlines, rectangle
+from pyproj import Transformer
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine, from_origin
 from scenes import BANDS, made_up, write_raster, write_scene
@@ -9,7 +11,8 @@ from scenes import BANDS, made_up, write_raster, write_scene
 from glacier_fastai.data.scenes import opening
 from glacier_fastai.data.scenes.opening import open_scene, scene_name
 from glacier_fastai.data.scenes.product import Flag, Part, Product
-from glacier_fastai.errors import DataError
+from glacier_fastai.data.sources.scene import prepare_scenes
+from glacier_fastai.errors import DataError, DataNote
 
 SIDE = {"blue": 10, "green": 10, "red": 10, "swir1": 20, "thermal": 30}  # metres
 
@@ -269,6 +272,54 @@ def test_own_masks(tmp_path):
     outlines(tmp_path / "far.gpkg", [rectangle(5000, 20, 10, 10)])
     with open_scene(path, mask=tmp_path / "far.gpkg") as scene:
         assert any("nothing is masked by it" in text for text in scene.look())
+
+
+@pytest.mark.parametrize(
+    ("crs", "place", "other", "corner"),
+    [
+        ("EPSG:4326", (-73.1, -46, 3e-4, 3e-4), "EPSG:4326", (286.8, -45.9, 3e-3, 3e-3)),
+        ("EPSG:4326", (179.99, 66, 3e-4, 3e-4), "EPSG:4326", (-180, 90, 3e-3, 0.24)),  # a strip around the Earth
+        ("EPSG:32718", (647_100, 4_904_000, 30, 30), "EPSG:4326", (286.8, -45.9, 3e-3, 3e-3)),
+        ("EPSG:32601", (363_400, 7_324_300, 30, 30), "EPSG:4326", (179.9, 66.2, 3e-3, 3e-3)),
+        ("EPSG:32601", (363_400, 7_324_300, 30, 30), "EPSG:32660", (631_000, 7_328_000, 100, 100)),
+    ],
+)
+def test_a_raster_masks_its_ground_however_longitudes_are_counted(tmp_path, crs, place, other, corner):
+    values = made_up(64, 64, nodata=False)[0]
+    path = write_raster(tmp_path / "s.tif", values, bands=BANDS, crs=crs, transform=from_origin(*place))
+    mask = np.random.default_rng(0).integers(0, 2, (120, 120_000 if corner[0] == -180 else 120), np.uint8)
+    write_raster(tmp_path / "m.tif", mask[None], crs=other, transform=from_origin(*corner))
+    left, top, wide, high = place
+    x, y = np.meshgrid(left + wide * (np.arange(64) + 0.5), top - high * (np.arange(64) + 0.5))
+    x, y = Transformer.from_crs(crs, other, always_xy=True).transform(x, y)
+    x = (x - corner[0]) % 360 if other == "EPSG:4326" else x - corner[0]
+    hidden = mask[((corner[1] - y) / corner[3]).astype(int), (x / corner[2]).astype(int)]
+    with open_scene(path, mask=tmp_path / "m.tif") as scene:
+        np.testing.assert_array_equal(read_all(scene)[1], hidden == 0)
+        np.testing.assert_array_equal(scene.read_window([0], 5, 40, 20, 7)[1], hidden[5:25, 40:47] == 0)
+        assert not scene.notes
+
+
+def test_a_raster_that_masks_nothing_says_so(tmp_path):
+    path, label = write_scene(tmp_path / "scene.tif")
+    ones = np.ones((1, 48, 80), np.uint8)
+    far = write_raster(tmp_path / "far.tif", ones, transform=from_origin(600_000, 3_100_000, 30, 30))
+    with open_scene(path, mask=far) as scene:
+        assert scene.notes == [f"{far}: does not reach {path}, so nothing is masked by it"]
+        assert (read_all(scene)[1] == made_up()[2]).all()
+    with open_scene(path, mask=write_raster(tmp_path / "half.tif", ones)) as scene:
+        assert scene.notes == [f"{tmp_path}/half.tif: covers 50.0% of {path}; elsewhere nothing is masked by it"]
+        assert (read_all(scene)[1] == made_up()[2] & (np.arange(96) >= 48)[:, None]).all()
+    nowhere = write_one(tmp_path / "nowhere.tif", ones, crs="EPSG:32645", transform=Affine.identity())
+    with pytest.raises(
+        DataError, match=r"nowhere\.tif: has no geotransform that says where it lies, so it masks nothing"
+    ):
+        open_scene(path, mask=nowhere)
+    none = write_raster(tmp_path / "none.tif", np.full((1, 96, 80), 255, np.uint8), nodata=255)
+    with pytest.warns(
+        DataNote, match=r"scene\.tif: the mask that was given hides no pixel of it: one hides where it is ne"
+    ):
+        prepare_scenes([path], tmp_path / "store", labels=[label], tile_size=32, mask=none)
 
 
 @pytest.mark.parametrize(

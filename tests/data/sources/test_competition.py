@@ -384,6 +384,24 @@ def test_bands_of_one_tile_must_lie_in_one_place(tmp_path, crs, place):
     refuse(tmp_path, message, made.root)
 
 
+@pytest.mark.parametrize(
+    "place",
+    [from_origin(500_015, 3_100_000, 30, 30), Affine(30, 0, 500_000, 0, 30, 3_100_000 - 32 * 30)],  # or south-up
+)
+def test_a_label_must_lie_where_its_bands_lie(tmp_path, place):
+    made = competition_folder(tmp_path / "c", ids=["02_08"], georeferenced=True)
+    write_one(made.labels["02_08"], CODES[made.tiles["02_08"].classes], crs=CRS, transform=place)
+    refuse(tmp_path, r"Y_output_resized_02_08\.tif: does not lie where .*B2_B2_masked_02_08\.tif lies", made.root)
+
+
+@pytest.mark.parametrize("crs", [None, "EPSG:32645+5773"])
+def test_a_label_without_a_place_or_with_heights_in_its_crs_lies_there(tmp_path, crs):
+    made = competition_folder(tmp_path / "c", ids=["02_08"], georeferenced=True)
+    corner = from_origin(500_000, 3_100_000, 30, 30) if crs else None
+    write_one(made.labels["02_08"], CODES[made.tiles["02_08"].classes], crs=crs, transform=corner)
+    assert set(both(tmp_path, made).table["crs"]) == {CRS}
+
+
 def test_in_degrees_half_a_pixel_is_not_the_same_place(tmp_path):
     made = competition_folder(tmp_path / "c", "phase2", ids=["1"])
     for b, files in enumerate(made.bands):

@@ -1,4 +1,7 @@
+import sqlite3
 import warnings
+import zipfile
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -156,3 +159,31 @@ def test_glaciers_across_180_degrees(tmp_path):
     found, _ = read(path, "EPSG:32601", grid, (128, 128))
     np.testing.assert_allclose(shapely.area(found.shapes), [1000, 400], rtol=1e-3)
     np.testing.assert_array_equal(found.inside, 1)
+
+
+@pytest.mark.parametrize("end", ["dbf", "prj", "cpg"])
+def test_what_lies_beside_a_shapefile_is_part_of_it(tmp_path, end):
+    path = outlines(tmp_path / "i.shp", [rectangle(5, 5, 10, 10)], RGIId=["A"])
+    before = read(path)[0].sha256
+    (tmp_path / "i.qmd").write_text("what a viewer leaves")
+    assert len(before) == 64 and read(path)[0].sha256 == before
+    side = path.with_suffix(f".{end}")
+    side.write_bytes(side.read_bytes().replace(b"A", b"B", 1) if end == "dbf" else side.read_bytes() + b" ")
+    assert read(path)[0].sha256 != before
+    with zipfile.ZipFile(tmp_path / "i.zip", "w") as archive:
+        for part in sorted(tmp_path.glob("i.[!z]*")):
+            archive.write(part, part.name)
+    assert read(f"zip://{tmp_path}/i.zip!i.shp")[0].sha256 == read(tmp_path / "i.zip")[0].sha256
+
+
+def test_what_an_open_geopackage_has_not_yet_written_is_part_of_it(tmp_path):
+    path = outlines(tmp_path / "i.gpkg", [rectangle(5, 5, 10, 10)], RGIId=["A"])
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("pragma journal_mode = wal")
+        before = read(path)[0].sha256
+        for (trigger,) in db.execute("select name from sqlite_master where type = 'trigger'").fetchall():
+            db.execute(f'drop trigger "{trigger}"')
+        db.execute("update i set RGIId = 'B'")
+        db.commit()
+        found = read(path)[0]
+    assert found.table["id"].tolist() == ["B"] and found.sha256 != before
