@@ -129,8 +129,12 @@ def predict_composite(
         with ExitStack() as stack:
             rasters = [stack.enter_context(rasterio.open(file)) for file in files]
             seen = stack.enter_context(SeenMap(partial / wanted.files(name)["dates"], grid))
-            strips = decided(_together(rasters, grid, order, seen), ensemble)
+            shown = [0] * len(rasters)
+            strips = decided(_together(rasters, grid, order, seen, shown), ensemble)
             found["pixels"] = write_map(strips, grid, ensemble, wanted, partial, name, about["notes"])
+        for each, pixels in zip(looked, shown, strict=True):
+            if not pixels:
+                note(f"{each.path}: shows no pixel of {name}, so the map is one of the other scenes", about["notes"])
         if wanted.glaciers:
             found |= by_glacier(wanted, inventory, partial, name, about, how.get("dem"))
         return found
@@ -180,6 +184,8 @@ def _union(path: Path, grids: Sequence[Grid]) -> Grid:
         x, y = grid.transform * (col, row)
         if grid.crs != first.crs:
             x, y = Transformer.from_crs(horizontal(grid.crs), horizontal(first.crs), always_xy=True).transform(x, y)
+        if first.crs.is_geographic:
+            x = x + _turns(first, x)
         at = np.array(~first.transform * (x, y))
         if not np.isfinite(at).all():
             raise DataError(f"{grid.path}: does not lie where the coordinate reference system of {first.path} holds")
@@ -191,6 +197,22 @@ def _union(path: Path, grids: Sequence[Grid]) -> Grid:
     low = np.floor([left + 0.01, top + 0.01])
     width, height = (int(n) for n in np.ceil([right - 0.01, bottom - 0.01]) - low)
     return Grid(path, first.crs, first.transform * rasterio.Affine.translation(*low), height, width)
+
+
+def _turns(first: Any, x: Any) -> Any:
+    """Return how many degrees bring longitudes next to those of a grid, whole turns."""
+    middle = (first.transform * (first.width / 2, first.height / 2))[0]
+    return 360 * np.round((middle - x) / 360)
+
+
+def _shifts(raster: Any, grid: Grid) -> list[float]:
+    """Return by how many degrees a raster is shifted to show all of its ground: GDAL does not go around the Earth."""
+    if not raster.crs.is_geographic:
+        return [0.0]
+    west, _, east, _ = raster.bounds
+    if grid.crs.is_geographic:
+        return [float(_turns(grid, (west + east) / 2))]
+    return [k for k in (0.0, -360.0, 360.0) if west + k < 180 and east + k > -180]
 
 
 def _brightness(scene: Scene, bands: Sequence[str], probabilities: Path) -> float:
@@ -212,24 +234,31 @@ def _together(
     grid: Grid,
     order: Sequence[int] | None,  # the first of them that sees a pixel decides; None: the mean of all that do
     seen: SeenMap,
+    pixels: list[int],  # of each of them that are seen, counted here
 ) -> Iterator[tuple[int, Tensor, np.ndarray]]:
     """Yield first row, probabilities `(K, h, W)`, and where any scene has data, top to bottom."""
     place = {"crs": grid.crs, "transform": grid.transform, "height": grid.height, "width": grid.width}
     with ExitStack() as stack, block_cache(sum(r.width * 2 * len(CLASSES) * ROWS for r in rasters)):
-        warped = []
+        warped = list[list[WarpedVRT]]()
         for raster in rasters:
             coarser = grid.crs == raster.crs and abs((~raster.transform * grid.transform).determinant) > 1.0001
             how = Resampling.average if coarser else Resampling.bilinear
-            warped.append(stack.enter_context(WarpedVRT(raster, resampling=how, **place)))
+            turned = [rasterio.Affine.translation(shift, 0) * raster.transform for shift in _shifts(raster, grid)]
+            vrts = [WarpedVRT(raster, resampling=how, src_transform=transform, **place) for transform in turned]
+            warped.append([stack.enter_context(vrt) for vrt in vrts])
         for row in range(0, grid.height, ROWS):
             top, bottom = max(row - FADE, 0), min(row + ROWS + FADE, grid.height)
             inner = slice(row - top, min(row + ROWS, grid.height) - top)
             shape = inner.stop - inner.start, grid.width
             total, weights = np.zeros((len(CLASSES), *shape), np.float32), np.zeros(shape, np.float32)
             counts = np.zeros(shape, np.uint8)
-            for raster in [warped[k] for k in order] if order else warped:
-                numbers = raster.read(window=Window(0, top, grid.width, bottom - top))
+            for k in order or range(len(warped)):
+                numbers, *others = (vrt.read(window=Window(0, top, grid.width, bottom - top)) for vrt in warped[k])
                 known = (numbers <= FULL).all(0)
+                for other in others:
+                    numbers[:, ~known] = other[:, ~known]
+                    known = (numbers <= FULL).all(0)
+                pixels[k] += int(known[inner].sum())
                 if not known.any():
                     continue
                 if order:

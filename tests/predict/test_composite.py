@@ -117,6 +117,55 @@ def test_neighbours_of_another_zone_become_a_mosaic(bundle, tmp_path):
     assert set(np.unique(seen)) == {0, 1, 2}
 
 
+UTM1, UTM60 = ("EPSG:32601", (363_028, 7_323_180, 30, 30)), ("EPSG:32660", (634_700, 7_323_100, 30, 30))  # 180 E, 66 N
+
+
+def degrees(west):
+    return "EPSG:4326", (west, 66, 6e-4, 3e-4)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (UTM60, degrees(180.0)),  # all of it beyond 180
+        (UTM1, degrees(179.985)),  # across it
+        (degrees(179.985), UTM1),
+        (degrees(179.985), degrees(-179.999)),
+        (degrees(286.9), degrees(-73.1)),
+        (UTM60, UTM1),
+    ],
+)
+def test_scenes_meet_at_180_degrees_however_longitudes_are_counted(bundle, tmp_path, first, second):
+    values, places = made_up(64, 64, nodata=False)[0], (first, second)
+    scenes = [
+        write_raster(tmp_path / f"{k}.tif", values, bands=BANDS, crs=crs, transform=from_origin(*place))
+        for k, (crs, place) in enumerate(places)
+    ]
+    seen, file = read(predict_composite(bundle, scenes, tmp_path / "maps", "both", WANTED), "dates")
+    cols, rows = np.meshgrid(np.arange(file.width) + 0.5, np.arange(file.height) + 0.5)
+    inside, rim = np.zeros(cols.shape, int), np.zeros(cols.shape, bool)
+    for crs, (west, north, wide, high) in places:
+        x, y = file.transform @ (cols, rows)
+        x, y = (np.reshape(v, cols.shape) for v in warp_points(file.crs, crs, x.ravel(), y.ravel()))
+        x = (x - west + 180) % 360 - 180 if crs == "EPSG:4326" else x - west
+        to_rim = np.minimum(
+            np.minimum(x / wide, 64 - x / wide), np.minimum((north - y) / high, 64 - (north - y) / high)
+        )
+        inside += to_rim > 0
+        rim |= abs(to_rim) < 1
+    assert inside.max() == 2
+    np.testing.assert_array_equal(seen[0][~rim], inside[~rim])
+
+
+def test_a_scene_that_adds_nothing_is_said(bundle, dates, tmp_path):
+    fine = write(tmp_path / "fine.tif", made_up(96, 80, nodata=False)[0], size=0.01)
+    line = f"{fine}: shows no pixel of all, so the map is one of the other scenes"
+    with pytest.warns(DataNote) as said:
+        made = predict_composite(bundle, [dates[0], fine], tmp_path / "maps", "all", WANTED, force=True)
+    assert [str(each.message) for each in said if "shows no pixel" in str(each.message)] == [line]
+    assert line in made["notes"]
+
+
 def test_what_is_refused(bundle, dates, tmp_path):
     far = write(tmp_path / "far.tif", made_up(96, 80, nodata=False)[0], left=500)
     for scenes, name, message in [
