@@ -5,7 +5,9 @@ from __future__ import annotations
 from ..core.ranges import QUANTILES
 from ..recipe import Section
 
-__all__ = ["QUANTILES", "Profile"]
+__all__ = ["LARGER", "QUANTILES", "Profile"]
+
+LARGER = 1.3  # times as large as others that a pixel may be without a word
 
 
 class Profile(Section):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..bands import INDICES, LOCATION, Bands
 from ..core.ranges import outside, spread, unlike
-from ..data.profile import Profile
+from ..data.profile import LARGER, Profile
 from ..errors import BundleError, note
 from .bundle import ModelBundle
 from .ensemble import Ensemble
@@ -18,7 +18,6 @@ NORMAL = (-2.326, -1.645, -0.674, 0.0, 0.674, 1.645, 2.326)
 """What `core.ranges.QUANTILES` are of a standard normal distribution."""
 ODD = 0.5  # share of the values beyond the central nine tenths of those trained on (of like data: 0.1) that is said
 WIDER = 8.0  # times as wide as what was trained on, or as narrow, that a range may be without a word
-LARGER = 1.3  # times as large that a pixel may be
 
 
 def check_fit(

@@ -78,6 +78,10 @@ def predict_composite(
         raise DataError(f"composite {name!r}: give the name of the map, without a folder")
     alone = replace(wanted, glaciers=None)
     looked = [look_at(scene, ensemble, alone, force, how) for scene in scenes]
+    known = dict[Any, Any]()
+    for each in looked:
+        if (same := known.setdefault((each.about["scene_sha256"], each.grid.transform), each)) is not each:
+            raise DataError(f"{each.path}: is the same image as {same.path}, and would count twice; name it once")
     grids = [each.grid for each in looked]
     visible = [band for band in VISIBLE if all(band in each.about["bands"] for each in looked)]
     if by == "least-snow" and not visible:

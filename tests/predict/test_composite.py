@@ -1,4 +1,5 @@
 import json
+import shutil
 import warnings
 
 import numpy as np
@@ -197,3 +198,11 @@ def test_a_composite_tells_its_ice_by_glacier(bundle, dates, tmp_path):
     assert sum("not used" in str(each.message) for each in said) == 1
     assert divided["glaciers"]["totals"]["inventory"]["pixels"] == ice
     assert not list((tmp_path / "maps").glob(".*"))
+
+
+def test_an_image_counts_once(bundle, dates, tmp_path):
+    again = shutil.copy(dates[0], tmp_path / "again.tif")
+    with pytest.raises(
+        DataError, match=r"again\.tif: is the same image as .*d0\.tif, and would count twice; name it once"
+    ):
+        predict_composite(bundle, [*dates, again], tmp_path / "maps", "all", WANTED)

@@ -13,7 +13,7 @@ from scenes import made_up, tiny_recipe, write_raster
 from glacier_fastai.data.scenes.masks import KINDS as MASKS
 from glacier_fastai.data.scenes.opening import scene_name
 from glacier_fastai.data.sources.scene import prepare_scenes
-from glacier_fastai.errors import OutputError
+from glacier_fastai.errors import DataNote, OutputError
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.predict.scene import Wanted, predict_scene
 from glacier_fastai.train.run import finetune
@@ -94,3 +94,13 @@ def test_products_become_tiles(tmp_path, kind):
     store = prepare_scenes([made.path], tmp_path / "tiles", outlines=[box], tile_size=32, min_valid=0.1)
     assert {*store.bands} == {*made.values}
     assert store.info["sensor"] == made.sensor
+
+
+def test_a_store_of_two_sensors_names_none_and_says_so(tmp_path):
+    made = [KINDS[kind](tmp_path / kind[:4]) for kind in ("LT05 C2 L2", "LE07 C2 L2")]
+    box = outlines(tmp_path / "ice.gpkg", [rectangle(10, 10, 40, 40, from_origin(*UL, 10, 10))])
+    with pytest.warns(DataNote, match="is of landsat7, but .* of landsat5, so the store names no sensor"):
+        store = prepare_scenes(
+            [each.path for each in made], tmp_path / "s", outlines=[box], tile_size=32, min_valid=0.1
+        )
+    assert store.info["sensor"] == ""

@@ -16,7 +16,7 @@ from ...core.tiling import starts
 from ...errors import DataError
 from ...files import check_room
 from ...memory import fits
-from ..profile import Profile
+from ..profile import LARGER, Profile
 from ..scenes.address import Address, named
 from ..scenes.masks import MaskCounts
 from ..scenes.opening import HowRead, open_scene, scene_name
@@ -133,10 +133,12 @@ def cut_scenes(
     pixel = dtype.itemsize * len(first.bands) + 1
     if not (min_ice or min_valid or labelled):
         check_room(out, sum(s.height * s.width * s.valid for s in looked) * pixel / 2)
-    writer = TileWriter(out, first.bands, tile_size, dtype, "scene", first.sensor or "", made_by, scaling)
+    sensors = {scene.sensor or "" for scene in looked}
+    sensor = sensors.pop() if len(sensors) == 1 else ""
+    writer = TileWriter(out, first.bands, tile_size, dtype, "scene", sensor, made_by, scaling)
     with writer, block_cache(max(scene.cached_bytes for scene in looked)):
         for scene in looked:
-            for text in (*scene.notes, *_other_values(first, scene)):
+            for text in (*scene.notes, *_unlike_first(first, scene)):
                 writer.note(text)
         for scene, mask in zip(looked, masks(looked, writer), strict=True):
             with open_scene(scene.path, **how) as opened:
@@ -216,6 +218,18 @@ def _kept(scenes: Sequence[_Looked]) -> tuple[list[Scaling], np.dtype]:
     return [Scaling(unit=scaling[0][band].unit) for band in first.bands], np.dtype("float32")
 
 
+def _unlike_first(first: _Looked, scene: _Looked) -> list[str]:
+    """Return what to say of a scene that is of another kind than the first."""
+    found = []
+    if scene.sensor and first.sensor and scene.sensor != first.sensor:
+        found.append(f"is of {scene.sensor}, but {first.path} of {first.sensor}, so the store names no sensor")
+    one, other = first.profile.pixel_size, scene.profile.pixel_size
+    if one and other and max(one, other) > LARGER * min(one, other):
+        say = "bring all to one size (resolution), or make a store of each"
+        found.append(f"pixels of {other:.3g} m, but of {one:.3g} m in {first.path}; {say}")
+    return [f"{scene.path}: {text}" for text in (*found, *_other_values(first, scene))]
+
+
 def _other_values(first: _Looked, scene: _Looked) -> list[str]:
     ours, theirs = first.profile.quantiles, scene.profile.quantiles
     other = [band for band in ours if band in theirs and unlike(ours[band], theirs[band])]
@@ -223,7 +237,7 @@ def _other_values(first: _Looked, scene: _Looked) -> list[str]:
         return []
     band = other[0]
     return [
-        f"{scene.path}: values far from those of {first.path} in {', '.join(other)} ({band} {theirs[band][1]:.4g} to "
+        f"values far from those of {first.path} in {', '.join(other)} ({band} {theirs[band][1]:.4g} to "
         f"{theirs[band][-2]:.4g}, there {ours[band][1]:.4g} to {ours[band][-2]:.4g}); are both in the same units?"
     ]
 

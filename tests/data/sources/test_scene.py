@@ -69,6 +69,19 @@ def test_several_scenes_with_bands_in_another_order(tmp_path):
     np.testing.assert_array_equal(store.read(i), np.where(valid, values[:, :80], np.nan))
 
 
+def test_pixels_of_another_size_are_said(tmp_path):
+    values, sides = made_up()[0], (30, 25, 15)
+    ice = outlines(tmp_path / "ice.shp", [rectangle(0, 0, 20, 20)])
+    places = [from_origin(X, Y, side, side) for side in sides]
+    scenes = [
+        write_raster(tmp_path / f"{place.a:g}.tif", values, nodata=0, bands=BANDS, transform=place) for place in places
+    ]
+    with pytest.warns(DataNote) as said:
+        prepare_scenes(scenes, tmp_path / "s", outlines=[ice], tile_size=64)
+    sizes = [str(each.message) for each in said if "pixels of" in str(each.message)]
+    assert len(sizes) == 1 and "15.tif: pixels of 15 m, but of 30 m in " in sizes[0]
+
+
 def test_bands_are_named_by_option_or_by_sensor(tmp_path):
     values = made_up()[0]
     write_raster(tmp_path / "plain.tif", values)
