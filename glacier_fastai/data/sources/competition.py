@@ -143,6 +143,7 @@ class _Header(NamedTuple):
     dtype: str
     crs: str
     transform: tuple[float, ...]  # a b c d e f, or empty without CRS or transform
+    scaling: tuple[float, float]  # scale and offset of its tags
 
 
 def _header(path: Path) -> _Header:
@@ -152,8 +153,8 @@ def _header(path: Path) -> _Header:
         placed = raster.crs is not None and not placeless(raster.transform)
         if placed:
             check_place(raster, path)
-        place = (raster.crs.to_string(), tuple(raster.transform)[:6]) if placed else ("", ())
-        return _Header(raster.shape, raster.dtypes[0], *place)
+        crs, transform = (raster.crs.to_string(), tuple(raster.transform)[:6]) if placed else ("", ())
+        return _Header(raster.shape, raster.dtypes[0], crs, transform, (raster.scales[0], raster.offsets[0]))
 
 
 def _size(headers: dict[Path, _Header]) -> int:
@@ -279,6 +280,7 @@ def prepare_competition(
     tiles = {tile: [files[tile] for files in images] for tile in sorted(images[0])}
     headers = {f: _header(f) for files in tiles.values() for f in files}
     dtype = store_dtype(np.result_type(*(h.dtype for h in headers.values())))
+    scaled = [f for f, header in headers.items() if header.scaling != (1, 0)]
     headers |= {labels[tile]: _header(labels[tile]) for tile in tiles} if labels else {}
     size = _size(headers)
     held = len(images) * (3 * dtype.itemsize + 16) * size**2  # bands, their stack, and what is computed of it
@@ -289,6 +291,11 @@ def prepare_competition(
     how = _scaling(root, keep, scale, offset)
     made_by = {"function": "prepare_competition", "folder": str(root), "labels": labels is not None}
     with TileWriter(out, keep, size, dtype, "competition", "landsat8", made_by, how) as writer:
+        if scaled and scale is None and offset is None:
+            s, o = headers[scaled[0]].scaling
+            writer.note(
+                f"{scaled[0]}: its tags have scale {s:.6g} and offset {o:.6g}, not applied; give scale and offset"
+            )
         class_of = _class_of([labels[tile] for tile in tiles]) if labels else {}
         if ICE_OF_ANY_KIND in class_of.values():
             writer.note(

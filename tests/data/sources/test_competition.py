@@ -1,5 +1,6 @@
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -555,6 +556,12 @@ def test_numbers_become_units_by_the_users_word(tmp_path, made):
     np.testing.assert_array_equal(store.images, plain.images)
     scale, offset = (np.reshape(v, (5, 1, 1)) for v in how.values())
     np.testing.assert_allclose(store.read(1), plain.read(1) * scale + offset, rtol=1e-5, atol=1e-6)
+    with warnings.catch_warnings(action="ignore"), rasterio.open(made.bands[1]["02_07"], "r+") as file:
+        file.scales, file.offsets = (2.75e-5,), (-0.2,)
+    line = f"{made.bands[1]['02_07']}: its tags have scale 2.75e-05 and offset -0.2, not applied; give scale and offset"
+    with pytest.warns(DataNote) as said:
+        prepare_competition(made.root, tmp_path / "tagged")
+    assert line in [str(each.message) for each in said]
     light = prepare_competition(made.root, tmp_path / "l", scale=1e-4)
     assert list(light.units.values()) == ["reflectance"] * 4 + ["dn"]
     with pytest.raises(DataError, match=rf"{made.root}: scale: no band 'nir'"):
