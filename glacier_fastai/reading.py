@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, BinaryIO, Literal
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 DEPTH = 64  # levels of lists and mappings
-JSON, YAML = (2**28, 2**23), (2**20, 20_000)  # largest file, bytes, and most values in it; an alias counts every time
+JSON, YAML = (2**28, 2**23), (2**17, 20_000)  # largest file, bytes, and most values in it; an alias counts every time
 TABLE = 2**30  # largest CSV, bytes
 HEADER = 2**25  # largest header of safetensors, and pickle of a checkpoint, bytes
 AGAIN = "copy it again, or make it anew"
@@ -160,12 +161,26 @@ class _Loader(yaml.SafeLoader):
     def flatten_mapping(self, node: Any) -> None:
         """Merge nothing: a mapping that merges two of the same grows without bound."""
 
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a name that stands twice, of which one would count without a word."""
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if names and (most := names.most_common(1)[0])[1] > 1:
+            raise ValueError(f"{most[0]!r} stands twice in one mapping")
+        return super().construct_mapping(node, deep)
+
+    def construct_plain(self, node: Any) -> Any:
+        """Return a number, but 1:30 as text: to base 60 it would be 90, and a long one takes for ever."""
+        whole = self.construct_yaml_int if node.tag.endswith(":int") else self.construct_yaml_float
+        return node.value if ":" in node.value else whole(node)
+
     yaml_implicit_resolvers = {  # noqa: RUF012  as of its base
         first: [(tag, form) for tag, form in found if not tag.endswith((":timestamp", ":merge"))]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
 
+for _number in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+    _Loader.add_constructor(_number, _Loader.construct_plain)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )

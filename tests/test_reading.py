@@ -144,6 +144,8 @@ def test_json_that_no_file_of_ours_holds_is_refused(text, message):
     ("text", "message"),
     [
         ("a: [", "not YAML"),
+        ("a: 1\nb: {c: 1, c: 2}", "'c' stands twice in one mapping"),
+        ("a: " + "x" * 2**17, "more than 131,072 characters"),
         ("[" * 2000 + "]" * 2000, "not YAML"),
         ("&a [*a]", "nested 64 deep, or in itself"),
         ("&a {b: *a}", "nested 64 deep, or in itself"),
@@ -169,6 +171,11 @@ def test_an_alias_counts_every_time():
     with pytest.raises(DataError, match="more than 20,000 values"):
         parse_yaml("\n".join(lines), "a.yaml", DataError)
     assert parse_yaml("a: &a [1]\nb: *a", "a.yaml", DataError) == {"a": [1], "b": [1]}
+
+
+def test_numbers_to_base_60_are_text():
+    long = "1" + ":1" * 60_000
+    assert parse_yaml(f"a: 1:30\nb: 1:30.5\nc: {long}", "a.yaml", DataError) == {"a": "1:30", "b": "1:30.5", "c": long}
 
 
 def test_dates_are_text_and_merges_are_keys():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -34,6 +35,7 @@ __all__ = ["ModelBundle", "TrainedOn", "trained_ground", "unwrapped"]
 FORMAT = "glacier_fastai model bundle"
 VERSION = 4
 NOWHERE = "POLYGON EMPTY"
+WKT = re.compile(r"(MULTI)?POLYGON *(EMPTY|[-+\d.eE(), ]{,4000000})")
 # before 4 nothing told whether all is as it was written, before 3 nothing of values and ground trained on; 1: `arch`
 # named the encoder of a U-Net, beside `attention`
 READS = ("1", "2", "3", "4")
@@ -59,7 +61,8 @@ class TrainedOn(Section):
     @field_validator("ground")
     @classmethod
     def _polygons(cls, value: str) -> str:
-        ground = shapely.from_wkt(value or NOWHERE, on_invalid="ignore")
+        plain = WKT.fullmatch(value or NOWHERE)  # collections in collections overflow the stack of GEOS
+        ground = shapely.from_wkt(value or NOWHERE, on_invalid="ignore") if plain else None
         if not isinstance(ground, shapely.Polygon | shapely.MultiPolygon):
             raise ValueError("no polygons in WKT")
         return value

@@ -119,6 +119,10 @@ def resaved(bundle, path, drop=None, **changes):
         ({"trained_on": "null"}, "damaged or made by other code"),
         ({"trained_on": '{"train": 3}'}, "damaged or made by other code.*train"),
         ({"trained_on": '{"ground": "POINT (86 28)"}'}, "damaged or made by other code.*ground.*no polygons in WKT"),
+        (
+            {"trained_on": json.dumps({"ground": "GEOMETRYCOLLECTION(" * 300_000 + "POINT (86 28" + ")" * 300_001})},
+            "damaged or made by other code.*ground.*no polygons in WKT",
+        ),
         ({"trained_on": '{"ground": "POLYGON ((86 28, 87"}'}, "damaged or made by other code.*ground.*no polygons"),
         ({"drop": "segmentation_head.0.bias"}, r"segmentation_head\.0\.bias is missing, wanted is \(4,\)"),
         ({"std": "[1, 1, 1e-60, 1, 1]"}, "a deviation is not positive"),

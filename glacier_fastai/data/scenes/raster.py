@@ -109,10 +109,8 @@ WRITTEN = re.compile(  # how a coordinate reference system is written: code, URN
     r"(?i:\w+:[\w.]+(\+(\w+:)?[\w.]+)?$|urn:(x-)?ogc:def:crs[:,]|https?://(www\.)?opengis\.net/def/crs/)"
     r"|[A-Z_0-9]+\s*[\[(]|\{|\+proj=\w"
 )
-# of a CRS: a file by its place; those of PROJ have but a name
-NEEDS_FILE = re.compile(
-    r"(?i)(grids|file)=[^\s\"]*[/\\~:][^\s\"]*|init=[^\s\"]*|PARAMETERFILE\[\"[^\"]*\",\"[^\"]*[/\\~:][^\"]*"
-)
+# of a CRS: what names a file, which is needed where it is named by its place; those of PROJ have but a name
+NAMES_FILE = re.compile(r"(?i)(init=)[^\s\"]*|(?:grids|file)=([^\s\"]*)|PARAMETERFILE\[\"[^\"]*\",\"([^\"]*)")
 
 pyproj.network.set_network_enabled(False)  # or a CRS might ask for its grids
 
@@ -309,7 +307,7 @@ def _look_beside(path: Path, home: str) -> None:
             check_within(own, os.path.dirname(os.path.realpath(path)), str(path))
         if name.endswith(".xml") and own.stat().st_size > LARGEST:
             raise DataError(f"{own}: has more than {LARGEST:,} bytes; move it away")
-        if name.startswith(starts[0]) and name.endswith(BESIDE):
+        if name in [path.name.lower() + end for end in BESIDE]:
             with opened(own, DataError, link=True) as file:
                 if not file.read(16).startswith((*DRIVERS["GTiff"], *DRIVERS["HFA"], *DRIVERS["PNG"])):
                     raise DataError(f"{own}: no mask or overviews of {path.name}, as its name says; move it away")
@@ -404,8 +402,9 @@ def _parsed(text: str) -> CRS:
 
 
 def _check_alone(text: str) -> None:
-    if found := NEEDS_FILE.search(text):
-        raise CRSError(f"it needs a file, {found[0][:80]!r}; write it without")
+    for found in NAMES_FILE.finditer(text):
+        if found[1] or re.search(r"[/\\~:]", found[2] or found[3] or ""):
+            raise CRSError(f"it needs a file, {found[0][:80]!r}; write it without")
 
 
 def placeless(

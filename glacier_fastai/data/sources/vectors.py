@@ -54,7 +54,8 @@ NO_POLYGONS = ("Point", "LineString")
 START = 2**16  # bytes that tell what a file is
 BEGINS = {b"SQLite format 3\0": "gpkg", b"\0\0\x27\x0a": "shp", b"fgb\x03fgb": "fgb", b"PAR1": "parquet"}
 JSON = re.compile(rb'\s*\{.*"type"\s*:\s*"(FeatureCollection|Feature|GeometryCollection|(Multi)?Polygon)"', re.DOTALL)
-XML = re.compile(rb"\s*(?:<\?xml[^>]*>|<!--.*?-->|\s)*<(?:[\w.-]+:)?([\w.-]+)", re.DOTALL)
+BEFORE_ROOT = re.compile(rb"\s*(?:<\?xml[^>]*>|<!--.*?-->)", re.DOTALL)  # of XML; in a loop, as nested repeats may hang
+ROOT = re.compile(rb"\s*<(?:[\w.-]+:)?([\w.-]+)")
 OTHERS = re.compile(rb"(?i)OGRVRT|OGRWFS|VRTDataset|GDAL_W|GDALTile|WCS_GDAL|OGCAPI|MRF_META|gdal_streamed|<!DOCTYPE")
 KEY = re.compile(
     rb"""(?i)["'](?:c|\\u00[46]3)(?:r|\\u00[57]2)(?:s|\\u00[57]3)["'](?!\s*[,\]}])"""
@@ -247,7 +248,10 @@ def _linked(text: str, folder: Path) -> tuple[Path, str]:
         kind = "parquet"
     if not kind and not OTHERS.search(start):
         start = start.removeprefix(b"\xef\xbb\xbf")
-        root = XML.match(start)
+        at = 0
+        while before := BEFORE_ROOT.match(start, at):
+            at = before.end()
+        root = ROOT.match(start, at)
         kind = "geojson" if JSON.match(start) else "kml" if root and root[1] == b"kml" else ""
         kind = kind or ("gml" if root and b"opengis.net/gml" in start else "")
     if not kind:

@@ -12,6 +12,7 @@ from rasterio.transform import from_origin
 from rasterio.vrt import WarpedVRT
 from scenes import write_raster, write_scene
 
+from glacier_fastai.data.scenes import raster as rasters
 from glacier_fastai.data.scenes.raster import (
     check_place,
     open_raster,
@@ -401,3 +402,18 @@ def test_a_shift_of_datum_is_unknown_where_none_is_known_and_it_matters(crs, sce
     side = 3e-4 if to.is_geographic else 30
     said = unknown_shift(crs, to, (side, 0, x, 0, -side, y), (64, 64))
     assert bool(said) == unknown and ("not known here, so it may lie some 100 m off" in said) == unknown
+
+
+def test_overviews_of_overviews_are_looked_at_once(tmp_path, monkeypatch):
+    chain, opened = [tmp_path / ("s.tif" + ".ovr" * k) for k in range(9)], []
+    for path in chain:
+        raster(path)
+    looked = rasters._open
+    monkeypatch.setattr(rasters, "_open", lambda path, *args: opened.append(path.name) or looked(path, *args))
+    open_raster(chain[0]).close()
+    assert sorted(opened) == sorted(path.name for path in chain)
+
+
+def test_a_long_crs_is_read_in_one_go():
+    with pytest.raises(CRSError):
+        parse_crs("+proj=longlat +" + "grids=" * 20_000)

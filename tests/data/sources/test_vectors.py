@@ -17,6 +17,7 @@ from polygons import CRS, X, Y, burn, outlines, rectangle, refused, want
 from shapely.geometry import LineString, Point
 
 from glacier_fastai.data.sources.vectors import open_vector
+from glacier_fastai.errors import DataError
 
 
 @pytest.mark.parametrize("suffix", ["gpkg", "geojson", "shp", "fgb", "parquet"])
@@ -262,3 +263,10 @@ def test_nothing_temporary_stays(tmp_path, monkeypatch):
     (tmp_path / "text.shp").write_text("hello")
     refused("not a vector file", tmp_path / "text.shp")
     assert not [*(tmp_path / "tmp").iterdir()]
+
+
+@pytest.mark.parametrize("start", [b"<!---->" * 400 + b"x", b" " * 65_000, b"<?xml?>" + b"<!-- " * 10_000])
+def test_xml_without_a_root_is_refused_in_one_go(tmp_path, start):
+    (tmp_path / "a.gml").write_bytes(start)
+    with pytest.raises(DataError, match=r"a\.gml: not a vector file"):
+        open_vector(tmp_path / "a.gml")
