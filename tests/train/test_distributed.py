@@ -145,7 +145,9 @@ def launched(tmp_path_factory):
 def test_a_launch_runs_no_code_of_the_current_folder(tmp_path):
     (tmp_path / "typer.py").write_text("open('run', 'w')")
     words = [sys.executable, "-P", "-m", "glacier_fastai", "launch", "--processes", "1", "--"]  # as the script starts
-    done = subprocess.run([*words, "finetune", "--recipe", "none"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*words, "finetune", "--recipe", "none"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert "no recipe 'none'" in done.stderr and done.returncode == 2
     assert [path.name for path in tmp_path.iterdir()] == ["typer.py"]
 
