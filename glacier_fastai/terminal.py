@@ -85,6 +85,8 @@ def open_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  stays open with the process
+        if getattr(stream := getattr(sys, name), "errors", "") == "strict" and name != "stdin":
+            stream.reconfigure(errors="backslashreplace")  # of a terminal that knows ASCII alone
     if not isinstance(sys.stderr, _Dropping):
         sys.stderr = _Dropping(sys.stderr)
 

@@ -389,6 +389,14 @@ def test_readers_that_go_away_and_full_disks_are_no_traceback():
         assert child.returncode == 2
 
 
+def test_results_are_shown_on_a_terminal_that_knows_ascii_alone(tmp_path):
+    (tmp_path / "r.yaml").write_text("bands: [red, nir]\nabout: é\n", encoding="utf-8")
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    with command("recipes", "show", str(tmp_path / "r.yaml"), env=env, stdout=subprocess.PIPE) as child:
+        assert "about: \\xe9\n" in child.stdout.read()
+    assert child.returncode == 0
+
+
 def test_no_file_takes_the_place_of_a_closed_stream(tmp_path):
     closing = 'exec "$@" <&- >&- 2>&-'
     words = ["sh", "-c", closing, "sh", sys.executable, "-W", "ignore", "-m", "glacier_fastai"]

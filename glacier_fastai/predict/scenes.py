@@ -206,8 +206,7 @@ def summary(
             continue
         mapped = sum(row[c] for c in CLASSES)
         ice = sum(row[CLASSES[k]] for k in ICE)
-        lines.append(
-            f"{printable(row['scene'])}  {row['state']}, {mapped:,.0f} px mapped, {ice / mapped:.1%} ice, {row['seconds']} s"
-        )
+        done = f"{row['state']}, {mapped:,.0f} px mapped, {ice / mapped:.1%} ice, {row['seconds']} s"
+        lines.append(f"{printable(row['scene'])}  {done}")
     counts = ", ".join(f"{n} {state}" for state, n in table["state"].value_counts().items())
     return "\n".join([*lines, f"{len(table)} scenes: {counts}"])
