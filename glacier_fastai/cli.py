@@ -174,7 +174,7 @@ def _run() -> None:
     if debug:
         sys.argv.remove("--debug")
     who, mine = "glacier-fastai", 0
-    os.environ.setdefault("MPLBACKEND", "Agg")  # pictures are written, never shown
+    os.environ["MPLBACKEND"] = "Agg"  # pictures are written, never shown
     try:
         if launched()[1] == 1:
             os.environ.pop("RANK", None)  # a batch script's, which fastai would read as a number

@@ -397,6 +397,12 @@ def test_results_are_shown_on_a_terminal_that_knows_ascii_alone(tmp_path):
     assert child.returncode == 0
 
 
+def test_a_display_that_is_not_there_is_not_asked_for(monkeypatch, refused):
+    monkeypatch.setenv("MPLBACKEND", "odd")
+    refused("recipes", "show", "none", match="no recipe 'none'")
+    assert os.environ["MPLBACKEND"] == "Agg"
+
+
 def test_no_file_takes_the_place_of_a_closed_stream(tmp_path):
     closing = 'exec "$@" <&- >&- 2>&-'
     words = ["sh", "-c", closing, "sh", sys.executable, "-W", "ignore", "-m", "glacier_fastai"]
