@@ -187,16 +187,17 @@ def _run() -> None:
             raise
         line = str(err).rpartition("\n\t")[2]  # fastai puts the name of the callback in front
         line = line.replace("elevation model gives it (dem)", "elevation model gives it (--dem)")
+        line = printable(f"{who}: {line}")
         if isinstance(err, RunStopped):
             line += f", with {_again()}" if "WORLD_SIZE" not in os.environ else ", with the same launch and --resume"
         if not (mine and isinstance(err, RunStopped)):  # all processes stop alike
-            print(f"{who}: {line}", file=sys.stderr)
+            print(line, file=sys.stderr)
         sys.exit(err.exit_code)
     except OSError as err:  # a full or read-only disk
         if debug:
             raise
         what = f"{err.filename or 'input or output'}: {err.strerror or err}"
-        print(f"{who}: {printable(what)}", file=sys.stderr)
+        print(printable(f"{who}: {what}"), file=sys.stderr)
         sys.exit(2)
 
 

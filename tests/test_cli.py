@@ -312,6 +312,14 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, refused):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scene.tif", "scene_label.tif", "store"]
 
 
+def test_a_refusal_has_400_characters_at_most(monkeypatch, capsys):
+    for name in ("x" * 100 + "/" + "y" * 200 + "/" + "z" * 200 + ".yaml", "y" * 5000 + ".yaml"):
+        monkeypatch.setattr(sys, "argv", ["glacier-fastai", "recipes", "show", name])
+        with pytest.raises(SystemExit):
+            main()
+        assert 300 < len(capsys.readouterr().err.removesuffix("\n")) <= 400
+
+
 def test_an_error_from_within_a_callback_is_still_one_line(run, tmp_path):
     store = make_store(tmp_path / "store").path
     out = run("pretrain", "--recipe", "demo", *SET, "--data", store, "--out", tmp_path / "r", "--set", "train.lr=1e30")
