@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .errors import DataError, GlacierError, RunStopped, TrainingError, printable
-from .terminal import close_stdout, launched, mute_rasterio, open_streams, progress, rank, show_messages
+from .terminal import close_stdout, launched, mute_rasterio, open_streams, progress, rank, show_messages, told
 
 __all__ = ["app", "main"]
 
@@ -174,7 +174,7 @@ def _run() -> None:
     if debug:
         sys.argv.remove("--debug")
     who, mine = "glacier-fastai", 0
-    os.environ.setdefault("MPLBACKEND", "Agg")  # pictures are written, never shown
+    os.environ["MPLBACKEND"] = "Agg"  # pictures are written, never shown
     try:
         if launched()[1] == 1:
             os.environ.pop("RANK", None)  # a batch script's, which fastai would read as a number
@@ -187,22 +187,33 @@ def _run() -> None:
             raise
         line = str(err).rpartition("\n\t")[2]  # fastai puts the name of the callback in front
         line = line.replace("elevation model gives it (dem)", "elevation model gives it (--dem)")
+        line = printable(f"{who}: {line}")
         if isinstance(err, RunStopped):
             line += f", with {_again()}" if "WORLD_SIZE" not in os.environ else ", with the same launch and --resume"
         if not (mine and isinstance(err, RunStopped)):  # all processes stop alike
-            print(f"{who}: {line}", file=sys.stderr)
+            print(line, file=sys.stderr)
         sys.exit(err.exit_code)
     except OSError as err:  # a full or read-only disk
         if debug:
             raise
         what = f"{err.filename or 'input or output'}: {err.strerror or err}"
-        print(f"{who}: {printable(what)}", file=sys.stderr)
+        print(printable(f"{who}: {what}"), file=sys.stderr)
         sys.exit(2)
 
 
 def _again() -> str:
     """Return the command that goes on with this one."""
     return shlex.join(["glacier-fastai", *(w for w in sys.argv[1:] if w != "--resume"), "--resume"])
+
+
+def _say(text: str) -> None:
+    """Show what is no result."""
+    print(told(text), file=sys.stderr)
+
+
+def _show(*paths: str | Path) -> None:
+    """Print paths: as they are for other programs, printable for a terminal."""
+    print(*(printable(str(path), 10_000) if sys.stdout.isatty() else path for path in paths), sep="\n")
 
 
 def _split(text: str) -> list[str] | None:
@@ -447,9 +458,9 @@ def _describe(store) -> None:
         counts["ice of unknown kind"] = ice
     total = max(sum(counts.values()), 1)
     shares = ", ".join(f"{c} {n / total:.2%}" for c, n in counts.items())
-    print(f"{store.path}: {len(store)} tiles of {store.size} px, bands {', '.join(store.bands)}", file=sys.stderr)
-    print(f"labelled pixels: {shares}", file=sys.stderr)
-    print(store.path)
+    _say(f"{store.path}: {len(store)} tiles of {store.size} px, bands {', '.join(store.bands)}")
+    _say(f"labelled pixels: {shares}")
+    _show(store.path)
 
 
 @app.command()
@@ -497,7 +508,7 @@ def finetune(
 def _result(path: Path) -> None:
     """Print a result; of the processes of a launch rank 0 does."""
     if not rank():
-        print(path)
+        _show(path)
 
 
 def _fold(text: str) -> int | None:
@@ -549,7 +560,7 @@ def calibrate(
     from .model.calibrate import calibrate as run
 
     run(crossvals, out, bias)
-    print(out)
+    _show(out)
 
 
 LAUNCHED = ("pretrain", "finetune", "crossval", "predict")
@@ -601,8 +612,8 @@ def evaluate(
     store = open_tiles(data, [band for band, _ in ensemble.channels])
     tiles, which = tiles_to_score(ensemble, store, int(fold) if fold.isdecimal() else fold or None)
     result = run(ensemble, store, tiles, statistics=stats, force=force)
-    print(f"{store.path}: {which}", file=sys.stderr)
-    print(json.dumps(result, indent=1) if as_json else score_table(result))
+    _say(f"{store.path}: {which}")
+    print(json.dumps(result, indent=1) if as_json else told(score_table(result)))
 
 
 @app.command()
@@ -734,16 +745,16 @@ def predict(
         made = predict_composite(ensemble, dates, out, composite, wanted, by=composite_by, **use)
         if page:
             made["files"]["page"] = str(write_page(made["files"], dates, made["done_before"]))
-        print(json.dumps(made, indent=1) if as_json else "\n".join(made["files"].values()))
+        print(json.dumps(made, indent=1)) if as_json else _show(*made["files"].values())
         return
     table = predict_scenes(ensemble, scenes, out, wanted, part=part, on_error=on_error, page=write_page, **use)
     if as_json:
         print(table.to_json(orient="records", indent=1))
     elif len(table):
         for files in table["files"].dropna():
-            print(*files.values(), sep="\n")
+            _show(*files.values())
     if len(table) > 1:
-        print(summary(table), file=sys.stderr)
+        _say(summary(table))
     raise_failed(table)
 
 
@@ -798,9 +809,9 @@ def glaciers(
     made = []
     for path in found:
         made.append(run(path, inventory, out, **how, geoparquet=geoparquet, overwrite=overwrite))
-        print(summary(made[-1]), file=sys.stderr)
+        _say(summary(made[-1]))
         if not as_json:
-            print(*made[-1]["files"].values(), sep="\n")
+            _show(*made[-1]["files"].values())
     if as_json:
         print(json.dumps(made, indent=1))
 
@@ -839,11 +850,11 @@ def change(
         raise DataError(f"dates {dates}: write two days, YYYY-MM-DD,YYYY-MM-DD")
     how: dict[str, Any] = {"inventory": inventory, "buffer": buffer, "dates": (days[0], days[1])}
     made = run(first, second, out, **how, force=force, overwrite=overwrite)
-    print(summary(made), file=sys.stderr)
+    _say(summary(made))
     if as_json:
         print(json.dumps(made, indent=1))
     else:
-        print(*made["files"].values(), sep="\n")
+        _show(*made["files"].values())
 
 
 @app.command()
@@ -914,7 +925,7 @@ def export(
 
     about = export_model(Ensemble.load(models), out, to)
     print(f"largest difference of probabilities {about['difference']:.1e}", file=sys.stderr)
-    print(json.dumps(about, indent=1) if as_json else out)
+    print(json.dumps(about, indent=1)) if as_json else _show(out)
 
 
 @app.command()
@@ -956,7 +967,7 @@ def submit(
             f"model.pth {found['megabytes']} MB, {found['seconds_per_tile']} s per tile without limit",
             file=sys.stderr,
         )
-    print(made)
+    _show(made)
 
 
 @app.command()
@@ -981,7 +992,7 @@ def report(
     from .show.report import write_report
 
     write_report(runs, out, data, overwrite)
-    print(out)
+    _show(out)
 
 
 @app.command()
@@ -1007,7 +1018,7 @@ def page(
     from .show.page import write_page
 
     write_page(maps, out, scenes, overwrite=overwrite, **_how(bands, sensor))
-    print(out)
+    _show(out)
 
 
 @app.command()

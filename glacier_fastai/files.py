@@ -87,6 +87,14 @@ def no_link(
         raise OutputError(f"{path}: a link, which is not followed to write; remove it, or choose another folder")
 
 
+def _writable(path: Path) -> None:
+    """Raise `OutputError` if a name is no text, which GDAL and JSON cannot hold."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as err:
+        raise OutputError(f"{path}: a name that is not UTF-8; choose another") from err
+
+
 def names_only(
     text: str,
 ) -> str:
@@ -146,6 +154,7 @@ def whole_file(
         OutputError: It cannot be written, as when the disk is full.
     """
     path, partial, raw = Path(path), None, None
+    _writable(path)
     try:
         _sweep(path)
         partial, raw = _own(path)
@@ -284,6 +293,7 @@ def locked(
         OSError: Its folder cannot be made or written.
     """
     path, made, lock = Path(path), set[Path](), None
+    _writable(path)
     try:
         lock = _acquire(path, made, wait=False)
         if lock is None:
@@ -380,6 +390,7 @@ def whole_folder(
     if os.path.lexists(path) and not replace:
         raise OutputError(f"{path}: exists already; choose another name or remove it first")
     no_link(path)
+    _writable(path)
     busy = f"{path}: another process is writing it; wait, or choose another name"
     with ExitStack() as stack:
         try:

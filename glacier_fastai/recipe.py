@@ -238,9 +238,20 @@ class PredictRecipe(Section):
 
     views: bool = Field(False, description="average the probabilities of the 8 flips and quarter turns: 8 times slower")
     scales: tuple[Annotated[float, Field(ge=0.25, le=4)], ...] = Field(
-        (1.0,), strict=False, min_length=1, description="and those of the image resized by each of these factors"
+        (1.0,),
+        strict=False,
+        min_length=1,
+        max_length=16,
+        description="and those of the image resized by each of these factors",
     )
     postprocess: PostprocessRecipe | None = Field(None, description="{}: with its defaults; null: the map as it is")
+
+    @field_validator("scales")
+    @classmethod
+    def _once(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len({*value}) < len(value):
+            raise ValueError("a scale is named twice: name each once")
+        return value
 
     @property
     def passes(self) -> list[tuple[int, float]]:

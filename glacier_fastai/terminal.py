@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-from .errors import DataNote, TrainingError
+from .errors import DataNote, TrainingError, printable
 
 __all__ = [
     "close_stdout",
@@ -30,6 +30,7 @@ __all__ = [
     "progress",
     "rank",
     "show_messages",
+    "told",
 ]
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,8 @@ def open_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  stays open with the process
+        if getattr(stream := getattr(sys, name), "errors", "") == "strict" and name != "stdin":
+            stream.reconfigure(errors="backslashreplace")  # of a terminal that knows ASCII alone
     if not isinstance(sys.stderr, _Dropping):
         sys.stderr = _Dropping(sys.stderr)
 
@@ -97,6 +100,22 @@ def close_stdout() -> OSError | None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try once more, and tell
         return err if isinstance(err, OSError) and err.errno != errno.EPIPE else None
     return None
+
+
+def told(
+    text: str,  # a message of ours, of one line or several
+) -> str:
+    r"""Return it with what is no printable character escaped, but for the ends of lines.
+
+    >>> told("recipe   a\x1b[2Jb\nseed     1")
+    'recipe   a\\x1b[2Jb\nseed     1'
+    """
+    return "\n".join(printable(line, 10_000) for line in text.split("\n"))
+
+
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return told(super().format(record))
 
 
 class _Stderr(logging.StreamHandler):
@@ -115,7 +134,8 @@ def show_messages() -> None:
     """Show what the library says on stderr, once; of the processes of a launch only rank 0 speaks."""
     root = logging.getLogger(__package__)
     if not any(isinstance(handler, _Stderr) for handler in root.handlers):
-        root.addHandler(_Stderr())
+        root.addHandler(handler := _Stderr())
+        handler.setFormatter(_Printable())
     root.setLevel(logging.ERROR if rank() else logging.INFO)
     if warnings.showwarning is not _show_note:
         _show_note.others = warnings.showwarning  # type: ignore[attr-defined]
@@ -165,12 +185,12 @@ def progress(
     In a terminal that is a bar, which appears with the first call; elsewhere a line twice a minute.
     """
     if not in_terminal():
-        told = time.monotonic()
+        last = time.monotonic()
 
         def tell(done: int, total: int | None) -> None:
-            nonlocal told
-            if time.monotonic() - told > EVERY:
-                told = time.monotonic()
+            nonlocal last
+            if time.monotonic() - last > EVERY:
+                last = time.monotonic()
                 log.info("%s", f"{what}: {done:,} of {total:,}" if total else f"{what}: {done:,}")
 
         yield tell

@@ -312,6 +312,14 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, refused):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scene.tif", "scene_label.tif", "store"]
 
 
+def test_a_refusal_has_400_characters_at_most(monkeypatch, capsys):
+    for name in ("x" * 100 + "/" + "y" * 200 + "/" + "z" * 200 + ".yaml", "y" * 5000 + ".yaml"):
+        monkeypatch.setattr(sys, "argv", ["glacier-fastai", "recipes", "show", name])
+        with pytest.raises(SystemExit):
+            main()
+        assert 300 < len(capsys.readouterr().err.removesuffix("\n")) <= 400
+
+
 def test_an_error_from_within_a_callback_is_still_one_line(run, tmp_path):
     store = make_store(tmp_path / "store").path
     out = run("pretrain", "--recipe", "demo", *SET, "--data", store, "--out", tmp_path / "r", "--set", "train.lr=1e30")
@@ -387,6 +395,20 @@ def test_readers_that_go_away_and_full_disks_are_no_traceback():
         with command("recipes", "show", "none", stdout=pipe, stderr=full) as child:
             assert child.stdout.read() == ""
         assert child.returncode == 2
+
+
+def test_results_are_shown_on_a_terminal_that_knows_ascii_alone(tmp_path):
+    (tmp_path / "r.yaml").write_text("bands: [red, nir]\nabout: é\n", encoding="utf-8")
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    with command("recipes", "show", str(tmp_path / "r.yaml"), env=env, stdout=subprocess.PIPE) as child:
+        assert "about: \\xe9\n" in child.stdout.read()
+    assert child.returncode == 0
+
+
+def test_a_display_that_is_not_there_is_not_asked_for(monkeypatch, refused):
+    monkeypatch.setenv("MPLBACKEND", "odd")
+    refused("recipes", "show", "none", match="no recipe 'none'")
+    assert os.environ["MPLBACKEND"] == "Agg"
 
 
 def test_no_file_takes_the_place_of_a_closed_stream(tmp_path):

@@ -48,6 +48,13 @@ def _umask():
     return mask
 
 
+@pytest.mark.parametrize("write", [whole_file, whole_folder])
+def test_a_name_that_is_no_text_is_refused(tmp_path, write):
+    with pytest.raises(OutputError, match=r"m\\udcff: a name that is not UTF-8"), write(tmp_path / "m\udcff"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_drive_that_cannot_sync_folders_is_written(tmp_path, monkeypatch):
     def fsync(fd, sync=os.fsync):
         if stat.S_ISDIR(os.fstat(fd).st_mode):

@@ -266,3 +266,9 @@ def test_steps_that_are_set_take_the_place_of_epochs_and_the_other_way_round(tmp
     (tmp_path / "odd.yaml").write_text("bands: [red]\ndata: 3\n")
     with pytest.raises(RecipeError, match="odd.yaml: data: "):
         load_recipe(tmp_path / "odd.yaml", ["train.steps=600"])
+
+
+@pytest.mark.parametrize("scales", [[1.0] * 3000, [1.0, 0.5, 1.0], [k / 8 for k in range(4, 21)]])
+def test_scales_are_few_and_each_named_once(scales):
+    with pytest.raises(RecipeError, match="scales"):
+        load_recipe("demo", [f"predict.scales={scales}"])

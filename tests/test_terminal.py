@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from glacier_fastai.cli import _show
 from glacier_fastai.errors import TrainingError
 from glacier_fastai.terminal import in_terminal, launched, progress, show_messages
 
@@ -98,6 +99,16 @@ def test_a_library_is_silent_until_messages_are_asked_for(shown, capsys, monkeyp
     log.info("of another process")
     log.error("but errors are")
     assert capsys.readouterr().err == "but errors are\n"
+
+
+def test_a_terminal_is_shown_no_control_characters(shown, capsys, monkeypatch):
+    shown()
+    logging.getLogger("glacier_fastai.somewhere").info("of a\x1b[2J\x07\nsecond line")
+    assert capsys.readouterr().err == "of a\\x1b[2J\\x07\nsecond line\n"
+    for terminal, line in ((True, "a\\x1b\\nb.tif\n"), (False, "a\x1b\nb.tif\n")):  # programs take names as they are
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        _show("a\x1b\nb.tif")
+        assert capsys.readouterr().out == line
 
 
 def test_without_a_terminal_a_line_stands_in_for_the_bar(monkeypatch, caplog):

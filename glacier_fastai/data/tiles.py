@@ -100,7 +100,7 @@ class _Info(Section):
         n = len(Bands(self.bands))
         if any(v is not None and len(v) != n for v in (self.units, self.scale, self.offset)):
             raise ValueError("units, scale or offset do not fit the bands")
-        if not {*(self.units or ())} <= {*UNITS} or 0 in (self.scale or ()):
+        if not {*(self.units or ())} <= {*UNITS} or any(abs(v) <= 1 / NO_VALUE for v in self.scale or ()):
             raise ValueError("an unknown unit, or a scale of 0")
         if any(abs(v) >= NO_VALUE for v in (*(self.scale or ()), *(self.offset or ()))):
             raise ValueError(f"a scale or offset beyond {NO_VALUE:g}")
@@ -345,7 +345,7 @@ class TileStore:
         scaling = zip(self.bands, zip(self.scale.tolist(), self.offset.tolist(), strict=True), strict=True)
         return Profile(
             units=self.units,
-            quantiles={b: tuple(q) for b, q in zip(self.bands, quantiles, strict=False)},
+            quantiles={b: tuple(sorted(q)) for b, q in zip(self.bands, quantiles, strict=False)},
             pixel_size=float(np.median(sizes)) if sizes else None,
             sensor=self.info.get("sensor") or "",
             scaling={band: both for band, both in scaling if both != (1.0, 0.0)},

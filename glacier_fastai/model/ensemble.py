@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from torch import Tensor
 
 from ..bands import CLASSES
@@ -31,7 +31,7 @@ from ..core.calibration import all_glacier, calibrated, decide
 from ..data.channels import Channel
 from ..errors import BundleError
 from ..files import file_hash, identity, whole_file
-from ..reading import read_yaml
+from ..reading import opened, read_yaml
 from ..recipe import PredictRecipe, Section, explain, predict_with
 from .bundle import ModelBundle
 from .fitted import Calibration
@@ -46,10 +46,17 @@ class _Listed(Section):
 
 class _File(Section):
     version: Literal[1] = 1
-    members: tuple[_Listed, ...] = Field(strict=False, min_length=1)
+    members: tuple[_Listed, ...] = Field(strict=False, min_length=1, max_length=1000)
     predict: PredictRecipe = PredictRecipe()
     calibration: Calibration = Calibration()
     measured: dict[str, Any] = {}
+
+    @field_validator("members")
+    @classmethod
+    def _once(cls, members: tuple[_Listed, ...]) -> tuple[_Listed, ...]:
+        if len({os.path.normpath(m.bundle) for m in members}) < len(members):
+            raise ValueError("a bundle is named twice: name each once, and give it a weight")
+        return members
 
 
 @dataclass(frozen=True)
@@ -208,8 +215,8 @@ class Ensemble:
 def _bundle(path: Path) -> tuple[ModelBundle, str]:
     """Return a bundle and the SHA-256 of its file."""
     for _ in range(3):
-        if not path.is_file():
-            raise BundleError(f"{path}: no such file")
+        with opened(path, BundleError, link=True):
+            pass
         before = identity(path)
         bundle, sha256 = ModelBundle.load(path), file_hash(path)  # in this order: what is no bundle may be long
         if identity(path) == before:

@@ -23,10 +23,11 @@ import pandas as pd
 
 from ..bands import CLASSES, ICE_OF_ANY_KIND, IGNORE
 from ..data.tiles import TileStore
-from ..errors import DataError, cell, note
+from ..errors import BundleError, DataError, cell, note
 from ..files import check_room, file_hash, whole_file, whole_folder, write_text
 from ..reading import read_array, read_json, read_table
 from .bundle import ModelBundle
+from .ensemble import Member
 from .evaluate import predict_tiles
 
 __all__ = ["OutOfFold"]
@@ -55,6 +56,8 @@ class OutOfFold:
             raise DataError(f"{self.path}: files do not fit each other; {AGAIN}")
         if not self.models or not all(isinstance(sha256, str) for sha256 in self.models.values()):
             raise DataError(f"{self.path / 'models.json'}: names no models with their SHA-256; {AGAIN}")
+        if odd := [name for name in self.models if Path(name).is_absolute() or ".." in Path(name).parts]:
+            raise DataError(f"{self.path / 'models.json'}: {odd[0][:80]!r} leads out of {self.folder}; {AGAIN}")
 
     def tile(
         self,
@@ -70,8 +73,14 @@ class OutOfFold:
 
     def stale(self) -> str | None:
         """Return the first model that is not the one that predicted, or None."""
-        now = ((name, self.folder / name) for name in self.models)
-        return next((n for n, p in now if not p.is_file() or file_hash(p) != self.models[n]), None)
+        for name, sha256 in self.models.items():
+            try:
+                now = Member.load(self.folder / name).sha256  # no hash of what is no bundle, which may be long
+            except BundleError:
+                now = ""
+            if now != sha256:
+                return name
+        return None
 
     @staticmethod
     def write(

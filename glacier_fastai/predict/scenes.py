@@ -15,7 +15,7 @@ import pandas as pd
 from ..bands import CLASSES, ICE
 from ..data.scenes.address import Address, named
 from ..data.scenes.opening import scene_name
-from ..errors import DataError, GlacierError, PredictionError, note
+from ..errors import DataError, GlacierError, PredictionError, note, printable
 from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
 from ..model.predictor import Predictor
@@ -176,7 +176,10 @@ def predict_scenes(
             rows[-1] |= {**result["pixels"], "files": result["files"]}
         if not alone:
             said = rows[-1]["error"] or f"{rows[-1]['state']}, {rows[-1]['seconds']} s"
-            log.log(logging.ERROR if world_size() > 1 else logging.INFO, f"{k} of {len(chosen)}: {scene}: {said}")
+            log.log(
+                logging.ERROR if world_size() > 1 else logging.INFO,
+                f"{k} of {len(chosen)}: {printable(str(scene))}: {said}",
+            )
     return pd.DataFrame(rows)
 
 
@@ -199,12 +202,11 @@ def summary(
     lines = []
     for row in table.to_dict("records"):
         if row["state"] == "failed":
-            lines.append(f"{row['scene']}  failed: {row['error']}")
+            lines.append(printable(f"{row['scene']}  failed: {row['error']}", 1000))
             continue
         mapped = sum(row[c] for c in CLASSES)
         ice = sum(row[CLASSES[k]] for k in ICE)
-        lines.append(
-            f"{row['scene']}  {row['state']}, {mapped:,.0f} px mapped, {ice / mapped:.1%} ice, {row['seconds']} s"
-        )
+        done = f"{row['state']}, {mapped:,.0f} px mapped, {ice / mapped:.1%} ice, {row['seconds']} s"
+        lines.append(f"{printable(row['scene'])}  {done}")
     counts = ", ".join(f"{n} {state}" for state, n in table["state"].value_counts().items())
     return "\n".join([*lines, f"{len(table)} scenes: {counts}"])

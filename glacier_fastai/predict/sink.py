@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgb
 from pyogrio.errors import DataLayerError, DataSourceError
 from pyproj.exceptions import CRSError
 from rasterio._err import CPLE_BaseError
-from rasterio.errors import RasterioError
+from rasterio.errors import DriverRegistrationError, RasterioError
 from rasterio.shutil import copy
 from rasterio.windows import Window
 
@@ -143,7 +143,7 @@ def writing(
     try:
         with rasterio.Env():  # else GDAL prints what it cannot do; in this thread, too
             yield
-    except (RasterioError, CPLE_BaseError, DataLayerError, DataSourceError, OSError) as err:
+    except (RasterioError, DriverRegistrationError, CPLE_BaseError, DataLayerError, DataSourceError, OSError) as err:
         if isinstance(err, OutputError):
             raise
         first = err if isinstance(err, DataLayerError | DataSourceError) else err.__cause__ or err

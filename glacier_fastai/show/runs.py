@@ -196,13 +196,14 @@ def _read(path: Path, name: str) -> Run:
         bundle = replace(ModelBundle.load(path / BEST), weights={})
     except BundleError as err:
         lacks.append(str(err) if (path / BEST).exists() else f"no {BEST}")
+    if bundle and bundle.metrics and not scores:
+        metrics = bundle.metrics
+        scores = read(BEST, lambda _: _Scores.model_validate(metrics).model_dump(exclude_unset=True), {})
+        if "epoch" in scores:
+            lacks.append(f"its scores are those of epoch {scores['epoch']}, the best so far")
     for classes in (scores.get("classes"), bundle and bundle.classes):
         if classes and tuple(classes) != CLASSES:
             raise BundleError(f"{path}: a run of {', '.join(classes)}; a report is of the classes {', '.join(CLASSES)}")
-    if bundle and bundle.metrics and not scores:
-        scores = bundle.metrics
-        if "epoch" in scores:
-            lacks.append(f"its scores are those of epoch {scores['epoch']}, the best so far")
     run = Run(
         path=path,
         name=name,

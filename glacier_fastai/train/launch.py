@@ -43,6 +43,7 @@ def launch(
     if machines > 1 and not rendezvous:
         raise TrainingError(f"{machines} machines: name a rendezvous HOST:PORT, the same on each")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+    os.environ["PYTHONSAFEPATH"] = "1"  # or `python -m` would import what lies in the current folder
     with ExitStack() as stack:
         if rendezvous:
             meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", rendezvous]

@@ -39,7 +39,7 @@ from ..data.block import GlacierDataLoaders
 from ..data.folds import store_folds
 from ..data.raw import open_tiles
 from ..data.tiles import TileStore
-from ..errors import DataError, OutputError, RecipeError, RunStopped, TrainingError, note
+from ..errors import DataError, OutputError, RecipeError, RunStopped, TrainingError, note, printable
 from ..files import no_link, whole_file, write_text
 from ..model.bundle import ModelBundle, described
 from ..model.calibrate import calibrate
@@ -176,7 +176,7 @@ def _greet(recipe: Recipe, learn: GlacierLearner, store: TileStore, weights, ada
     kind, options = of_recipe(recipe.model)
     t = recipe.train
     lines = [
-        f"recipe   {recipe.about or '-'}",
+        f"recipe   {printable(recipe.about) or '-'}",
         f"data     {store.path}: {len(dls.train_tiles)} tiles to train on, {len(dls.valid_tiles)} to validate on",
         f"bands    {', '.join(recipe.bands)}",
         f"seed     {recipe.seed}",

@@ -133,6 +133,11 @@ def resaved(bundle, path, drop=None, **changes):
         ({"options": '{"encoder": "tu-local-dir:/etc"}'}, "encoder 'tu-local-dir:/etc': use one of"),
         ({"options": '{"encoder": 5}'}, "cannot be built"),
         ({"trained_on": "[" * 100_000}, "not JSON"),
+        ({"profile": '{"scaling": {"red": [0, 0]}}'}, "a scale of 0"),
+        ({"profile": '{"scaling": {"red": [1e-320, 0]}}'}, "a scale of 0, or beyond all use"),
+        ({"profile": '{"quantiles": {"red": [1, 2]}}'}, "quantiles are 7 numbers in rising order"),
+        ({"profile": '{"quantiles": {"red": [7, 6, 5, 4, 3, 2, 1]}}'}, "quantiles are 7 numbers in rising order"),
+        ({"profile": '{"pixel_size": 0}'}, "pixel_size"),
         ({"secret": "1"}, "secret: unknown key"),
     ],
 )

@@ -188,6 +188,10 @@ def test_refusals(saved, tmp_path):
     refuse("members: [{bundle: a}]\ncalibration: {glacier: [1, 0, 0, 2, 1]}", "calibration.glacier: .*ascending")
     refuse("members: [{bundle: a}]\ncalibration: {glacier: [-1, 0, 0, 1, 2]}", "calibration.glacier.*0")
     refuse("members: [{bundle: a}]\ncalibration: {glacier: [1, 2]}", "calibration.glacier")
+    refuse(f"members: {[{'bundle': 'a'}, {'bundle': './a'}]}", "members: .*named twice")
+    refuse(f"members: {[{'bundle': f'{n}'} for n in range(1001)]}", "members: .*1000")
+    refuse(f"members: [{{bundle: {'a' * 5000}}}]", "File name too long")
+    refuse('members: [{bundle: "a\\0b"}]', "null byte")
     refuse("members: [{bundle: a.safetensors}]", r"a\.safetensors: no such file")
     with pytest.raises(BundleError, match="names its own bundles; leave out"):
         Ensemble.load([file, saved[0]])

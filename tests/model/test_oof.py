@@ -1,3 +1,4 @@
+import json
 import shutil
 import warnings
 from dataclasses import replace
@@ -54,6 +55,16 @@ def test_refusals_and_nothing_half_written(crossvalidated, tmp_path, monkeypatch
         (tmp_path / f"models{k}" / "models.json").write_text(text)
         with pytest.raises(DataError, match="damaged|SHA-256|wanted is a mapping"):
             OutOfFold(tmp_path / f"models{k}")
+    for k, name in enumerate(("/proc/kmsg", "../fold0/best.safetensors")):
+        shutil.copytree(folder / "oof", tmp_path / f"out{k}")
+        (tmp_path / f"out{k}" / "models.json").write_text(json.dumps({name: "0"}))
+        with pytest.raises(DataError, match="leads out of"):
+            OutOfFold(tmp_path / f"out{k}")
+    with open(tmp_path / "long.safetensors", "wb") as file:
+        file.truncate(2**40)
+    for name in ("long.safetensors", "a" * 5000, "a\0b"):
+        (tmp_path / "out0" / "models.json").write_text(json.dumps({name: "0"}))
+        assert OutOfFold(tmp_path / "out0").stale() == name
     shutil.copytree(folder / "fold0", tmp_path / "cv" / "fold0")
     (tmp_path / "cv" / "oof").symlink_to(tmp_path)
     with pytest.raises(OutputError, match="oof: a link, which is not followed"):

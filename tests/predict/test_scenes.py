@@ -118,6 +118,13 @@ def test_one_scene_that_fails_does_not_keep_others_from_being_done(bundle, tmp_p
     assert not (tmp_path / "other").exists()
 
 
+def test_names_of_scenes_are_shown_printable(bundle, tmp_path, caplog):
+    (tmp_path / "list.txt").write_text("miss\x1b[2J\x07ing.tif\nnone.tif\n")
+    table = predict_scenes(bundle, [tmp_path / "list.txt"], tmp_path / "maps")
+    assert all(line.isprintable() for line in (*caplog.messages, *summary(table).splitlines()))
+    assert r"miss\x1b[2J\x07ing.tif  failed: " in summary(table)
+
+
 def test_all_outputs_lie_on_the_grid_and_fit_each_other(bundle, scene, tmp_path):
     wanted = Wanted("uint8", True, True, True, window=64)
     files = {k: Path(p) for k, p in predict_scene(bundle, scene[0], tmp_path / "a", wanted)["files"].items()}

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+from rasterio.errors import DriverRegistrationError
 from rasterio.shutil import copy
 from rasterio.transform import Affine, from_origin
 from scenes import TINY, made_up, write_raster
 
 from glacier_fastai.data.scenes.raster import same_crs
-from glacier_fastai.errors import DataError, DataNote
+from glacier_fastai.errors import DataError, DataNote, OutputError
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.model.registry import build_model
 from glacier_fastai.predict.glaciers import ByGlacier
 from glacier_fastai.predict.scene import Wanted, predict_scene
-from glacier_fastai.predict.sink import ClassMap, Strip, check_grid
+from glacier_fastai.predict.sink import ClassMap, Strip, check_grid, writing
 
 BANDS = ("green", "red")
 DEGREES = from_origin(-10, 5, 0.01, 0.01)
@@ -132,3 +133,8 @@ def test_what_was_only_needed_meanwhile_leaves_nothing_beside_a_map(bundle, tmp_
     assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == sorted([*files, "s_prediction.json"])
     assert made["sidecars"] == ["s_classes.tif.aux.xml"]
     assert list(made["sha256"]) == sorted(files)
+
+
+def test_a_format_that_gdal_lacks_is_one_line(tmp_path):
+    with pytest.raises(OutputError, match=r"m\.tif: cannot be written \("), writing(tmp_path / "m.tif"):
+        raise DriverRegistrationError("driver COG is not registered")  # GDAL_SKIP=COG

@@ -187,6 +187,14 @@ def test_a_run_cut_short_shows_what_there_is(run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("metrics", [{"classes": 5}, {"ice": [1]}, {"confusion": [["x"]]}, {"mcc": {}}])
+def test_odd_scores_of_a_bundle_are_left_out(run, metrics):
+    (run / "metrics.json").unlink()
+    replace(ModelBundle.load(run / "best.safetensors"), metrics=metrics).save(run / "best.safetensors")
+    (found,), _ = read_runs([run])
+    assert not found.scores and any("best.safetensors is damaged (" in line for line in found.lacks)
+
+
 def test_a_cross_validation_cut_short_is_reported_as_far_as_it_came(crossvalidated, tmp_path):
     folder = tmp_path / "cv"
     shutil.copytree(crossvalidated[0] / "fold0", folder / "fold0")

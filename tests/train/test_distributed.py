@@ -142,6 +142,17 @@ def launched(tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_a_launch_runs_no_code_of_the_current_folder(tmp_path):
+    (tmp_path / "typer.py").write_text("open('run', 'w')")
+    words = [sys.executable, "-P", "-m", "glacier_fastai", "launch", "--processes", "1", "--"]  # as the script starts
+    done = subprocess.run(
+        [*words, "finetune", "--recipe", "none"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "no recipe 'none'" in done.stderr and done.returncode == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["typer.py"]
+
+
+@pytest.mark.slow
 def test_a_launch_writes_and_says_all_once(launched):
     _, out, done = launched
     assert done.stdout == f"{out / 'best.safetensors'}\n"

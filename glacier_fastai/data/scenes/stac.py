@@ -258,8 +258,9 @@ def stac_items(
         ) from None
     if not found:
         raise DataError(f"{address}: finds no item there and then with at most {max_cloud:g} % of clouds")
-    if lost := next((item for item in found if not item.get_self_href()), None):
-        raise DataError(f"{address}: item {lost.id} has no link to itself, so it cannot be opened")
+    for item in found:
+        if not isinstance(named(item.get_self_href() or ""), Address):  # which leads to a file here
+            raise DataError(f"{address}: item {item.id} has no link to itself by https, http or s3")
     return sorted(found, key=lambda item: (str(item.properties.get("datetime")), item.id))
 
 

@@ -372,6 +372,14 @@ def test_items_of_an_api():
             stac_items(api.url, BBOX, max_cloud=1)
 
 
+@pytest.mark.parametrize("href", ["/etc/passwd", "file:///etc/hosts", "evil.safetensors", "../x.yaml"])
+def test_items_of_an_api_are_no_files_here(monkeypatch, href):
+    with Api() as api:
+        monkeypatch.setattr("pystac.Item.get_self_href", lambda item: href)
+        with pytest.raises(DataError, match="https?, http"):
+            stac_items(api.url, BBOX)
+
+
 def test_what_an_api_is_refused_for():
     with Api() as api:
         for bbox in [(), (1, 2, 3), (86, 28, 87, 27), (86, 27, 400, 28), ("a", 1, 2, 3), (float("nan"), 1, 2, 3)]:
