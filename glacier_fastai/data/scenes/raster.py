@@ -541,7 +541,7 @@ def pixel_size(
     x, y = (g + p * shape[1] / 2 + q * shape[0] / 2 for p, q, g in ((a, b, c), (d, e, f)))
     along, across = (steps(crs, x, y, *by) for by in ((a, d), (b, e)))
     side = float(np.sqrt(along * across))
-    return side if np.isfinite(side) and side > 0 else None
+    return side if np.isfinite(side) else None
 
 
 def steps(

@@ -226,7 +226,7 @@ class Scene:
         return Profile(
             units={band: how.unit for band, how in zip(self.bands, self.scaling, strict=True)},
             quantiles=quantiles,
-            pixel_size=self.pixel_size,
+            pixel_size=self.pixel_size or None,
             sensor=self.sensor or "",
         )
 
