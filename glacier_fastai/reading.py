@@ -6,11 +6,13 @@ Every reader takes the class of error to raise, whose one line names the file. N
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
 import re
 import stat
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +45,7 @@ __all__ = [
 
 DEPTH = 64  # levels of lists and mappings
 JSON, YAML = (2**28, 2**23), (2**17, 20_000)  # largest file, bytes, and most values in it; an alias counts every time
-TABLE = 2**30  # largest CSV, bytes
+TABLE, LINE = 2**30, 2**16  # largest CSV, and its header, bytes
 HEADER = 2**25  # largest header of safetensors, and pickle of a checkpoint, bytes
 AGAIN = "copy it again, or make it anew"
 WHOLE = 2**63  # integers are smaller, as everything that takes them wants
@@ -272,7 +274,13 @@ def read_table(
 ) -> pd.DataFrame:
     """Return a CSV file with a header; columns that are not wanted stay text."""
     with opened(path, error, TABLE, link=link) as file, refusing(path, error, "no table in CSV, or damaged"):
-        table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        names = Counter(next(csv.reader([_first_line(file)]), []))
+        if names and (most := names.most_common(1)[0])[1] > 1:
+            raise ValueError(f"column {most[0]!r} stands twice")
+        with warnings.catch_warnings(
+            action="error", category=pd.errors.ParserWarning
+        ):  # of rows longer than the header
+            table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
         if lacking := [c for c in columns if c not in table]:
             raise error(f"{path}: no column {', '.join(lacking)}; it has {', '.join(map(str, table.columns))}")
         for name, kind in columns.items():
@@ -283,6 +291,14 @@ def read_table(
                         raise ValueError("nan or inf")
                     table[name] = numbers
         return table
+
+
+def _first_line(file: BinaryIO) -> str:
+    line = file.readline(LINE)
+    file.seek(0)
+    if len(line) == LINE:
+        raise ValueError(f"its first line has {LINE:,} bytes or more")
+    return line.decode("utf-8-sig")
 
 
 def array_header(

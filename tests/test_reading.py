@@ -223,6 +223,9 @@ def test_tables_are_of_the_kinds_that_are_wanted(tmp_path):
         "id,n,x\n1,2,a\n": "column x holds what is no float",
         "": "no table in CSV",
         'id,n,x\n1,2,"3': "no table in CSV",
+        "id,n,x\n1,2,3,4": "no table in CSV, or damaged.*header",
+        "id,n,x,n\n1,2,3,4": "column 'n' stands twice",
+        "id,n,x" + ",y" * 2**15: "its first line has 65,536 bytes or more",
     }.items():
         path.write_text(text)
         with pytest.raises(DataError, match=message):
