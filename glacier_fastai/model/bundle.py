@@ -21,6 +21,7 @@ from ..bands import CLASSES, INDICES, TERRAIN, Bands
 from ..core.ground import SEEN, coarse, share
 from ..data.channels import Channel, Texture, channels_of
 from ..data.profile import Profile
+from ..data.sources.pixels import tangled
 from ..data.tiles import TileStore
 from ..errors import BundleError, DataError, RecipeError
 from ..files import whole_file
@@ -63,7 +64,7 @@ class TrainedOn(Section):
     def _polygons(cls, value: str) -> str:
         plain = WKT.fullmatch(value or NOWHERE)  # collections in collections overflow the stack of GEOS
         ground = shapely.from_wkt(value or NOWHERE, on_invalid="ignore") if plain else None
-        if not isinstance(ground, shapely.Polygon | shapely.MultiPolygon):
+        if not isinstance(ground, shapely.Polygon | shapely.MultiPolygon) or not ground.is_valid and tangled(ground):
             raise ValueError("no polygons in WKT")
         return value
 

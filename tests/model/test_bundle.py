@@ -1,7 +1,9 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import shapely
 import torch
 from safetensors.torch import save_file
 from scenes import BANDS, TINY, make_store
@@ -14,6 +16,7 @@ from glacier_fastai.model.unet import glacier_unet
 from glacier_fastai.train.learner import glacier_learner
 
 FIRST = "encoder.model.conv1.0.weight"
+TANGLE = shapely.Polygon(np.random.default_rng(0).uniform(-10, 10, (3000, 2)))
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +124,10 @@ def resaved(bundle, path, drop=None, **changes):
         ({"trained_on": '{"ground": "POINT (86 28)"}'}, "damaged or made by other code.*ground.*no polygons in WKT"),
         (
             {"trained_on": json.dumps({"ground": "GEOMETRYCOLLECTION(" * 300_000 + "POINT (86 28" + ")" * 300_001})},
+            "damaged or made by other code.*ground.*no polygons in WKT",
+        ),
+        (
+            {"trained_on": json.dumps({"ground": TANGLE.wkt})},
             "damaged or made by other code.*ground.*no polygons in WKT",
         ),
         ({"trained_on": '{"ground": "POLYGON ((86 28, 87"}'}, "damaged or made by other code.*ground.*no polygons"),

@@ -17,7 +17,7 @@ from rasterio.features import rasterize
 
 from ...bands import CLASSES, ICE, ICE_OF_ANY_KIND
 from ...errors import DataError, did_you_mean, note
-from .pixels import ToPixels, finite, make_valid, turn, unwrap
+from .pixels import ToPixels, finite, make_valid, tangled, turn, unwrap
 from .vectors import VectorLayer, open_vector
 
 __all__ = [
@@ -286,6 +286,8 @@ def _repaired(path: str, polygons: np.ndarray, rows: np.ndarray) -> tuple[np.nda
     collection = shapely.get_type_id(polygons) == shapely.GeometryType.GEOMETRYCOLLECTION
     broken = ~shapely.is_valid(polygons) | collection
     valid = polygons.copy()
+    if (row := next((r for r, p in zip(rows[broken], polygons[broken], strict=True) if tangled(p)), None)) is not None:
+        raise DataError(f"{path}: the polygon of row {row} crosses itself too often to be repaired; leave it out")
     try:
         valid[broken] = make_valid(polygons[broken])
     except shapely.errors.ShapelyError as err:

@@ -14,9 +14,10 @@ from ...errors import DataError
 from ...reading import refusing
 from ..scenes.raster import horizontal, same_crs, unknown_shift
 
-__all__ = ["ToPixels", "finite", "make_valid", "turn", "unwrap"]
+__all__ = ["ToPixels", "finite", "make_valid", "tangled", "turn", "unwrap"]
 
 Project = Callable[..., tuple[Any, Any]]
+TANGLED = 1_000_000  # pairs of segments whose boxes overlap, each twice; repaired in seconds
 GRID = 65  # places along each side of a scene that show where its ground lies in another CRS
 
 
@@ -50,6 +51,24 @@ def make_valid(
     whole[:] = shapely.MultiPolygon()
     shapely.multipolygons(parts[area], indices=index[area], out=whole)
     return shapely.make_valid(whole, method="structure", keep_collapsed=False)
+
+
+def tangled(
+    polygon: shapely.Geometry,
+) -> bool:
+    """Return whether a polygon's segments overlap so often, by their boxes, that `make_valid` would take for ever.
+
+    >>> tangled(shapely.box(0, 0, 1, 1)), tangled(shapely.Polygon(np.random.default_rng(0).random((3000, 2))))
+    (False, True)
+    """
+    xy, ring = shapely.get_coordinates(shapely.get_rings(shapely.get_parts(polygon)), return_index=True)
+    segments = shapely.linestrings(np.stack([xy[:-1], xy[1:]], 1)[ring[1:] == ring[:-1]])
+    tree, found, step = shapely.STRtree(segments), 0, max(10**7 // max(len(segments), 1), 1)
+    for k in range(0, len(segments), step):
+        found += tree.query(segments[k : k + step]).shape[1]
+        if found > max(TANGLED, 100 * len(segments)):
+            return True
+    return False
 
 
 def unwrap(

@@ -201,6 +201,13 @@ def test_outlines_of_a_datum_whose_shift_is_not_known_are_said(tmp_path):
     assert burn(outlines(tmp_path / "w.gpkg", shapes, to="EPSG:4326"))[2] == []
 
 
+def test_a_polygon_that_crosses_itself_ever_so_often_is_refused(tmp_path):
+    tangle = Polygon((X, Y) + np.random.default_rng(0).uniform((0, -900), (900, 0), (3000, 2)))
+    path = outlines(tmp_path / "o.gpkg", [tangle])
+    with pytest.raises(DataError, match=rf"^{path}: the polygon of row 0 crosses itself too often to be repaired"):
+        burn(path)
+
+
 @pytest.mark.parametrize(
     ("broken", "area"),
     [
