@@ -450,7 +450,7 @@ def test_bands_in_files_of_their_own_and_a_composite(trained, tmp_path, run):
         np.testing.assert_array_equal(a.read(), b.read())
     done = run("predict", model, tmp_path / "one.tif", tmp_path / "one.tif", "--composite", "two", "--out", out)
     assert done.returncode == 2 and "two scenes or more" in done.stderr
-    (tmp_path / "two.tif").write_bytes((tmp_path / "one.tif").read_bytes())
+    write_raster(tmp_path / "two.tif", np.where(values > 0, values + 1, values), nodata=0, bands=BANDS)
     words = ["predict", model, tmp_path / "one.tif", tmp_path / "two.tif", "--composite", "both", "--out", out]
     assert "by one process" in run(*words, "--part", "1/2").stderr
     done = run(*words, "--composite-by", "least-snow")

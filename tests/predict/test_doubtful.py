@@ -114,7 +114,7 @@ def test_predict_writes_places_once_and_keeps_maps_made_without(bundle, tmp_path
 
 def test_a_composite_has_places_too(bundle, tmp_path):
     values = made_up(64, 48, nodata=False)[0]
-    dates = [write_raster(tmp_path / f"{k}.tif", values, nodata=0, bands=BANDS) for k in range(2)]
+    dates = [write_raster(tmp_path / f"{k}.tif", values + k, nodata=0, bands=BANDS) for k in range(2)]
     made = predict_composite(bundle, dates, tmp_path / "maps", "both", Wanted(doubtful=2))
     assert len(geopandas.read_file(made["files"]["doubtful"], layer="doubtful")) == 2
 
