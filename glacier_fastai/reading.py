@@ -15,7 +15,7 @@ import stat
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, BinaryIO, Literal
 from xml.etree import ElementTree
@@ -157,6 +157,13 @@ def read_json(
     return tree
 
 
+def _named_once(names: Iterable[str]) -> None:
+    """Raise `ValueError` where a name stands twice, of which one would count without a word."""
+    for name, n in Counter(names).items():
+        if n > 1:
+            raise ValueError(f"{name!r} stands twice")
+
+
 class _Loader(yaml.SafeLoader):
     """YAML in which 1e-4 is a number, as everyone expects, a date is text, and mappings are not merged."""
 
@@ -164,10 +171,8 @@ class _Loader(yaml.SafeLoader):
         """Merge nothing: a mapping that merges two of the same grows without bound."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a name that stands twice, of which one would count without a word."""
-        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        if names and (most := names.most_common(1)[0])[1] > 1:
-            raise ValueError(f"{most[0]!r} stands twice in one mapping")
+        """Refuse a name that stands twice."""
+        _named_once(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         return super().construct_mapping(node, deep)
 
     def construct_plain(self, node: Any) -> Any:
@@ -274,12 +279,9 @@ def read_table(
 ) -> pd.DataFrame:
     """Return a CSV file with a header; columns that are not wanted stay text."""
     with opened(path, error, TABLE, link=link) as file, refusing(path, error, "no table in CSV, or damaged"):
-        names = Counter(next(csv.reader([_first_line(file)]), []))
-        if names and (most := names.most_common(1)[0])[1] > 1:
-            raise ValueError(f"column {most[0]!r} stands twice")
-        with warnings.catch_warnings(
-            action="error", category=pd.errors.ParserWarning
-        ):  # of rows longer than the header
+        _named_once(next(csv.reader([_first_line(file)]), []))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # of rows longer than the header
             table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
         if lacking := [c for c in columns if c not in table]:
             raise error(f"{path}: no column {', '.join(lacking)}; it has {', '.join(map(str, table.columns))}")

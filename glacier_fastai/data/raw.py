@@ -43,8 +43,9 @@ def open_tiles(
         return TileStore(path)
     source, root = find_source(path)
     options = source.options(bands)
-    beside = [f.with_name(f"{f.name}{end}") for f in source.files(root) for end in (".aux.xml", ".msk")]
-    files = [*source.files(root), *(f for f in beside if f.exists())]
+    files = source.files(root)
+    beside = [f.with_name(f"{f.name}{end}") for f in files for end in (".aux.xml", ".msk")]
+    files = [*files, *(f for f in beside if f.exists())]
     state = [(os.path.relpath(f, root), (s := f.stat()).st_size, s.st_mtime_ns) for f in files]
     base = f"{source.name}-{cache_key(options)}"
 
