@@ -10,13 +10,15 @@ import csv
 import json
 import math
 import os
+import pickletools
 import re
 import stat
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from typing import IO, Any, BinaryIO, Literal
 from xml.etree import ElementTree
 
@@ -24,7 +26,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from .errors import GlacierError
+from .errors import DataError, GlacierError
+from .memory import fits
 
 __all__ = [
     "array_header",
@@ -45,8 +48,9 @@ __all__ = [
 
 DEPTH = 64  # levels of lists and mappings
 JSON, YAML = (2**28, 2**23), (2**17, 20_000)  # largest file, bytes, and most values in it; an alias counts every time
-TABLE, LINE = 2**30, 2**16  # largest CSV, and its header, bytes
-HEADER = 2**25  # largest header of safetensors, and pickle of a checkpoint, bytes
+TABLE, LINE = 2**27, 2**16  # largest CSV, and its header, bytes
+HEADER, PICKLE = 2**25, 2**22  # largest header of safetensors, and pickle of a checkpoint, bytes
+PICKLED = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage|_codecs encode")
 AGAIN = "copy it again, or make it anew"
 WHOLE = 2**63  # integers are smaller, as everything that takes them wants
 
@@ -106,6 +110,13 @@ def opened(
         yield file
 
 
+def _check_memory(path: str | os.PathLike, error: Kind, size: int) -> None:
+    try:
+        fits(size, f"{path}: its values", "take a smaller one")
+    except DataError as err:
+        raise error(str(err)) from None
+
+
 def read_text(
     path: str | os.PathLike,
     error: Kind,  # what is raised
@@ -120,6 +131,18 @@ def read_text(
 
 def _no_number(text: str) -> float:
     raise ValueError(f"{text} is no number")
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        _named_once(name for name, _ in pairs)
+    return found
+
+
+def _check_count(signs: Iterable[int]) -> None:
+    """Raise `ValueError` for a text of more values than are read, before any is made, by the signs between them."""
+    if sum(signs) >= JSON[1]:
+        raise ValueError(f"more than {JSON[1]:,} values")
 
 
 def parse_json(
@@ -138,7 +161,8 @@ def parse_json(
         if len(text) > JSON[0]:
             raise ValueError(f"more than {JSON[0]:,} bytes")
         text = text if isinstance(text, str) else text.decode()
-        tree = json.loads(text, parse_constant=_no_number if finite else None)
+        _check_count(map(text.count, ",[{"))
+        tree = json.loads(text, parse_constant=_no_number if finite else None, object_pairs_hook=_mapping)
     with refusing(where, error, "cannot be used"):
         return _bounded(tree, JSON[1], finite)
 
@@ -280,9 +304,13 @@ def read_table(
     """Return a CSV file with a header; columns that are not wanted stay text."""
     with opened(path, error, TABLE, link=link) as file, refusing(path, error, "no table in CSV, or damaged"):
         _named_once(next(csv.reader([_first_line(file)]), []))
+        text = file.read()
+        if b"\0" in text:
+            raise ValueError("zeros where text should be")
+        _check_count(map(text.count, (b",", b"\n")))
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # of rows longer than the header
-            table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+            table = pd.read_csv(BytesIO(text), dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
         if lacking := [c for c in columns if c not in table]:
             raise error(f"{path}: no column {', '.join(lacking)}; it has {', '.join(map(str, table.columns))}")
         for name, kind in columns.items():
@@ -368,15 +396,24 @@ def read_tensors(
     *,
     link: bool = False,  # see `opened`
     hint: str = "",  # what to do if it is none
+    check: Callable[[dict[str, str], dict[str, tuple[int, ...]]], None] | None = None,  # of metadata and shapes
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Return metadata and tensors of a safetensors file, which holds no code."""
+    """Return metadata and tensors of a safetensors file, which holds no code; `check` refuses before these are read."""
     from safetensors import safe_open
 
-    with opened(path, error, link=link) as file, refusing(path, error, "not a safetensors file, or cut short", hint):
-        if (header := int.from_bytes(file.read(8), "little")) > HEADER:
-            raise ValueError(f"a header of {header:,} bytes; at most {HEADER:,} are read")
-        with safe_open(path, "pt") as tensors:
-            return tensors.metadata() or {}, {k: tensors.get_tensor(k) for k in tensors.keys()}  # noqa: SIM118
+    what = "not a safetensors file, or cut short"
+    with opened(path, error, link=link) as file:
+        with refusing(path, error, what, hint):
+            if (header := int.from_bytes(file.read(8), "little")) > HEADER:
+                raise ValueError(f"a header of {header:,} bytes; at most {HEADER:,} are read")
+            with safe_open(path, "pt") as tensors:
+                names, metadata = list(tensors.keys()), tensors.metadata() or {}
+                shapes = {k: tuple(tensors.get_slice(k).get_shape()) for k in names}
+        if check:
+            check(metadata, shapes)
+        _check_memory(path, error, 3 * os.fstat(file.fileno()).st_size)  # of half precision, floats are made
+        with refusing(path, error, what, hint), safe_open(path, "pt") as tensors:
+            return metadata, {k: tensors.get_tensor(k) for k in names}
 
 
 def read_checkpoint(
@@ -391,9 +428,15 @@ def read_checkpoint(
         archive = zipfile.ZipFile(file)
         records = archive.infolist()
         packed = [r.filename for r in records if r.compress_type != zipfile.ZIP_STORED or r.file_size > r.compress_size]
-        pickles = [r.file_size for r in records if r.filename.endswith(".pkl")]
-        if packed or sum(r.file_size for r in records) > os.fstat(file.fileno()).st_size or max(pickles) > HEADER:
+        pickles = [r for r in records if r.filename.endswith(".pkl")]
+        size = os.fstat(file.fileno()).st_size
+        if packed or sum(r.file_size for r in records) > size or max(r.file_size for r in pickles) > PICKLE:
             raise ValueError("larger than torch writes it")
+        for record in pickles:  # torch allows more than it writes, such as arrays of any length
+            for op, what, _ in pickletools.genops(archive.read(record)):
+                if "GLOBAL" in op.name and not PICKLED.fullmatch(str(what)) or op.name in ("INST", "OBJ", "NEWOBJ_EX"):
+                    raise ValueError(f"{what} is not of a checkpoint")
+        _check_memory(path, error, 2 * size)
         if any(r.CRC for r in records) and (bad := archive.testzip()):  # earlier ones have none
             raise ValueError(f"{bad} is not as it was written")
         file.seek(0)

@@ -133,6 +133,9 @@ def test_sizes_are_known_before_anything_is_read(tmp_path):
         ('{"a": "\\ud800"}', "surrogates"),
         ('{"\\ud800": 1}', "surrogates"),
         (b'"\xff"', "not JSON"),
+        ('{"a": 1, "b": {"c": 2, "c": 3}}', r"\('c' stands twice\)"),
+        ("[" + "[]," * 2**23 + "[]]", "more than 8,388,608 values"),
+        (b"[" + b'{"":0},' * 2**23 + b"{}]", "more than 8,388,608 values"),
     ],
 )
 def test_json_that_no_file_of_ours_holds_is_refused(text, message):
@@ -227,6 +230,8 @@ def test_tables_are_of_the_kinds_that_are_wanted(tmp_path):
         "id,n,x,n\n1,2,3,4": r"no table in CSV, or damaged \('n' stands twice\)",
         "id,n,x,,\n1,2,3,4,5": r"\('' stands twice\)",
         "id,n,x" + ",y" * 2**15: "its first line has 65,536 bytes or more",
+        "id,n,x\n" + "\0" * 100: "zeros where text should be",
+        "id,n,x\n" + "\n" * 2**23: "more than 8,388,608 values",
     }.items():
         path.write_text(text)
         with pytest.raises(DataError, match=message):
@@ -281,6 +286,17 @@ def test_a_header_of_safetensors_is_bounded(tmp_path):
         read_tensors(path, DataError)
 
 
+def test_shapes_and_memory_are_looked_at_before_tensors_are_read(tmp_path, monkeypatch):
+    path, seen = tmp_path / "a.safetensors", []
+    header = json.dumps({"a": {"dtype": "F16", "shape": [2**9, 2**20], "data_offsets": [0, 2**30]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    os.truncate(path, 8 + len(header) + 2**30)
+    monkeypatch.setattr("glacier_fastai.memory.available", lambda: 2**31)
+    with pytest.raises(DataError, match=r"a\.safetensors: its values need 3.2 GB of memory, but 2.1 GB are free"):
+        read_tensors(path, DataError, check=lambda *about: seen.append(about))
+    assert seen == [({}, {"a": (2**9, 2**20)})]
+
+
 def test_a_checkpoint_takes_no_more_than_its_file(tmp_path):
     path = tmp_path / "a.ckpt"
     torch.save({"a": torch.arange(3)}, path)
@@ -291,6 +307,27 @@ def test_a_checkpoint_takes_no_more_than_its_file(tmp_path):
         for name, data in records.items():
             archive.writestr(name, data + bytes(2**20) if name.endswith("/data/0") else data)
     with pytest.raises(DataError, match="larger than torch writes it"):
+        read_checkpoint(path, DataError)
+
+
+@pytest.mark.parametrize(
+    ("pickled", "message"),
+    [
+        (b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R", "builtins bytearray is not of a checkpoint"),
+        (b"ctorch\nFloatTensor\nJ\xff\xff\xff\x7f\x85R", "torch FloatTensor is not of a checkpoint"),
+        (b"(ibuiltins\nbytearray\n", "builtins bytearray is not of a checkpoint"),
+        (b"]" * 2**22, "larger than torch writes it"),
+    ],
+)
+def test_a_checkpoint_makes_nothing_but_tensors(tmp_path, pickled, message):
+    path = tmp_path / "a.ckpt"
+    torch.save({}, path)
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in records.items():
+            archive.writestr(name, b"\x80\x02" + pickled + b"." if name.endswith(".pkl") else data)
+    with pytest.raises(DataError, match=message):
         read_checkpoint(path, DataError)
 
 

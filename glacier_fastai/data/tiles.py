@@ -53,6 +53,8 @@ VERSION = 3
 READS = (1, 2, 3)  # 1: every band had unit dn; before 3 nothing told whether arrays are as they were written
 AGAIN = "prepare the store again"
 TEXT = ("id", "scene", "crs", "transform", "group", "split")  # columns of tiles.csv
+SPLITS = ("train", "valid", "test", "")
+SYSTEMS = 1000  # most coordinate reference systems of a store, as each pair is compared
 SYNC = 2**26  # bytes after which what was written is sent to the disk
 LOOK = 256  # tiles that are looked at for a profile
 DTYPES = ("uint8", "uint16", "float16", "float32")
@@ -180,8 +182,16 @@ class TileStore:
         self.table = read_table(table_path, DataError, kinds)
         if about.table and digest(_fixed(read_table(table_path, DataError, {}))) != about.table:
             raise DataError(f"{table_path}: not as it was written, and not in split and group alone; {AGAIN}")
-        if (self.table[[k for k in numbers if k not in ("row", "col")]] < 0).any(axis=None):
-            raise DataError(f"{table_path}: a number of pixels is negative; {AGAIN}")
+        counts = self.table[[k for k in numbers if k.startswith("n_")]]
+        if ((counts < 0) | (counts > self.size**2)).any(axis=None) or not self.table["valid"].between(0, 1).all():
+            raise DataError(f"{table_path}: a number of pixels is negative, or more than a tile has; {AGAIN}")
+        if (twice := self.table["id"].duplicated()).any():
+            raise DataError(f"{table_path}: tile id {self.table['id'][twice].iat[0]!r} occurs twice; {AGAIN}")
+        if not (known := self.table["split"].isin(SPLITS)).all():
+            odd = self.table["split"][~known].iat[0]
+            raise DataError(f"{table_path}: split {odd!r}; use {', '.join(filter(None, SPLITS))}, or leave it empty")
+        if (systems := self.table["crs"].nunique()) > SYSTEMS:
+            raise DataError(f"{table_path}: {systems:,} coordinate reference systems, at most {SYSTEMS:,} are read")
         with refusing(table_path, DataError, "a transform is not six numbers", AGAIN):
             placed = [text.split() for text in self.table["transform"] if text]
             if not np.isfinite(np.array(placed, np.float64).reshape(-1, 6)).all():

@@ -299,25 +299,23 @@ class ModelBundle:
             BundleError: No such file, not a safetensors file, cut short, not a bundle, of another version, of a network
                 that is not registered here, or weights that do not fit it.
         """
-        metadata, tensors = read_tensors(path, BundleError, link=True)
-        if metadata.get("format") != FORMAT:
-            raise BundleError(f"{path}: a safetensors file, but no model bundle of glacier_fastai")
-        if metadata.get("version") not in READS:
-            raise BundleError(
-                f"{path}: bundle version {metadata.get('version')}; this glacier_fastai reads 1 to {VERSION}"
-            )
-        told = {k: parse_json(v, f"{path}: {k}", BundleError) for k, v in metadata.items() if k not in HEAD}
-        if metadata["version"] == "1":
-            told["options"] = {"encoder": told.pop("arch", None), "attention": told.pop("attention", None)}
-            told["arch"] = "unet"
+        ours = True
+
+        def check(metadata: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> None:
+            nonlocal ours
+            ours = _of_ours(_about(path, metadata), shapes)
+
         try:
-            about = _About.model_validate(told)
+            metadata, tensors = read_tensors(path, BundleError, link=True, check=check)
+            about = _about(path, metadata)
             bundle = cls(
                 weights={k: _restored(v) for k, v in tensors.items()},
                 **{name: getattr(about, name) for name in _About.model_fields}
                 | {"texture": about.texture and asdict(about.texture)},
             )
             bundle._check_weights()
+            if not ours:
+                bundle.model()
             if metadata["version"] not in READS[:3] and metadata.get("digest") != _digest(tensors, metadata):
                 raise ValueError("not as it was written")
         except ValidationError as err:
@@ -329,18 +327,11 @@ class ModelBundle:
         return bundle
 
     def _check_weights(self) -> None:
-        """Raise `ValueError` for weights that are not those of the network, before it takes any memory."""
+        """Raise `ValueError` for values that no network has."""
         if bad := next((k for k, v in self.weights.items() if not torch.isfinite(v).all()), None):
             raise ValueError(f"{bad} is not finite")
         if bad := next((k for k, v in self.weights.items() if k.endswith("running_var") and (v < 0).any()), None):
             raise ValueError(f"{bad} is negative")
-        if (wanted := weight_shapes(self.arch, self.bands, self.classes, **self.options)) is None:
-            self.model()
-            return
-        there = {name: tuple(weight.shape) for name, weight in self.weights.items()}
-        if other := sorted(there.items() ^ wanted.items()):
-            name = other[0][0]
-            raise ValueError(f"{name} is {there.get(name, 'missing')}, wanted is {wanted.get(name, 'none')}")
 
     def load_into(
         self,
@@ -413,6 +404,31 @@ def _halved(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.ndim < 2 or not tensor.is_floating_point() or tensor.abs().max() > torch.finfo(torch.float16).max:
         return tensor
     return tensor.half()
+
+
+def _about(path: str | os.PathLike, metadata: dict[str, str]) -> _About:
+    """Return what the metadata of a bundle say."""
+    if metadata.get("format") != FORMAT:
+        raise BundleError(f"{path}: a safetensors file, but no model bundle of glacier_fastai")
+    if metadata.get("version") not in READS:
+        raise BundleError(f"{path}: bundle version {metadata.get('version')}; this glacier_fastai reads 1 to {VERSION}")
+    told = {k: parse_json(v, f"{path}: {k}", BundleError) for k, v in metadata.items() if k not in HEAD}
+    if metadata["version"] == "1":
+        told["options"] = {"encoder": told.pop("arch", None), "attention": told.pop("attention", None)}
+        told["arch"] = "unet"
+    return _About.model_validate(told)
+
+
+def _of_ours(about: _About, there: dict[str, tuple[int, ...]]) -> bool:
+    """Return whether the network is one of ours; raises `ValueError` if the weights are not its, before either is made.
+
+    What shapes the weights of others have, their building tells.
+    """
+    wanted = weight_shapes(about.arch, about.bands, about.classes, **about.options)
+    if wanted is not None and (other := sorted(there.items() ^ wanted.items())):
+        name = other[0][0]
+        raise ValueError(f"{name} is {there.get(name, 'missing')}, wanted is {wanted.get(name, 'none')}")
+    return wanted is not None
 
 
 def _restored(tensor: torch.Tensor) -> torch.Tensor:

@@ -14,8 +14,10 @@ from scenes import BANDS, made_up, make_store
 
 from glacier_fastai.core.folds import touching
 from glacier_fastai.data.folds import store_folds
-from glacier_fastai.data.tiles import TileStore, TileWriter, store_dtype
+from glacier_fastai.data.tiles import TileStore, TileWriter, _fixed, store_dtype
 from glacier_fastai.errors import DataError, DataNote, OutputError
+from glacier_fastai.files import digest
+from glacier_fastai.reading import read_table
 
 LEGACY = Path(__file__).parents[1] / "legacy"
 
@@ -323,6 +325,38 @@ def test_a_byte_that_has_turned_is_found_when_its_tile_is_read(store, kind):
     name = store.table["id"][last]
     with pytest.raises(DataError, match=f"the {kind} of tile {name} is not as it was written; prepare the store again"):
         read(last)
+
+
+def rewrite(path, **columns):
+    """Change columns of a store as one would who wants it to look untouched."""
+    table = read_table(path / "tiles.csv", DataError, {})
+    table.assign(**columns).to_csv(path / "tiles.csv", index=False)
+    info = json.loads((path / "dataset.json").read_text())
+    told = {"table": digest(_fixed(read_table(path / "tiles.csv", DataError, {})))}
+    (path / "dataset.json").write_text(json.dumps(info | told))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"n_glacier": str(2**62)}, "a number of pixels is negative, or more than a tile has"),
+        ({"n_valid": "-1"}, "a number of pixels is negative, or more than a tile has"),
+        ({"valid": "5"}, "a number of pixels is negative, or more than a tile has"),
+        ({"id": "a"}, "tile id 'a' occurs twice"),
+        ({"split": "tests"}, "split 'tests'; use train, valid, test, or leave it empty"),
+    ],
+)
+def test_a_table_that_cannot_be_is_refused(store, columns, message):
+    rewrite(store.path, **columns)
+    with pytest.raises(DataError, match=rf"tiles\.csv: {message}"):
+        TileStore(store.path)
+
+
+def test_a_store_of_endless_coordinate_reference_systems_is_refused(store, monkeypatch):
+    monkeypatch.setattr("glacier_fastai.data.tiles.SYSTEMS", 1)
+    rewrite(store.path, crs=[f"EPSG:{32601 + i}" for i in range(len(store))])
+    with pytest.raises(DataError, match=r"tiles\.csv: \d+ coordinate reference systems, at most 1 are read"):
+        TileStore(store.path)
 
 
 def test_split_and_group_may_be_edited(store):

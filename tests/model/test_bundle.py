@@ -187,6 +187,14 @@ def test_no_network_is_built_that_the_file_does_not_hold(bundle, tmp_path, monke
     assert set(taken) == {"meta"}
 
 
+def test_no_weights_are_read_that_the_network_has_not(bundle, tmp_path, monkeypatch):
+    resaved(bundle, tmp_path / "m.safetensors", drop="segmentation_head.0.bias")
+    read = []
+    monkeypatch.setattr("glacier_fastai.reading.fits", lambda *about: read.append(about))
+    refuse(tmp_path / "m.safetensors", r"bias is missing, wanted is \(4,\)")
+    assert not read
+
+
 def test_loading_into_the_same_bands_needs_no_word(bundle):
     model = build_model("unet", BANDS, encoder=TINY)
     assert bundle.load_into(model, bundle.bands) == []
