@@ -86,7 +86,7 @@ OFFLINE = {  # GDAL's options while it opens and reads, should anything get past
 BESIDE = (".msk", ".ovr")  # rasters that GDAL opens with one that is named so
 LISTED = 1000  # files of a folder
 LARGEST = 2**26  # text of a VRT or an .aux.xml, bytes
-DEEPEST = 4  # VRTs within VRTs
+DEEPEST, SOURCES = 4, 2**14  # VRTs within VRTs, and rasters that one takes in all
 # of a VRT: what leads nowhere but to a source; GDAL takes an element for an attribute, and the other way round
 ELEMENTS = """vrtdataset srs geotransform gcplist gcp metadata mdi vrtrasterband description unittype offset scale
     nodatavalue hidenodatavalue colorinterp colortable entry categorynames category histograms histitem
@@ -179,11 +179,17 @@ def open_raster(
     if isinstance(path, Address):
         return _open_address(path)
     full = local_file(path)
-    return _open(full, called or str(path), os.path.realpath(full.parent), ())
+    return _open(full, called or str(path), os.path.realpath(full.parent))
 
 
-def _open(path: Path, name: str, home: str, above: tuple[str, ...]) -> rasterio.DatasetReader:
-    """Open a raster, and look at what it leads to, which must lie in a folder; `above` are the VRTs that name it."""
+def _open(
+    path: Path,
+    name: str,  # for messages
+    home: str,  # folder in which what it leads to must lie
+    above: tuple[str, ...] = (),  # the VRTs that name it
+    seen: dict[str, int] | None = None,  # what these and others before have led to, and to how many rasters that leads
+) -> rasterio.DatasetReader:
+    """Open a raster, and look at what it leads to."""
     with opened(path, DataError, link=True) as file:
         begins = file.read(1024)
     driver = next(k for k, starts in DRIVERS.items() if begins.startswith(starts) or k == "VRT" and starts[0] in begins)
@@ -191,7 +197,7 @@ def _open(path: Path, name: str, home: str, above: tuple[str, ...]) -> rasterio.
         raise DataError(f"{above[0]}: takes {name}, which is no raster that a VRT may take; {READ}")
     _look_beside(path, home)
     if driver == "VRT":
-        _look_into(path, name, home, above)
+        _look_into(path, name, home, above, {} if seen is None else seen)
     what = "not a raster, cut short or damaged"
     with refusing(name, DataError, what, f"copy it again; {READ}"), rasterio.Env(DummySession(), **OFFLINE):
         with _quiet(driver):
@@ -311,20 +317,20 @@ def _look_beside(path: Path, home: str) -> None:
             with opened(own, DataError, link=True) as file:
                 if not file.read(16).startswith((*DRIVERS["GTiff"], *DRIVERS["HFA"], *DRIVERS["PNG"])):
                     raise DataError(f"{own}: no mask or overviews of {path.name}, as its name says; move it away")
-            _open(own, str(own), home, ()).close()
+            _open(own, str(own), home).close()
 
 
-def _look_into(path: Path, name: str, home: str, above: tuple[str, ...]) -> None:
-    """Refuse a VRT that leads to anything but rasters beside it or below it."""
+def _look_into(path: Path, name: str, home: str, above: tuple[str, ...], seen: dict[str, int]) -> None:
+    """Refuse a VRT that leads to anything but rasters beside it or below it, or to more than can be read."""
     own = os.path.realpath(path)
-    if own in above or len(above) == DEEPEST:
+    if len(above) == DEEPEST:
         raise DataError(f"{above[-1]}: VRTs within VRTs, more than {DEEPEST} deep or in themselves; make a GeoTIFF")
     with opened(path, DataError, LARGEST, link=True) as file, refusing(name, DataError, "damaged, or no VRT"):
         text = file.read()
         if re.search(rb"<!(?!--)|<\?(?!xml\s)", text):
             raise ValueError("it declares things that no VRT needs")
         root = ElementTree.fromstring(text)
-    seen = set()
+    many = 0
     with refusing(name, DataError, "a VRT that cannot be used", "make a GeoTIFF of it (gdal_translate)"):
         for element in root.iter():
             tag, value = element.tag.lower(), element.text or ""
@@ -335,15 +341,21 @@ def _look_into(path: Path, name: str, home: str, above: tuple[str, ...]) -> None
             for crs in (value if tag in ("srs", "sourcesrs", "targetsrs") else "", attributes.get("projection", "")):
                 if crs.strip():
                     parse_crs(crs)
-            if tag not in ("sourcefilename", "sourcedataset") or (value, str(attributes)) in seen:
+            if tag not in ("sourcefilename", "sourcedataset"):
                 continue
-            seen.add((value, str(attributes)))
             relative = attributes.get("relativetovrt", "0").strip() == "1"
             if len(element) or value != value.strip() or not relative or value.startswith("/") or ":" in value:
                 raise ValueError(f"{value.strip()!r} is no relative name of a file beside or below it")
             source = local_file(Path(own).parent / value)
             check_within(source, home, name)
-            _open(source, value, home, (*above, own)).close()
+            if (real := os.path.realpath(source)) in (*above, own):
+                raise ValueError("it leads to itself")
+            if real not in seen:
+                _open(source, value, home, (*above, own), seen).close()
+            many += seen.setdefault(real, 1)
+            if many > SOURCES:
+                raise ValueError(f"it takes more than {SOURCES:,} rasters, or the same so often")
+    seen[own] = max(many, 1)
 
 
 def block_rows(

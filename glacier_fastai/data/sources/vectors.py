@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sqlite3
+import struct
 import time
 import warnings
 import weakref
@@ -65,6 +66,9 @@ OBJECT = re.compile(rb"\s*:\s*(?:(\{[^{}]*(?:\{[^{}]*\}[^{}]*)?\})|[^\s{/])")
 ARCHIVE = re.compile(r"(?i)zip://(.+?)(?:!/?(.+))?|/vsizip/\{?(.+?\.zip)\}?(?:/(.+))?")
 PACKED = 2**28, 100  # bytes that an archive may unpack to, or as many times its own
 TEXT = 20  # bytes of memory for each of a text
+LINES, RINGS, DEEPEST = (2, 8), (3, 17), 32  # codes of geometries in WKB; levels of them
+SIDE = 2**20  # largest .prj and .cpg, bytes
+CRSS = 100  # different ones of a GeoJSON that are looked at
 
 
 @dataclass(frozen=True)
@@ -204,18 +208,73 @@ def _open_parquet(text: str, file: Path) -> VectorLayer:
 
     with refusing(text, DataError, "not a GeoParquet file, or damaged"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        about = parquet.read_metadata(file)
-        if (geo := (about.metadata or {}).get(b"geo")) is None:
+        if (geo := (parquet.read_metadata(file).metadata or {}).get(b"geo")) is None:
             raise DataError(f"{text}: Parquet without geometry metadata; write it as GeoParquet")
-        for column in parse_json(geo, text, DataError)["columns"].values():
+        shapes = parse_json(geo, text, DataError)["columns"]
+        for column in shapes.values():
             if column.get("crs") is not None:
                 _crs(column["crs"], text)
-        held = sum(about.row_group(k).total_byte_size for k in range(about.num_row_groups))
-        fits(4 * held + 100 * about.num_rows, f"{text}: its {about.num_rows:,} rows", "take a part of it")
-        table = geopandas.read_parquet(file)
+        table = geopandas.read_parquet(file, columns=_columns_that_fit(text, file, shapes))
         bounds = table.geometry.bounds.to_numpy()
     columns = [str(c) for c in table.columns if c != table.geometry.name]
     return VectorLayer(text, _crs(table.crs, text), "Parquet", columns, bounds, table=table)
+
+
+def _columns_that_fit(text: str, file: Path, shapes: dict[str, Any]) -> list[str]:
+    """Return the columns of a GeoParquet file that are read: its geometries, and what is no list.
+
+    A value that repeats is kept once in a file, but in each row of a table: so values are counted before that is made.
+    """
+    import pyarrow as pa
+    from pyarrow import compute, parquet
+
+    about = parquet.read_metadata(file)
+    schema, kept = about.schema.to_arrow_schema(), [about.schema.column(k) for k in range(about.num_columns)]
+    flat = [f.name for f in schema if not pa.types.is_nested(f.type) and not f.name.startswith("__index_level")]
+    texts = [c.path for c in kept if c.physical_type == "BYTE_ARRAY" and c.path in flat]
+    parts = [g.column(k) for g in map(about.row_group, range(about.num_row_groups)) for k in range(g.num_columns)]
+    size = sum(part.total_uncompressed_size + 16 * part.num_values for part in parts)
+    what = f"{text}: its {about.num_rows:,} rows", "take a part of it"
+    fits(4 * size, *what)
+    for batch in parquet.ParquetFile(file, read_dictionary=texts).iter_batches(columns=texts):
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            if pa.types.is_dictionary(column.type):
+                size += compute.sum(compute.binary_length(column.dictionary).take(column.indices)).as_py() or 0
+                if name in shapes:
+                    for wkb in column.dictionary.to_pylist():
+                        _check_depth(wkb)
+        fits(4 * size, *what)
+    return list(dict.fromkeys([*flat, *(name for name in shapes if name in schema.names)]))
+
+
+def _check_depth(wkb: bytes) -> None:
+    """Raise `ValueError` for a geometry (WKB, as ISO and PostGIS write it) that is nested deeper than GEOS can read."""
+    at, waiting = 0, [1]  # geometries to come at each level
+    while waiting:
+        if not waiting[-1]:
+            waiting.pop()
+            continue
+        waiting[-1] -= 1
+        order = "<" if wkb[at : at + 1] == b"\1" else ">"
+        (kind,) = struct.unpack_from(f"{order}I", wkb, at + 1)
+        kind, flags = kind & 0xFFFFFFF, kind >> 28
+        point = 8 * (2 + (kind // 1000 + 1) // 2 + flags // 8 + flags // 4 % 2)
+        at += 9 if flags // 2 % 2 else 5
+        if kind % 1000 == 1:
+            at += point
+            continue
+        (n,) = struct.unpack_from(f"{order}I", wkb, at)
+        at += 4
+        if kind % 1000 in RINGS:
+            for _ in range(n):
+                (m,) = struct.unpack_from(f"{order}I", wkb, at)
+                at += 4 + m * point
+        elif kind % 1000 in LINES:
+            at += n * point
+        else:
+            waiting.append(n)
+            if len(waiting) > DEEPEST:
+                raise ValueError(f"a geometry is nested more than {DEEPEST} deep")
 
 
 def _crs(given: Any, text: str) -> CRS:
@@ -263,6 +322,8 @@ def _linked(text: str, folder: Path) -> tuple[Path, str]:
         for side in _beside(file):
             if side.is_symlink():
                 check_within(side, os.path.dirname(os.path.realpath(file)), text)
+            if side.suffix.lower() in (".prj", ".cpg") and side.stat().st_size > SIDE:
+                raise DataError(f"{side}: has more than {SIDE:,} bytes; copy the shapefile again")
             _link(local_file(side), folder / f"{stem}{side.suffix.lower()}")
         _check_index(link.with_suffix(".shx"), text)
     elif kind == "gpkg":
@@ -321,9 +382,13 @@ def _check_index(path: Path, text: str) -> None:
     """Refuse an index of a shapefile that has the same polygons read again and again."""
     if not path.exists():
         raise DataError(f"{text}: its .shx is missing; copy the shapefile with all its files")
-    with opened(path, DataError, link=True) as file, refusing(text, DataError, "its .shx is cut short or damaged"):
-        rows = np.frombuffer(file.read()[100:], ">i4").reshape(-1, 2).astype(np.int64)
-    if (2 * rows[:, 1] + 8).sum() > path.with_suffix(".shp").stat().st_size:
+    size, most = path.stat().st_size, path.with_suffix(".shp").stat().st_size
+    rows = np.zeros((0, 2), np.int64)
+    if size <= most:  # of a polygon it holds less
+        fits(8 * size, f"{text}: the {size:,} bytes of its .shx", "take a part of it")
+        with opened(path, DataError, link=True) as file, refusing(text, DataError, "its .shx is cut short or damaged"):
+            rows = np.frombuffer(file.read()[100:], ">i4").reshape(-1, 2).astype(np.int64)
+    if size > most or (2 * rows[:, 1] + 8).sum() > most:
         raise DataError(f"{text}: its .shx names more than the .shp holds; copy the shapefile again")
 
 
@@ -363,11 +428,15 @@ def _check_database(path: Path, text: str, wal: bool) -> None:
 def _check_named_crs(path: Path, text: str) -> None:
     """Refuse a GeoJSON whose `crs` is anything but a name or a code: of links, GDAL asks the network."""
     hint = "write its coordinates as longitude and latitude, without crs (ogr2ogr -lco RFC7946=YES)"
+    seen: set[bytes] = set()
     with opened(path, DataError, link=True) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         for key in KEY.finditer(content):
             if (found := OBJECT.match(content, key.end())) is None:
                 raise DataError(f"{text}: its crs cannot be read; {hint}")
-            if found[1]:
+            if found[1] and found[1] not in seen:
+                seen.add(found[1])
+                if len(seen) > CRSS:
+                    raise DataError(f"{text}: has more than {CRSS} different crs; {hint}")
                 with refusing(text, DataError, "its crs cannot be used", hint):
                     crs = parse_json(found[1], text, DataError)
                     about = crs["properties"]

@@ -214,6 +214,18 @@ def test_what_a_vrt_may_not_take(tmp_path, monkeypatch):
                 read(home / f"{k}.tif")
 
 
+def test_a_vrt_takes_no_more_rasters_than_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(rasters, "SOURCES", 20)
+    raster(tmp_path / "s.tif")
+    for name, source, times in (("a", "s.tif", 4), ("b", "a.vrt", 4), ("c", "b.vrt", 2), ("d", "s.tif", 21)):
+        one = "<SimpleSource>" + vrt(source).partition("<SimpleSource>")[2].partition("</VRTRasterBand>")[0]
+        (tmp_path / f"{name}.vrt").write_text(vrt(source).replace(one, one * times))
+    assert (read(tmp_path / "b.vrt")[0] == 7).all()
+    for name in ("c", "d"):
+        with pytest.raises(DataError, match=rf"{name}\.vrt: .*takes more than 20 rasters, or the same so often"):
+            read(tmp_path / f"{name}.vrt")
+
+
 @pytest.mark.parametrize("suffix", [".msk", ".ovr", ".MSK"])
 def test_what_gdal_opens_with_a_raster(tmp_path, monkeypatch, suffix):
     with nobody_asks(monkeypatch) as url:

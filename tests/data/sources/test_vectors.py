@@ -2,6 +2,7 @@ import gc
 import json
 import os
 import sqlite3
+import struct
 import sys
 import zipfile
 from contextlib import closing
@@ -12,11 +13,13 @@ import numpy as np
 import pandas as pd
 import pyogrio
 import pytest
+import shapely
 from listening import nobody_asks
 from polygons import CRS, X, Y, burn, outlines, rectangle, refused, want
 from shapely.geometry import LineString, Point
 
 from glacier_fastai.data.sources.vectors import open_vector
+from glacier_fastai.errors import DataError
 
 
 @pytest.mark.parametrize("suffix", ["gpkg", "geojson", "shp", "fgb", "parquet"])
@@ -200,6 +203,20 @@ def test_geojson_may_name_its_crs(tmp_path, crs):
     assert open_vector(tmp_path / "o.geojson").crs.is_geographic
 
 
+def test_geojson_of_endless_crs(tmp_path, monkeypatch):
+    monkeypatch.setattr("glacier_fastai.data.sources.vectors.CRSS", 2)
+    crs = {"type": "name", "properties": {"name": "EPSG:32645"}}
+    text, each = geojson(crs), f'"note": {{"crs": {json.dumps(crs)}}}, "properties"'
+    (tmp_path / "same.geojson").write_text(text.replace('"properties": {"crs"', each + ': {"crs"'))
+    assert open_vector(tmp_path / "same.geojson").crs == "EPSG:32645"
+    for code in (32646, 32647):
+        text = text.replace(
+            '"features"', f'"a{code}": {{"crs": {json.dumps(crs)}}}, "features"'.replace("32645", f"{code}")
+        )
+    (tmp_path / "o.geojson").write_text(text)
+    refused(r"o\.geojson: has more than 2 different crs", tmp_path / "o.geojson")
+
+
 def test_a_crs_of_geoparquet(tmp_path):
     from pyarrow import parquet
 
@@ -211,6 +228,46 @@ def test_a_crs_of_geoparquet(tmp_path):
     refused(r"url\.parquet: its coordinate reference system cannot be read", tmp_path / "url.parquet")
 
 
+def test_a_value_of_geoparquet_that_repeats_counts_every_time(tmp_path, monkeypatch):
+    path = outlines(tmp_path / "o.parquet", [rectangle(10, 20, 30, 40)] * 100, k=["x" * 100_000] * 100)
+    assert path.stat().st_size < 50_000
+    assert len(open_vector(path).bounds) == 100
+    monkeypatch.setattr("glacier_fastai.memory.available", lambda: 2**25)
+    monkeypatch.setattr("glacier_fastai.memory.LEAST", 0)
+    with pytest.raises(DataError, match=r"o\.parquet: its 100 rows need 0\.0 GB of memory, but 0\.0 GB are free"):
+        open_vector(path)
+
+
+def test_lists_of_geoparquet_are_left_out(tmp_path):
+    table = geopandas.read_file(outlines(tmp_path / "o.gpkg", [rectangle(10, 20, 30, 40)]))
+    table.assign(k="x", many=[[1, 2]]).to_parquet(tmp_path / "o.parquet", geometry_encoding="geoarrow")
+    layer = open_vector(tmp_path / "o.parquet")
+    assert {*layer.columns} == {*table.columns, "k"} - {"geometry"}
+    assert layer.read(np.array([0]), ["k"])["k"].tolist() == ["x"]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", [6, 7, 1007, 0xA0000007])  # several polygons, collections, with heights, of PostGIS
+def test_geometries_of_geoparquet_are_no_deeper_than_can_be_read(tmp_path, kind, order):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    def nested(depth):
+        parts = 3 if kind % 1000 == 7 else 1  # beside points, and polygons with a hole
+        begin = struct.pack(f"{order}BII", order == "<", kind, parts)
+        begin = begin[:5] + (struct.pack(f"{order}I", 4326) if kind > 2**29 else b"") + begin[5:]
+        point, polygon = (shapely.to_wkb(g, byte_order=order == "<") for g in (Point(1, 2), HOLED))
+        return begin + (point + polygon if parts == 3 else b"") + (nested(depth - 1) if depth else point)
+
+    table = parquet.read_table(outlines(tmp_path / "o.parquet", [rectangle(10, 20, 30, 40)]))
+    for name, depth in (("deep", 40), ("flat", 20)):
+        wkb = pa.array([nested(depth)], pa.binary())
+        parquet.write_table(pa.table({"geometry": wkb}, metadata=table.schema.metadata), tmp_path / f"{name}.parquet")
+    refused("a geometry is nested more than 32 deep", tmp_path / "deep.parquet")
+    assert kind == 6 or len(open_vector(tmp_path / "flat.parquet").bounds) == 1  # of points it is none
+
+
+HOLED = Point(5, 5).buffer(3).difference(Point(5, 5).buffer(1))
 ENDLESS = "(with recursive c(x) as (select 1 union all select x + 1 from c) select count(*) from c)"
 
 
@@ -246,6 +303,10 @@ def test_what_is_read_again_and_again(tmp_path):
     shx = shp.with_suffix(".shx")
     shx.write_bytes(shx.read_bytes() + shx.read_bytes()[100:108] * 100)
     refused(r"o\.shp: its \.shx names more", shp)
+    for side in ("shx", "prj"):
+        os.truncate(outlines(tmp_path / f"{side}.shp", [rectangle(10, 20, 30, 40)]).with_suffix(f".{side}"), 2**40)
+    refused(r"shx\.shp: its \.shx names more", tmp_path / "shx.shp")
+    refused(r"prj\.prj: has more than 1,048,576 bytes", tmp_path / "prj.shp")
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("o.geojson", bytes(300 * 2**20))
     refused(r"bomb\.zip: o\.geojson unpacks to 314,572,800 bytes", tmp_path / "bomb.zip")
