@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 import time
+from contextlib import chdir
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -175,6 +176,9 @@ def _run() -> None:
         sys.argv.remove("--debug")
     who, mine = "glacier-fastai", 0
     os.environ["MPLBACKEND"] = "Agg"  # pictures are written, never shown
+    if os.path.exists("matplotlibrc"):  # of whoever made this folder; it may even name programs to run
+        with chdir(os.sep):
+            import matplotlib  # noqa: F401  which reads it once
     try:
         if launched()[1] == 1:
             os.environ.pop("RANK", None)  # a batch script's, which fastai would read as a number

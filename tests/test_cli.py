@@ -411,6 +411,24 @@ def test_a_display_that_is_not_there_is_not_asked_for(monkeypatch, refused):
     assert os.environ["MPLBACKEND"] == "Agg"
 
 
+def test_settings_of_matplotlib_are_not_those_of_the_folder(tmp_path):
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.size: x\n")
+    code = """
+import os
+from glacier_fastai import cli
+
+def app():
+    import matplotlib
+    print(matplotlib.rcParams["text.usetex"], os.getcwd())
+
+cli.app = app
+cli._run()"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == (f"False {tmp_path.resolve()}\n", "")
+
+
 def test_no_file_takes_the_place_of_a_closed_stream(tmp_path):
     closing = 'exec "$@" <&- >&- 2>&-'
     words = ["sh", "-c", closing, "sh", sys.executable, "-W", "ignore", "-m", "glacier_fastai"]
