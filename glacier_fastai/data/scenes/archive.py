@@ -20,7 +20,7 @@ from .raster import local_file
 __all__ = ["ARCHIVES", "Archive"]
 
 ARCHIVES = (".tar", ".tgz", ".tar.gz", ".zip")
-LARGEST = 2**36  # bytes that a product unpacks to
+LARGEST, PACKED = 2**36, (2**30, 100)  # bytes that a product unpacks to; and if more than so many, times its own
 KEPT = 2**22, 2**26  # bytes of one text of a tar, and of all, which is read once more for others
 DAMAGED = "not a zip archive, cut short or damaged", "download it again"
 TEXTS = (".json", ".xml", ".txt", ".gml")
@@ -92,7 +92,8 @@ class Archive(Folder):
             _check_many(self.path, names)
             return name.lower().endswith(TEXTS) and sum(map(len, self._texts.values())) < KEPT[1]
 
-        for name, content in members(self.path, text, limit=LARGEST, most=LARGEST):
+        most = min(LARGEST, max(PACKED[0], PACKED[1] * self.path.stat().st_size))
+        for name, content in members(self.path, text, limit=LARGEST, most=most):
             if len(data := content.read(KEPT[0] + 1)) <= KEPT[0]:
                 self._texts[name] = data
         return names

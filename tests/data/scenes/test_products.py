@@ -357,10 +357,10 @@ def test_archives_that_are_hostile(tmp_path, monkeypatch):
         with pytest.raises(DataError, match="leads outside the archive"):
             open_scene(tmp_path / "a.zip")
     big = tarfile.TarInfo("B4.TIF")
-    big.size = 2**50
-    path.write_bytes(big.tobuf())
-    with pytest.raises(DataError, match="far more than"):
-        open_scene(path)
+    for big.size in (2**50, 2**31):  # too much for any, and for so small an archive
+        path.write_bytes(big.tobuf())
+        with pytest.raises(DataError, match="far more than"):
+            open_scene(path)
     with tarfile.open(path, "w") as tar:  # a link where a band should be
         for file in made.path.iterdir():
             tar.add(file, file.name, filter=lambda info: link(info) if info.name.endswith("SR_B4.TIF") else info)
