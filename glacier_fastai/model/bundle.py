@@ -320,6 +320,8 @@ class ModelBundle:
                 raise ValueError("not as it was written")
         except ValidationError as err:
             raise BundleError(f"{path}: damaged or made by other code ({explain(err, _About)})") from err
+        except BundleError:
+            raise
         except (RecipeError, DataError) as err:
             raise BundleError(f"{path}: {err}") from err
         except (RuntimeError, ValueError) as err:
