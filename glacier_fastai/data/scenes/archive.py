@@ -33,7 +33,7 @@ class Archive(Folder):
         self.path, self.chosen, self.archive = path, "", str(path)
         self._scratch: Scratch | None = None
         self._texts: dict[str, bytes] = {}
-        local_file(path)
+        self._most = min(LARGEST, max(PACKED[0], PACKED[1] * local_file(path).stat().st_size))
         with opened(path, DataError, link=True) as file:
             self._zipped = file.read(2) == b"PK"
         self.names = tuple(sorted(self._list_zip() if self._zipped else self._list_tar()))
@@ -92,8 +92,7 @@ class Archive(Folder):
             _check_many(self.path, names)
             return name.lower().endswith(TEXTS) and sum(map(len, self._texts.values())) < KEPT[1]
 
-        most = min(LARGEST, max(PACKED[0], PACKED[1] * self.path.stat().st_size))
-        for name, content in members(self.path, text, limit=LARGEST, most=most):
+        for name, content in members(self.path, text, limit=LARGEST, most=self._most):
             if len(data := content.read(KEPT[0] + 1)) <= KEPT[0]:
                 self._texts[name] = data
         return names

@@ -64,7 +64,7 @@ KEY = re.compile(
 OBJECT = re.compile(rb"\s*:\s*(?:(\{[^{}]*(?:\{[^{}]*\}[^{}]*)?\})|[^\s{/])")
 
 ARCHIVE = re.compile(r"(?i)zip://(.+?)(?:!/?(.+))?|/vsizip/\{?(.+?\.zip)\}?(?:/(.+))?")
-PACKED = 2**28, 100  # bytes that an archive may unpack to, or as many times its own
+PACKED = 2**28, 100  # bytes that an archive or a GeoParquet may unpack to, or as many times its own
 TEXT = 20  # bytes of memory for each of a text
 LINES, RINGS, DEEPEST = (2, 8), (3, 17), 32  # codes of geometries in WKB; levels of them
 SIDE = 2**20  # largest .prj and .cpg, bytes
@@ -231,11 +231,19 @@ def _columns_that_fit(text: str, file: Path, shapes: dict[str, Any]) -> list[str
     about = parquet.read_metadata(file)
     schema, kept = about.schema.to_arrow_schema(), [about.schema.column(k) for k in range(about.num_columns)]
     flat = [f.name for f in schema if not pa.types.is_nested(f.type) and not f.name.startswith("__index_level")]
+    names = {*flat, *(name for name in shapes if name in schema.names)}
     texts = [c.path for c in kept if c.physical_type == "BYTE_ARRAY" and c.path in flat]
     parts = [g.column(k) for g in map(about.row_group, range(about.num_row_groups)) for k in range(g.num_columns)]
-    size = sum(part.total_uncompressed_size + 16 * part.num_values for part in parts)
-    what = f"{text}: its {about.num_rows:,} rows", "take a part of it"
-    fits(4 * size, *what)
+    read = [part for part in parts if {part.path_in_schema, part.path_in_schema.split(".")[0]} & names]
+    size = sum(part.total_uncompressed_size + 16 * part.num_values for part in read)
+
+    def check() -> None:
+        what, packed = f"{text}: its {about.num_rows:,} rows", file.stat().st_size
+        fits(4 * size, what, "take a part of it")
+        if size > max(PACKED[0], PACKED[1] * packed):
+            raise DataError(f"{what} unpack to {size:,} bytes and more, from {packed:,}; take a part of it")
+
+    check()
     for batch in parquet.ParquetFile(file, read_dictionary=texts).iter_batches(columns=texts):
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             if pa.types.is_dictionary(column.type):
@@ -243,8 +251,8 @@ def _columns_that_fit(text: str, file: Path, shapes: dict[str, Any]) -> list[str
                 if name in shapes:
                     for wkb in column.dictionary.to_pylist():
                         _check_depth(wkb)
-        fits(4 * size, *what)
-    return list(dict.fromkeys([*flat, *(name for name in shapes if name in schema.names)]))
+        check()
+    return [name for name in schema.names if name in names]
 
 
 def _check_depth(wkb: bytes) -> None:

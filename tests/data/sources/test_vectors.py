@@ -232,6 +232,9 @@ def test_a_value_of_geoparquet_that_repeats_counts_every_time(tmp_path, monkeypa
     path = outlines(tmp_path / "o.parquet", [rectangle(10, 20, 30, 40)] * 100, k=["x" * 100_000] * 100)
     assert path.stat().st_size < 50_000
     assert len(open_vector(path).bounds) == 100
+    with monkeypatch.context() as patched:
+        patched.setattr("glacier_fastai.data.sources.vectors.PACKED", (2**20, 100))
+        refused(r"o\.parquet: its 100 rows unpack to 10,\d{3},\d{3} bytes and more, from \d\d,\d{3}", path)
     monkeypatch.setattr("glacier_fastai.memory.available", lambda: 2**25)
     monkeypatch.setattr("glacier_fastai.memory.LEAST", 0)
     with pytest.raises(DataError, match=r"o\.parquet: its 100 rows need 0\.0 GB of memory, but 0\.0 GB are free"):
