@@ -19,10 +19,10 @@ from scipy.ndimage import distance_transform_edt
 from ...core.tiling import spread
 from ...errors import DataError, did_you_mean
 from ...memory import fits
-from ..sources.labels import blocks, to_pixels
 from ..sources.outlines import burn_outlines, open_outlines
 from ..sources.vectors import SUFFIXES, vector_files
 from .address import Address
+from .nearest import blocks, columns_and_rows
 from .product import Flag
 from .raster import open_raster, placeless, reading, same_crs, same_grid, unknown_shift
 from .scene import HALF, Scene, on_grid_of
@@ -335,5 +335,5 @@ class Masked(Scene):
 def _on(raster: Any, path: Path | Address, scene: Any) -> tuple[Any, np.ndarray, np.ndarray]:
     """Return pixels spread over a scene, where they lie in a raster, and which lie on it."""
     at = np.meshgrid(*(np.array(spread(n, 1, LOOKED_AT)) + 0.5 for n in (scene.width, scene.height)))
-    there = to_pixels(raster, path, scene)(*at)
+    there = columns_and_rows(raster, path, scene)(*at)
     return at, there, (there >= 0).all(0) & (there[0] < raster.width) & (there[1] < raster.height)

@@ -252,7 +252,7 @@ def test_align_of_other_zones_and_heights(tmp_path, codes):
 def test_align_in_several_squares_and_over_the_rim(tmp_path, monkeypatch, codes):
     scene, path = scene_at(tmp_path), label_at(tmp_path, codes, transform=METRES @ shift(25, -30) @ Affine.rotation(7))
     whole = one(path, scene, align=True)
-    monkeypatch.setattr("glacier_fastai.data.sources.labels.SIDE", 7)
+    monkeypatch.setattr("glacier_fastai.data.scenes.nearest.SIDE", 7)
     parts = one(path, scene, align=True)
     np.testing.assert_array_equal(parts[0], whole[0])
     assert parts[1] == whole[1]
@@ -476,7 +476,7 @@ def test_undeclared_fill_values_are_named(tmp_path, codes):
 
 
 def test_labels_are_read_strip_by_strip(tmp_path, codes, monkeypatch):
-    monkeypatch.setattr("glacier_fastai.data.sources.labels.STRIP", 3 * W)
+    monkeypatch.setattr("glacier_fastai.data.scenes.nearest.STRIP", 3 * W)
     ice = np.where(codes == 1, 255, 0).astype(np.uint8)
     ice[:-1] = 0
     np.testing.assert_array_equal(plain(tmp_path, codes)[0], codes)
@@ -518,7 +518,7 @@ def test_a_label_is_read_in_windows(tmp_path, monkeypatch, block):
     profile |= {"tiled": True, "blockxsize": block, "blockysize": block}
     with rasterio.open(label, "w", **profile) as file:
         file.write(want, 1)
-    monkeypatch.setattr("glacier_fastai.data.sources.labels.STRIP", 7001)
+    monkeypatch.setattr("glacier_fastai.data.scenes.nearest.STRIP", 7001)
     with SceneRaster(scene) as opened:
         (mask,) = label_masks([label], [opened], align=False, note=print)
     np.testing.assert_array_equal(mask, want)
