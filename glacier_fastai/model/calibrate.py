@@ -45,7 +45,7 @@ from ..errors import BundleError, DataError, OutputError
 from ..files import whole_file
 from ..plots import figures
 from ..recipe import PostprocessRecipe
-from .ensemble import Ensemble, Member
+from .ensemble import Ensemble, Member, used_as
 from .fitted import NONE, Calibration
 from .oof import OutOfFold
 
@@ -184,11 +184,14 @@ def _ensemble(predictions: Sequence[OutOfFold]) -> Ensemble:
                 "to repeat the predictions"
             )
     members = tuple(Member.load(oof.folder / name) for oof in predictions for name in sorted(oof.models))
-    first = members[0].bundle.predict
+    first = used_as(members)
     for member in members:
-        if member.bundle.predict != first:
+        mine = member.bundle.predict
+        if member.once:
+            mine = mine.model_copy(update={"views": first.views, "scales": first.scales})
+        if mine != first:
             raise BundleError(
-                f"{member.path}: predicted with other settings than {members[0].path} (predict: "
+                f"{member.path}: predicted with other settings than the others (predict: "
                 f"{member.bundle.predict.model_dump_json()} and {first.model_dump_json()}); calibrate each on its own"
             )
     return Ensemble(members, first)

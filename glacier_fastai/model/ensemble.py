@@ -35,6 +35,7 @@ from ..reading import opened, read_yaml
 from ..recipe import PredictRecipe, Section, explain, predict_with
 from .bundle import ModelBundle
 from .fitted import Calibration
+from .registry import architecture
 
 __all__ = ["Calibration", "Ensemble", "Member"]
 
@@ -68,6 +69,11 @@ class Member:
     path: Path | None = None
     sha256: str = ""  # of the file at `path`, as it was read
 
+    @property
+    def once(self) -> bool:
+        """Whether it sees an image once, as it is: views and scales are for networks, not for what is fitted."""
+        return architecture(self.bundle.arch)[0].fit is not None
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the bundle, weights included."""
@@ -96,6 +102,11 @@ class Member:
     def softmax(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         """Return `ModelBundle.softmax`."""
         return self.loaded().softmax(device)
+
+
+def used_as(members: Sequence[Member]) -> PredictRecipe:
+    """Return how models are used that no ensemble.yaml speaks of: as the recipe of the first network wants."""
+    return next((m for m in members if not m.once), members[0]).bundle.predict
 
 
 @dataclass(frozen=True)
@@ -146,7 +157,7 @@ class Ensemble:
         paths: Sequence[str | os.PathLike],  # bundles, or one ensemble.yaml
         overrides: Sequence[str] = (),  # of the recipe's section `predict`, for instance "predict.views=true"
     ) -> Ensemble:
-        """Read an ensemble. Bundles alone are used as the recipe of the first one wants, with equal weights.
+        """Read an ensemble. Bundles alone are used as the recipe of the first network wants, with equal weights.
 
         Overrides that change the maps leave area intervals out: these were fitted to other maps.
 
@@ -164,7 +175,7 @@ class Ensemble:
             ensemble = cls(members, file.predict, file.calibration)
         else:
             members = tuple(Member.load(p) for p in paths)
-            ensemble = cls(members, members[0].bundle.predict)
+            ensemble = cls(members, used_as(members))
         predict = predict_with(ensemble.predict, overrides)
         if predict != ensemble.predict:  # area intervals hold for the maps that they were fitted to
             unfit = ensemble.calibration.model_copy(update={"area": None, "glacier": None})

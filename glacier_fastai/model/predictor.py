@@ -134,10 +134,14 @@ class Predictor:
             index, mean, std = self.inputs[m]
             inputs.append(standardise(raw[:, index], mean, std))
         total: Any = 0
-        for k, scale in self.ensemble.predict.passes:
+        passes = self.ensemble.predict.passes
+        for n, (k, scale) in enumerate(passes):
             for m, model, x in zip(group, models, inputs, strict=True):
-                weight, aspect = self.ensemble.members[m].weight, self.aspects[m]
-                total = total + weight * one_pass(model, x, k, scale, aspect)
+                member = self.ensemble.members[m]
+                if not member.once:
+                    total = total + member.weight * one_pass(model, x, k, scale, self.aspects[m])
+                elif n == 0:
+                    total = total + len(passes) * member.weight * model(x)
         return total
 
 

@@ -150,13 +150,16 @@ def test_a_scene_is_mapped_as_its_tiles_are(run, tmp_path):
 def test_forest_and_network_are_calibrated_as_one_ensemble(run, tmp_path):
     store = run[1]
     forest = crossval(recipe(), store, tmp_path / "forest")
-    network = crossval(tiny_recipe("train.epochs=1"), store, tmp_path / "network")
+    shown = ("predict.views=true", "predict.scales=[0.5, 1.0]")
+    network = crossval(tiny_recipe("train.epochs=1", *shown), store, tmp_path / "network")
     calibrate([forest, network], tmp_path / "both.yaml")
     both = Ensemble.load([tmp_path / "both.yaml"])
+    assert len(both.predict.passes) == 16
     assert {m.bundle.arch for m in both.members} == {"forest", "unet"} and len(both.members) == 6
     assert -1 <= evaluate(both, make_store(tmp_path / "other", seed=5))["mcc"] <= 1
     one = [Ensemble.of(ModelBundle.load(p / "fold0/best.safetensors")) for p in (forest, network)]
-    pair = Ensemble(tuple(m for e in one for m in e.members))
+    pair = Ensemble.load([p / "fold0/best.safetensors" for p in (forest, network)])
+    assert pair.predict == both.predict
     alone = [next(predict_tiles(e, store, [0])).probs for e in one]
     np.testing.assert_allclose(next(predict_tiles(pair, store, [0])).probs, np.mean(alone, 0), atol=1e-6)
     scene = write_raster(tmp_path / "s.tif", made_up(seed=0)[0], bands=BANDS, nodata=0)
