@@ -67,7 +67,8 @@ ARCHIVE = re.compile(r"(?i)zip://(.+?)(?:!/?(.+))?|/vsizip/\{?(.+?\.zip)\}?(?:/(
 PACKED = 2**28, 100  # bytes that an archive or a GeoParquet may unpack to, or as many times its own
 TEXT = 20  # bytes of memory for each of a text
 LINES, RINGS, DEEPEST = (2, 8), (3, 17), 32  # codes of geometries in WKB; levels of them
-SIDE = 2**20  # largest .prj and .cpg, bytes
+EVERY = {"GPKG": "1 = 1"}  # has GDAL count rows itself: the count that is kept in the file may be of another time
+SIDE, LONGEST = 2**20, 2**24  # largest .prj and .cpg, and header of a FlatGeobuf, bytes
 CRSS = 100  # different ones of a GeoJSON that are looked at
 
 
@@ -104,7 +105,8 @@ class VectorLayer:
         options: dict[str, Any] = {"layer": self.name, "columns": list(columns), "force_2d": True, "on_invalid": "fix"}
         with _reading(self.path):
             if self.fids is None or 2 * len(rows) > len(self.bounds):  # then quicker than one by one
-                return read_dataframe(self.source, **options).iloc[rows].set_axis(rows)
+                where = EVERY.get(self.driver)
+                return read_dataframe(self.source, **options, where=where).iloc[rows].set_axis(rows)
             wanted = self.fids[rows]
             table = read_dataframe(self.source, **options, fids=wanted, fid_as_index=True)
             return table.loc[wanted].set_axis(rows)
@@ -186,7 +188,7 @@ def _open(text: str, file: Path, kind: str, layer: str) -> VectorLayer:
             raise DataError(f"{text}: is {info['driver']}; {READ}")
         if info["features"] > size:
             raise DataError(f"{text}: says it has {info['features']:,} rows, in {size:,} bytes; copy it again")
-        fids, bounds = read_bounds(source, layer=names[0])
+        fids, bounds = read_bounds(source, layer=names[0], where=EVERY.get(info["driver"]))
     return VectorLayer(
         path=text,
         crs=_crs(info["crs"], text),
@@ -342,6 +344,8 @@ def _linked(text: str, folder: Path) -> tuple[Path, str]:
         fits(TEXT * (size := file.stat().st_size), f"{text}: its {size:,} bytes", "make a GeoPackage of it (ogr2ogr)")
         if kind == "geojson":
             _check_named_crs(link, text)
+    elif kind == "fgb":
+        _check_count(link, text)
     return link, kind
 
 
@@ -396,8 +400,54 @@ def _check_index(path: Path, text: str) -> None:
         fits(8 * size, f"{text}: the {size:,} bytes of its .shx", "take a part of it")
         with opened(path, DataError, link=True) as file, refusing(text, DataError, "its .shx is cut short or damaged"):
             rows = np.frombuffer(file.read()[100:], ">i4").reshape(-1, 2).astype(np.int64)
-    if size > most or (2 * rows[:, 1] + 8).sum() > most:
+    if size > most or (held := (2 * rows[:, 1] + 8).sum()) > most:
         raise DataError(f"{text}: its .shx names more than the .shp holds; copy the shapefile again")
+    if 100 + held != most and (last := _last_record(path.with_suffix(".shp"))) > len(rows):
+        raise DataError(
+            f"{text}: its .shp holds {last:,} records, and its .shx names {len(rows):,}; copy the shapefile again with "
+            "all its files"
+        )
+
+
+def _last_record(path: Path) -> int:
+    """Return the highest number of a record of a .shp; 0 where they do not follow on one another, as after edits.
+
+    A record that has grown in an edit stands at the end, under its old number, and once more where it was.
+    """
+    with opened(path, DataError, link=True) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at, end, last = 100, 2 * int.from_bytes(content[24:28]), 0
+        while at + 8 <= min(end, len(content)):
+            number, words = struct.unpack_from(">ii", content, at)
+            if number < 1 or words < 2:
+                return 0
+            at, last = at + 8 + 2 * words, max(last, number)
+    return last if at == end else 0
+
+
+def _check_count(path: Path, text: str) -> None:
+    """Refuse a FlatGeobuf that holds more rows than its header says, of which GDAL would read no more.
+
+    With an index, GDAL itself finds that it does not fit.
+    """
+    with opened(path, DataError, link=True) as file, refusing(text, DataError, "not a FlatGeobuf file, or damaged"):
+        start = file.read(12)
+        header = file.read(min(int.from_bytes(start[8:], "little"), LONGEST))
+        (root,) = struct.unpack_from("<I", header)
+        fields = root - struct.unpack_from("<i", header, root)[0]
+
+        def number(field: int, form: str, default: int) -> int:
+            slots = struct.unpack_from("<H", header, fields)[0] // 2 - 2
+            slot = struct.unpack_from("<H", header, fields + 4 + 2 * field)[0] if field < slots else 0
+            return struct.unpack_from(form, header, root + slot)[0] if slot else default
+
+        rows, found = number(8, "<Q", 0), 0
+        if not rows or number(9, "<H", 16):
+            return
+        while found <= rows and len(length := file.read(4)) == 4:
+            file.seek(int.from_bytes(length, "little"), os.SEEK_CUR)
+            found += 1
+    if found > rows:
+        raise DataError(f"{text}: says it has {rows:,} rows, and holds more; copy it again, or write it anew (ogr2ogr)")
 
 
 def _copy_database(file: Path, link: Path) -> None:

@@ -315,6 +315,52 @@ def test_what_is_read_again_and_again(tmp_path):
     refused(r"bomb\.zip: o\.geojson unpacks to 314,572,800 bytes", tmp_path / "bomb.zip")
 
 
+THREE = [rectangle(10, 20, 30, 40), rectangle(60, 20, 10, 10), rectangle(80, 20, 5, 5)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_rows_of_a_geopackage_are_counted_whatever_it_says(tmp_path, count):
+    path = outlines(tmp_path / "o.gpkg", THREE)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("update gpkg_ogr_contents set feature_count = ?", (count,))
+        db.commit()
+    layer = open_vector(path)
+    assert len(layer.bounds) == 3
+    assert [len(layer.read(np.array(rows))) for rows in ([2], [0, 1, 2])] == [1, 3]
+
+
+def test_rows_of_a_flatgeobuf_are_counted(tmp_path):
+    path = tmp_path / "o.fgb"
+    geopandas.GeoSeries(THREE, crs=CRS).to_file(path, SPATIAL_INDEX="NO")
+    content = path.read_bytes()
+    assert len(open_vector(path).bounds) == 3
+    at = content.index(struct.pack("<Q", 3), 12)
+    path.write_bytes(content[:at] + b"\2" + content[at + 1 :])
+    refused(r"o\.fgb: says it has 2 rows, and holds more", path)
+
+
+def test_an_index_that_names_fewer_polygons_than_there_are(tmp_path):
+    shp = outlines(tmp_path / "o.shp", THREE)
+    shx = shp.with_suffix(".shx")
+    content = shx.read_bytes()
+    shx.write_bytes(content[:24] + struct.pack(">i", (len(content) - 8) // 2) + content[28:-8])
+    refused(r"o\.shp: its \.shp holds 3 records, and its \.shx names 2", shp)
+    shx.write_bytes(outlines(tmp_path / "other.shp", THREE[:1]).with_suffix(".shx").read_bytes())
+    refused(r"o\.shp: its \.shp holds 3 records, and its \.shx names 1", shp)
+
+
+def test_a_shapefile_that_was_edited_keeps_what_a_polygon_was(tmp_path):
+    shp = outlines(tmp_path / "o.shp", THREE)
+    shx, (content, index) = shp.with_suffix(".shx"), (f.read_bytes() for f in (shp, shp.with_suffix(".shx")))
+    words = int.from_bytes(index[104:108])  # of the first, which is now found at the end
+    grown = content + content[100 : 108 + 2 * words]
+    shp.write_bytes(grown[:24] + struct.pack(">i", len(grown) // 2) + grown[28:])
+    shx.write_bytes(index[:100] + struct.pack(">i", len(content) // 2) + index[104:])
+    assert len(open_vector(shp).bounds) == 3
+    shp.write_bytes(shp.read_bytes() + content[100:])  # and nothing after its end belongs to it
+    assert len(open_vector(shp).bounds) == 3
+
+
 def test_nothing_temporary_stays(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
