@@ -81,10 +81,15 @@ OFFLINE = {  # GDAL's options while it opens and reads, should anything get past
     "GDAL_HTTP_MAX_RETRY": "0",
     "GDAL_VRT_ENABLE_PYTHON": "NO",
     "GML_DOWNLOAD_SCHEMA": "NO",
+    # what people set for other programs, and by which masks, scales and half a pixel would be lost here
+    "GDAL_DISABLE_READDIR_ON_OPEN": "FALSE",
+    "GDAL_PAM_ENABLED": "YES",
+    "GTIFF_POINT_GEO_IGNORE": "FALSE",
 }
 
 BESIDE = (".msk", ".ovr")  # rasters that GDAL opens with one that is named so
 LISTED = 1000  # files of a folder
+PNG_ENDS, LAST = b"IEND\xaeB`\x82", 2**16  # how a PNG ends, and in how many last bytes of its file
 LARGEST = 2**26  # text of a VRT or an .aux.xml, bytes
 DEEPEST, SOURCES = 4, 2**14  # VRTs within VRTs, and rasters that one takes in all
 # of a VRT: what leads nowhere but to a source; GDAL takes an element for an attribute, and the other way round
@@ -191,7 +196,9 @@ def _open(
 ) -> rasterio.DatasetReader:
     """Open a raster, and look at what it leads to."""
     with opened(path, DataError, link=True) as file:
-        begins = file.read(1024)
+        begins, size = file.read(1024), os.fstat(file.fileno()).st_size
+        file.seek(max(size - LAST, 0))
+        ends = file.read(LAST)
     driver = next(k for k, starts in DRIVERS.items() if begins.startswith(starts) or k == "VRT" and starts[0] in begins)
     if above and driver == "ENVI":
         raise DataError(f"{above[0]}: takes {name}, which is no raster that a VRT may take; {READ}")
@@ -207,7 +214,8 @@ def _open(
                 raise DataError(f"{name}: netCDF-4, which may take its values from other files; {READ}")
             for other in raster.files if driver == "HFA" else ():
                 check_within(Path(other), home, name)
-            _check_inside(raster, name, os.stat(path).st_size)
+            _check_inside(raster, name, size)
+            _check_whole(raster, name, size, ends)
         except BaseException:
             raster.close()
             raise
@@ -246,8 +254,8 @@ def _open_address(address: Address) -> rasterio.DatasetReader:
             raise DataError(f"{address}: {what}; they are GeoTIFF, JPEG 2000, PNG and JPEG, others only from this disk")
         if not link.identity:
             raise DataError(f"{address}: its server sends no parts of files; download it, and name the file")
-        beside = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}  # it has nothing beside
-        with reading(address), rasterio.Env(DummySession(), **OFFLINE, **beside), _quiet(driver):
+        alone = {**OFFLINE, "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}  # it has nothing beside
+        with reading(address), rasterio.Env(DummySession(), **alone), _quiet(driver):
             raster = open_link(link, driver)
     except BaseException:
         link.close()
@@ -255,6 +263,8 @@ def _open_address(address: Address) -> rasterio.DatasetReader:
     try:
         with reading(address):
             _check_inside(raster, str(address), link.size)
+            if driver == "PNG":
+                _check_whole(raster, str(address), link.size, link.read(max(link.size - LAST, 0), link.size))
     except BaseException:
         raster.close()
         raise
@@ -277,6 +287,16 @@ def _check_inside(raster: rasterio.DatasetReader, name: str, size: int) -> None:
     needed = raster.height * raster.width * pixel
     if size > 4 * needed + 2**30:  # it would be hashed to its end
         raise DataError(f"{name}: has {size:,} bytes for {needed:,} of pixels; write it anew (gdal_translate)")
+
+
+def _check_whole(raster: rasterio.DatasetReader, name: str, size: int, ends: bytes) -> None:
+    """Refuse a file that is cut short where GDAL gives zeros for what is missing, or whatever lies in memory."""
+    short = raster.driver == "PNG" and PNG_ENDS not in ends
+    if raster.driver == "ENVI" and (about := raster.tags(ns="ENVI")).get("file_compression", "0") == "0":
+        pixel = sum(np.dtype(t).itemsize for t in raster.dtypes)
+        short = size < int(about.get("header_offset", 0)) + raster.height * raster.width * pixel
+    if short:
+        raise DataError(f"{name}: cut short, at {size:,} bytes; copy it again")
 
 
 def check_within(

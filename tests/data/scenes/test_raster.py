@@ -321,6 +321,48 @@ def test_a_raster_far_longer_than_its_pixels_is_refused(tmp_path):
         open_raster(scene)
 
 
+@pytest.mark.parametrize(("driver", "profile"), [("PNG", {}), ("ENVI", {"count": 2, "dtype": "uint16"})])
+def test_a_raster_that_is_cut_short_is_refused(tmp_path, driver, profile):
+    path = raster(tmp_path / "s.img", driver=driver, **profile)
+    content = path.read_bytes()
+    path.write_bytes(content + b"and more")
+    assert (read(path)[0] == 7).all()
+    path.write_bytes(content[:-1])
+    with pytest.raises(DataError, match=rf"s\.img: cut short, at {len(content) - 1:,} bytes; copy it again"):
+        open_raster(path)
+
+
+def test_the_offset_of_an_envi_file_counts(tmp_path):
+    path = raster(tmp_path / "s.img", driver="ENVI")
+    header = path.with_suffix(".hdr")
+    header.write_text(header.read_text().replace("header offset = 0", "header offset = 100"))
+    with pytest.raises(DataError, match=r"s\.img: cut short, at 1,024 bytes"):
+        open_raster(path)
+    path.write_bytes(bytes(100) + path.read_bytes())
+    assert (read(path)[0] == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("GDAL_DISABLE_READDIR_ON_OPEN", "EMPTY_DIR"), ("GDAL_PAM_ENABLED", "NO"), ("GTIFF_POINT_GEO_IGNORE", "YES")],
+)
+def test_what_is_set_for_gdal_changes_nothing(tmp_path, monkeypatch, option, value):
+    path = raster(tmp_path / "s.tif")
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(AREA_OR_POINT="Point")
+    mask = raster(tmp_path / "m.tif")
+    with rasterio.open(mask, "r+") as file:
+        file.write(np.eye(32, dtype="uint8"), 1)
+        file.update_tags(INTERNAL_MASK_FLAGS_1="2")
+    mask.rename(tmp_path / "s.tif.msk")
+    scaled = '<PAMDataset><PAMRasterBand band="1"><Scale>0.5</Scale></PAMRasterBand></PAMDataset>'
+    (tmp_path / "s.tif.aux.xml").write_text(scaled)
+    monkeypatch.setenv(option, value)
+    with open_raster(path) as file, reading(path):
+        assert (file.scales, file.transform[:6]) == ((0.5,), UTM)
+        np.testing.assert_array_equal(file.read_masks(1) > 0, np.eye(32, dtype=bool))
+
+
 @pytest.mark.parametrize("a", [0.0, float("nan"), float("inf"), 1e300])
 def test_a_raster_that_places_its_pixels_nowhere_is_refused(tmp_path, a):
     scene, _ = write_scene(tmp_path / "s.tif")
