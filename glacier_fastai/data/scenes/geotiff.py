@@ -246,9 +246,10 @@ class SceneRaster(Scene):
         return values, valid
 
     def _masks(self, numbers: Sequence[int]) -> list[int]:
-        """Return the bands whose mask band counts; alpha is looked at by itself."""
-        flags = self.raster.mask_flag_enums
-        return [n for n in numbers if MaskFlags.per_dataset in flags[n - 1] and MaskFlags.alpha not in flags[n - 1]]
+        """Return the bands whose mask band counts, one of all or their own; alpha is looked at by itself."""
+        flags = self.raster.mask_flag_enums  # none: a mask of the band's own
+        own = [not flags[n - 1] or MaskFlags.per_dataset in flags[n - 1] for n in numbers]
+        return [n for n, counts in zip(numbers, own, strict=True) if counts and MaskFlags.alpha not in flags[n - 1]]
 
 
 def _named(crs: rasterio.CRS | None) -> str:

@@ -232,6 +232,16 @@ def test_a_large_scene_is_looked_at_in_windows_up_to_its_edges(tmp_path):
         )
 
 
+def test_masks_of_single_bands_count(tmp_path):
+    path = write_raster(tmp_path / "s.tif", VALUES, bands=BANDS)
+    masks = np.full(VALUES.shape, 255, "uint8")
+    masks[1, :9] = 0
+    write_raster(tmp_path / "m.tif", masks).rename(tmp_path / "s.tif.msk")
+    with rasterio.open(tmp_path / "s.tif.msk", "r+") as file:
+        file.update_tags(**{f"INTERNAL_MASK_FLAGS_{n}": "0" for n in range(1, len(BANDS) + 1)})
+    assert (read(path)[1] == (VALID & (masks[1] > 0))).all()
+
+
 def test_a_mask_file_of_another_size_is_refused(tmp_path):
     path = write_raster(tmp_path / "s.tif", VALUES, bands=BANDS)
     mask = np.full((96, 80), 255, "uint8")

@@ -97,6 +97,8 @@ def test_the_format_decides(tmp_path):
         for driver in files:
             with open_raster(named(f"{server.url}/{driver}")) as raster:
                 np.testing.assert_array_equal(raster.read(), values)
+    with Web({"s.png": files["PNG"][:-1]}) as server, pytest.raises(DataError, match=r"s\.png: cut short"):
+        open_raster(named(f"{server.url}/s.png"))
 
 
 def later(**answer):
