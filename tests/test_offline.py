@@ -1,11 +1,16 @@
 """No command asks the network but those that are told to."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import rasterio
 from folders import competition_folder
 from fuzz.harness import run
 from hkh_folders import hkh_folder
+from listening import nobody_asks
 from polygons import outlines, rectangle
 from scenes import BANDS, make_store, tiny_recipe, write_raster, write_scene
 from typer.main import get_command
@@ -33,6 +38,14 @@ def folder(tmp_path_factory):
     write_raster(base / "dem.tif", np.add.outer(np.arange(64.0), np.arange(64.0))[None].astype(np.float32) + 3000)
     tiny_recipe("train.epochs=1", "data.folds=2").save(base / "r.yaml")
     return base
+
+
+def test_no_shift_of_datum_is_asked_for(tmp_path, monkeypatch):
+    shift = "transform('EPSG:26710', 'EPSG:32610', [5e5], [5.4e6])"  # from NAD27, for which there are grids
+    code = f"import glacier_fastai.data.scenes.raster; from rasterio.warp import transform; {shift}"
+    with nobody_asks(monkeypatch) as url:
+        asks = {**os.environ, "PROJ_NETWORK": "ON", "PROJ_NETWORK_ENDPOINT": url, "NO_PROXY": "127.0.0.1"}
+        subprocess.run([sys.executable, "-c", code], env=asks, check=True, timeout=120)
 
 
 LINES = {

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..bands import CLASSES, ICE, IGNORE
 from ..data.scenes.opening import HowRead
-from ..data.scenes.raster import block_cache, horizontal, unknown_shift
+from ..data.scenes.raster import block_cache, horizontal, reading, unknown_shift
 from ..data.scenes.scene import Place, Scene
 from ..errors import DataError, note
 from ..files import check_room, digest
@@ -257,7 +257,8 @@ def _together(
             total, weights = np.zeros((len(CLASSES), *shape), np.float32), np.zeros(shape, np.float32)
             counts = np.zeros(shape, np.uint8)
             for k in order or range(len(warped)):
-                numbers, *others = (vrt.read(window=Window(0, top, grid.width, bottom - top)) for vrt in warped[k])
+                with reading(grid.path):
+                    numbers, *others = (vrt.read(window=Window(0, top, grid.width, bottom - top)) for vrt in warped[k])
                 known = (numbers <= FULL).all(0)
                 for other in others:
                     numbers[:, ~known] = other[:, ~known]

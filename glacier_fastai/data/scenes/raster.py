@@ -118,6 +118,7 @@ WRITTEN = re.compile(  # how a coordinate reference system is written: code, URN
 NAMES_FILE = re.compile(r"(?i)(init=)[^\s\"]*|(?:grids|file)=([^\s\"]*)|PARAMETERFILE\[\"[^\"]*\",\"([^\"]*)")
 
 pyproj.network.set_network_enabled(False)  # or a CRS might ask for its grids
+os.environ["PROJ_NETWORK"] = "OFF"  # that of GDAL, too
 
 
 @contextmanager
