@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import stat
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PureWindowsPath
 from typing import IO
@@ -23,6 +24,7 @@ ARCHIVES = (".tar", ".tgz", ".tar.gz", ".zip")
 LARGEST, PACKED = 2**36, (2**30, 100)  # bytes that a product unpacks to; and if more than so many, times its own
 KEPT = 2**22, 2**26  # bytes of one text of a tar, and of all, which is read once more for others
 DAMAGED = "not a zip archive, cut short or damaged", "download it again"
+TWICE = "{path}: holds {name} more than once; download it again, or unpack it and name the folder"
 TEXTS = (".json", ".xml", ".txt", ".gml")
 
 
@@ -95,6 +97,8 @@ class Archive(Folder):
         for name, content in members(self.path, text, limit=LARGEST, most=self._most):
             if len(data := content.read(KEPT[0] + 1)) <= KEPT[0]:
                 self._texts[name] = data
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise DataError(TWICE.format(path=self.path, name=twice[0]))
         return names
 
     def _from_tar(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, IO[bytes]]]:
@@ -113,7 +117,9 @@ class Archive(Folder):
                     )
                 plain = kind in (0, stat.S_IFREG) and not each.is_dir()  # 0 where a system has no kinds
                 if plain and _counts(name.as_posix()):
-                    self._at[name.as_posix()] = each
+                    first = self._at.setdefault(name.as_posix(), each)
+                    if (first.CRC, first.file_size) != (each.CRC, each.file_size):
+                        raise DataError(TWICE.format(path=self.path, name=name.as_posix()))
             return [*self._at]
 
     def _from_zip(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, IO[bytes]]]:

@@ -1,6 +1,7 @@
 import re
 import shutil
 import tarfile
+import warnings
 import zipfile
 
 import numpy as np
@@ -374,6 +375,26 @@ def test_archives_that_are_hostile(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "MOST", 3)
     with pytest.raises(DataError, match="more than 3 files"):
         open_scene(packed(made, "zip"))
+
+
+def test_an_archive_that_holds_a_file_twice(tmp_path):
+    made = landsat(tmp_path / "p")
+    red, other = made.files["red"], made.files["nir"]
+    with tarfile.open(packed(made, "tar"), "a") as tar:
+        tar.add(other, red.name)
+    with pytest.raises(DataError, match=rf"\.tar: holds \S*{red.name} more than once; download it again"):
+        open_scene(tar.name)
+    path = packed(made, "zip")
+    with zipfile.ZipFile(path, "a") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (name,) = {n for n in file.namelist() if n.endswith(red.name)}
+        file.write(red, name)
+    open_scene(path).close()  # it is the same
+    with zipfile.ZipFile(path, "a") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        file.write(other, name)
+    with pytest.raises(DataError, match=rf"\.zip: holds \S*{red.name} more than once; download it again"):
+        open_scene(path)
 
 
 def link(info):
