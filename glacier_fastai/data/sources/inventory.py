@@ -167,6 +167,8 @@ def _column(file: OutlineFile, names: Sequence[str]) -> str | None:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, list | np.ndarray):  # as GeoJSON may hold
+        return ", ".join(map(_text, value))
     if isinstance(value, float) and value.is_integer():  # of a column of numbers with gaps
         value = int(value)
     return "" if pd.isna(value) else "".join(c for c in str(value).strip() if c.isprintable())

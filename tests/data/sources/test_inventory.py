@@ -71,6 +71,13 @@ def test_without_ids_glaciers_go_by_their_row(tmp_path):
     assert found.table["id"].tolist() == ["A", "row 1"] and "1 glaciers have no RGIId, the first is row 1" in notes[0]
 
 
+def test_lists_of_geojson_are_read_as_text(tmp_path):
+    path = outlines(tmp_path / "i.geojson", [rectangle(5, 5, 10, 10)], to="EPSG:4326", rgi_id=["A"], glac_name=["one"])
+    path.write_text(path.read_text().replace('"A"', '["A", "B"]').replace('"one"', "[1, 2]"))
+    table = read(path)[0].table
+    assert (table["id"][0], table["name"][0]) == ("A, B", "1, 2")
+
+
 def test_rows_of_one_id_are_one_glacier(tmp_path):
     shapes = [rectangle(5, 5, 10, 10), rectangle(5, 20, 10, 10), rectangle(30, 30, 8, 8)]
     found, notes = read(outlines(tmp_path / "i.gpkg", shapes, RGIId=["A", "A", "B"], Area=[0.18, 0.18, 0.058]))
