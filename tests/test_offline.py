@@ -45,7 +45,7 @@ def test_no_shift_of_datum_is_asked_for(tmp_path, monkeypatch):
     code = f"import glacier_fastai.data.scenes.raster; from rasterio.warp import transform; {shift}"
     with nobody_asks(monkeypatch) as url:
         asks = {**os.environ, "PROJ_NETWORK": "ON", "PROJ_NETWORK_ENDPOINT": url, "NO_PROXY": "127.0.0.1"}
-        subprocess.run([sys.executable, "-c", code], env=asks, check=True, timeout=120)
+        subprocess.run([sys.executable, "-c", code], env=asks, check=True, timeout=60)
 
 
 LINES = {

@@ -43,7 +43,7 @@ from ..errors import DataError, note
 from ..files import digest, held, identity, whole_folder
 from ..reading import read_array, read_json, read_table, refusing
 from .profile import QUANTILES, Profile
-from .scenes.raster import horizontal, pixel_size
+from .scenes.raster import FAR, horizontal, pixel_size
 from .scenes.units import Scaling
 
 __all__ = ["TileStore", "TileWriter", "store_dtype"]
@@ -192,10 +192,11 @@ class TileStore:
             raise DataError(f"{table_path}: split {odd!r}; use {', '.join(filter(None, SPLITS))}, or leave it empty")
         if (systems := self.table["crs"].nunique()) > SYSTEMS:
             raise DataError(f"{table_path}: {systems:,} coordinate reference systems, at most {SYSTEMS:,} are read")
-        with refusing(table_path, DataError, "a transform is not six numbers", AGAIN):
+        with refusing(table_path, DataError, "a transform is not six numbers that place a grid", AGAIN):
             placed = [text.split() for text in self.table["transform"] if text]
-            if not np.isfinite(np.array(placed, np.float64).reshape(-1, 6)).all():
-                raise ValueError("nan or inf")
+            places = np.array(placed, np.float64).reshape(-1, 6)
+            if not (np.abs(places) < FAR).all() or (np.linalg.det(places[:, [[0, 1], [3, 4]]]) == 0).any():
+                raise ValueError("nan or inf, beyond 1e12, or without area")
         if "n_ice" not in self.table:  # written before there was ice of unknown kind
             self.table["n_ice"] = 0
         shape = (len(self.table), self.size, self.size)

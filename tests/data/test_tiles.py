@@ -343,6 +343,9 @@ def rewrite(path, **columns):
         ({"n_valid": "-1"}, "a number of pixels is negative, or more than a tile has"),
         ({"valid": "5"}, "a number of pixels is negative, or more than a tile has"),
         ({"id": "a"}, "tile id 'a' occurs twice"),
+        ({"transform": "0 0 0 0 0 0"}, "a transform is not six numbers that place a grid"),
+        ({"transform": "30 0 0 30 0 0"}, "a transform is not six numbers that place a grid"),
+        ({"transform": "30 0 1e308 0 -30 1e308"}, "a transform is not six numbers that place a grid"),
         ({"split": "tests"}, "split 'tests'; use train, valid, test, or leave it empty"),
     ],
 )
