@@ -28,6 +28,9 @@ from glacier_fastai.predict.scene import Wanted, map_strips, predict_scene
 from glacier_fastai.predict.scenes import predict_scenes
 
 
+ORDERS = [0, 1, 2, 3, 4], [0, 2, 1, 3, 4]
+
+
 def mapped(*args, **kwargs):
     return Path(predict_scene(*args, **kwargs)["files"]["classes"])
 
@@ -84,6 +87,24 @@ def test_bands_are_found_by_name_whatever_their_order(bundle, scene, tmp_path):
         with rasterio.open(path) as file:
             arrays.append(file.read(1))
     np.testing.assert_array_equal(*arrays)
+
+
+@pytest.mark.parametrize("kind", ["files", "bands"])
+def test_other_bands_named_of_the_same_files_are_another_prediction(bundle, tmp_path, kind):
+    values, names = made_up()[0], [*BANDS, "-"]
+    if kind == "files":
+        (tmp_path / "s").mkdir()
+        for k, value in enumerate(values):
+            write_raster(tmp_path / "s" / f"B{k}.tif", value[None], nodata=0)
+        scene, ways = tmp_path / "s", [{b: f"B{k}.tif" for b, k in zip(BANDS, o, strict=True)} for o in ORDERS]
+    else:
+        scene = write_raster(tmp_path / "s.tif", np.concatenate([values, values[:1] // 2 + 1]), nodata=0)
+        ways = [names, ["-", *BANDS]]
+    first = predict_scene(bundle, scene, tmp_path / "maps", bands=ways[0], force=True)
+    assert predict_scene(bundle, scene, tmp_path / "maps", bands=ways[0], force=True)["done_before"]
+    with pytest.raises(OutputError, match="exists already, of another scene, models or settings"):
+        predict_scene(bundle, scene, tmp_path / "maps", bands=ways[1], force=True)
+    assert not first["done_before"]
 
 
 def test_values_under_nodata_do_not_matter(bundle, tmp_path):
