@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -34,6 +34,7 @@ __all__ = [
     "no_link",
     "remove",
     "remove_unused",
+    "replaceable",
     "Scratch",
     "whole_file",
     "whole_folder",
@@ -85,6 +86,15 @@ def no_link(
     """Raise `OutputError` if a link stands there, which would lead what is written elsewhere."""
     if path.is_symlink():
         raise OutputError(f"{path}: a link, which is not followed to write; remove it, or choose another folder")
+
+
+def replaceable(
+    paths: Iterable[Path],  # where files are to take their names
+) -> None:
+    """Raise `OutputError` if something stands there that is no file, so that it is said before files are removed."""
+    for path in paths:
+        if os.path.lexists(path) and not (path.is_file() or path.is_symlink()):
+            raise OutputError(f"{path}: stands in the way and is no file; move it away, or choose another folder")
 
 
 def _writable(path: Path) -> None:

@@ -20,7 +20,7 @@ from ..data.scenes.raster import same_crs
 from ..data.sources.inventory import parse_date
 from ..data.sources.vectors import open_vector
 from ..errors import DataError, OutputError, note
-from ..files import names_only, whole_file, work_folder, write_text
+from ..files import names_only, replaceable, whole_file, work_folder, write_text
 from ..reading import read_json, read_table
 from .glacier_sums import ENOUGH
 from .glaciers import as_csv, glaciers
@@ -112,10 +112,11 @@ def _written(a: _Table, b: _Table, out: Path, work: Path, notes: list[str], over
     sizes = _by_size(table, years)
     stem = f"{a.stem}_to_{b.stem}"
     names = {k: f"{stem}_{k.replace(' ', '.')}" for k in ("change csv", "sizes csv", "change png", "change json")}
+    every = [out / name for name in (*names.values(), f"{stem}_change.gpkg")]
+    replaceable(every)
     layers = _layers(a, b, table, notes)
     names |= {"change gpkg": f"{stem}_change.gpkg"} if layers else {}
-    there = next((out / name for name in names.values() if (out / name).exists()), None)
-    if there and not overwrite:
+    if not overwrite and (there := next((path for path in every if path.exists()), None)):
         raise OutputError(f"{there}: exists already; overwrite it, or choose another folder")
     for name, layer in layers.items():
         write_layer(layer, work / names["change gpkg"], name, "MultiPolygon")
@@ -139,6 +140,8 @@ def _written(a: _Table, b: _Table, out: Path, work: Path, notes: list[str], over
         "notes": [names_only(text) for text in notes],
     }
     write_text(work / names["change json"], json.dumps(about, indent=1))
+    for path in every:  # polygons of another comparison, too
+        path.unlink(missing_ok=True)
     for name in names.values():
         (work / name).replace(out / name)
     return {**about, "files": {kind: str(out / name) for kind, name in names.items()}}

@@ -26,7 +26,7 @@ from ..data.scenes.raster import block_cache, open_raster, placeless, reading
 from ..data.scenes.scene import Place, on_grid_of
 from ..data.sources.inventory import Inventory, parse_date, read_inventory
 from ..errors import DataError, OutputError, cell, note
-from ..files import digest, file_hash, names_only, whole_file, work_folder, write_text
+from ..files import digest, file_hash, names_only, replaceable, whole_file, work_folder, write_text
 from ..model.fitted import Calibration
 from ..reading import read_json
 from ..recipe import explain
@@ -150,6 +150,7 @@ def glaciers(
     every = [out / name for name in glacier_files(stem, True, form).values()]
     busy = f"{out}: another process is writing the glaciers of {stem}; wait until it ends"
     with work_folder(out, f"{stem}_glaciers", busy) as partial:
+        replaceable(every)
         if not overwrite and (there := next((path for path in every if path.exists()), None)):
             raise OutputError(f"{there}: exists already; overwrite it, or choose another folder")
         how: dict[str, Any] = {"date": date, "geoparquet": geoparquet, "form": form, "analyst": analyst, "dem": dem}

@@ -67,6 +67,12 @@ def test_change_of_each_glacier_and_in_all(two, tmp_path):
     )
     with pytest.raises(OutputError, match="exists already; overwrite it"):
         run(first["glaciers.gpkg"], second["glaciers.gpkg"], tmp_path / "out")
+    run(first["glaciers.csv"], second["glaciers.csv"], tmp_path / "out", overwrite=True, said=True)
+    assert not (tmp_path / "out" / "s_to_t_change.gpkg").exists()
+    (tmp_path / "out" / "s_to_t_change.gpkg").mkdir()
+    with pytest.raises(OutputError, match=r"s_to_t_change\.gpkg: stands in the way and is no file"):
+        run(first["glaciers.gpkg"], second["glaciers.gpkg"], tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "s_to_t_change.csv").exists()
 
 
 def test_maps_with_an_inventory_and_tables_as_csv_give_the_same(two, tmp_path):

@@ -311,6 +311,12 @@ def test_tables_are_kept_unless_they_may_be_replaced(tmp_path):
     made = tabled(path, rgi, overwrite=True, geoparquet=True)[2]
     assert geopandas.read_parquet(made["files"]["glaciers.parquet"]).geometry.geom_equals(layer.geometry).all()
     assert not list((tmp_path / "maps").glob(".*"))
+    (tmp_path / "maps" / "s_glaciers.json").unlink()
+    (tmp_path / "maps" / "s_glaciers.json").mkdir()
+    before = sorted((tmp_path / "maps").iterdir())
+    with pytest.raises(OutputError, match=r"s_glaciers\.json: stands in the way and is no file; move it away"):
+        tabled(path, rgi, overwrite=True)
+    assert sorted((tmp_path / "maps").iterdir()) == before
 
 
 def test_geoparquet_without_pyarrow_is_refused_before_any_work(tmp_path, monkeypatch):

@@ -27,7 +27,6 @@ from glacier_fastai.predict import scene as scene_module
 from glacier_fastai.predict.scene import Wanted, map_strips, predict_scene
 from glacier_fastai.predict.scenes import predict_scenes
 
-
 ORDERS = [0, 1, 2, 3, 4], [0, 2, 1, 3, 4]
 
 
@@ -362,6 +361,45 @@ def test_the_record_tells_names_and_no_folders(bundle, scene, tmp_path):
     text = (tmp_path / "maps" / "scene_prediction.json").read_text()
     assert str(tmp_path) not in text and str(Path(scene[0]).parent) not in text
     assert json.loads(text)["models"][0]["bundle"] == "m.safetensors"
+
+
+def test_what_stands_in_the_way_is_refused_before_anything_is_removed(bundle, scene, tmp_path):
+    predict_scene(bundle, scene[0], tmp_path, Wanted(confidence=True))
+    for name in ("scene_prediction.json", "scene_map.html", "scene_classes.tif.ovr", "scene_confidence.tif"):
+        (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / name).mkdir()
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(OutputError, match=rf"{name}: stands in the way and is no file; move it away"):
+            predict_scene(bundle, scene[0], tmp_path, Wanted(window=64), overwrite=True)
+        assert sorted(tmp_path.iterdir()) == before
+        (tmp_path / name).rmdir()
+
+
+def test_overviews_and_masks_of_the_map_before_do_not_stay(bundle, scene, tmp_path):
+    made = mapped(bundle, scene[0], tmp_path / "maps")
+    for end in (".ovr", ".msk"):
+        made.with_name(made.name + end).write_text("")
+    assert predict_scene(bundle, scene[0], made.parent)["done_before"] and len([*made.parent.iterdir()]) == 4
+    predict_scene(bundle, scene[0], made.parent, Wanted(window=64), overwrite=True)
+    assert sorted(p.name for p in made.parent.iterdir()) == ["scene_classes.tif", "scene_prediction.json"]
+
+
+NO_PIXELS = dict.fromkeys(("background", "glacier", "debris", "lake"), 0)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"sidecars": 5}, {"sidecars": ["../../etc/hosts.aux.xml"]}, {"pixels": {}}, {"pixels": NO_PIXELS}]
+    + [{"seconds": None}, {"sha256": {"scene_classes.tif": 5}}],
+    ids=str,
+)
+def test_a_record_that_is_not_as_we_write_it_counts_as_none(bundle, scene, tmp_path, changed):
+    predict_scene(bundle, scene[0], tmp_path)
+    record = tmp_path / "scene_prediction.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), **changed}))
+    with pytest.raises(OutputError, match="exists already, of another scene, models or settings"):
+        predict_scene(bundle, scene[0], tmp_path)
+    assert not predict_scene(bundle, scene[0], tmp_path, overwrite=True)["done_before"]
 
 
 def test_what_is_masked_is_said_and_recorded(bundle, tmp_path, monkeypatch):
