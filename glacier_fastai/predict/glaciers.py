@@ -145,7 +145,7 @@ def glaciers(
     out = classes.parent if out is None else Path(out)
     with open_raster(classes) as raster:  # one far longer than its pixels is refused here, and not hashed
         own = inventory_on(by, _grid(raster, classes), classes, notes)
-    record = _record(classes, stem, notes)
+    record = _record(maps, stem, notes)
     files = {kind: out / name for kind, name in glacier_files(stem, geoparquet, form).items()}
     every = [out / name for name in glacier_files(stem, True, form).values()]
     busy = f"{out}: another process is writing the glaciers of {stem}; wait until it ends"
@@ -327,16 +327,17 @@ def _check_same_grid(rasters: Mapping[str, rasterio.DatasetReader], maps: Mappin
             raise DataError(f"{maps[kind]}: {raster.count} bands of {raster.dtypes[0]}; {kind} are {bands} of bytes")
 
 
-def _record(classes: Path, stem: str, notes: list[str]) -> dict[str, Any]:
+def _record(maps: Mapping[str, Path], stem: str, notes: list[str]) -> dict[str, Any]:
     """Return what the record of a map says of it; nothing if there is none."""
-    path = classes.with_name(f"{stem}_prediction.json")
+    path = maps["classes"].with_name(f"{stem}_prediction.json")
     if not path.exists():
-        note(f"{classes}: no {path.name} beside it, so its scene, model and intervals are not known", notes)
+        note(f"{maps['classes']}: no {path.name} beside it, so its scene, model and intervals are not known", notes)
         return {}
     record = read_json(path, DataError)
     sums = record.get("sha256")
-    if isinstance(sums, dict) and file_hash(classes) != sums.get(classes.name):
-        note(f"{classes}: is not as {path.name} says; it was changed since it was made", notes)
+    for each in maps.values() if isinstance(sums, dict) else ():
+        if file_hash(each) != sums.get(each.name):
+            note(f"{each}: is not as {path.name} says; it was changed since it was made", notes)
     return record
 
 

@@ -301,6 +301,25 @@ def test_what_cannot_be_used_is_refused_and_leaves_nothing(tmp_path):
             ByGlacier(rgi, **wrong)
 
 
+def test_probabilities_that_are_none_are_refused(tmp_path):
+    rgi, classes = inventory(tmp_path / "rgi.gpkg"), ground()
+    path = write_map(tmp_path / "maps", classes, np.full((4, *classes.shape), 0.25), record=by_outlines())
+    beside = path.with_name("s_probabilities.tif")
+    with rasterio.open(beside, "r+") as file:
+        file.scales = [1.0] * 4  # as by a program that loses them
+    with (
+        pytest.raises(
+            DataError, match=r"s_probabilities\.tif: holds 6\d; probabilities are from 0 to 1, bytes by a sc"
+        ),
+        pytest.warns(DataNote, match=r"s_probabilities\.tif: is not as s_prediction\.json says; it was changed"),
+    ):
+        glaciers(path, rgi)
+    floats = np.where(classes == 255, np.nan, np.full((4, *classes.shape), -0.5)).astype("f4")
+    write_raster(beside, floats)
+    with pytest.raises(DataError, match=r"s_probabilities\.tif: holds -0\.5;"), pytest.warns(DataNote):
+        glaciers(path, rgi)
+
+
 def test_tables_are_kept_unless_they_may_be_replaced(tmp_path):
     rgi, path = inventory(tmp_path / "rgi.gpkg"), write_map(tmp_path / "maps", ground())
     tabled(path, rgi, geoparquet=True)
