@@ -34,6 +34,9 @@ SIZES = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0)
 YEAR = 365.25
 NUMBERS = ("area_km2", "area_low_km2", "area_high_km2", "buffer_km2", "inventory_km2", "share_seen")
 TEXTS = ("id", "name", "scene", "date", "sensor", "model", "inventory")
+EMPTY = ("", "nan", "na", "none", "null")  # how programs write that there is no value
+AREA = 5.2e8, "area in km2"  # largest, that of the Earth
+ROUNDING = 1e-6
 WHOLE = 0.999  # share seen from which on loss and gain are drawn
 
 
@@ -281,12 +284,24 @@ def _table(path: Path, work: Path, inventory: Any, buffer: float | None, day: st
     for name in TEXTS:
         rows[name] = rows[name].astype(object).where(rows[name].notna(), "").astype(str)
     for name in NUMBERS:
-        rows[name] = pd.to_numeric(rows[name], errors="coerce").astype(float)
+        rows[name] = _numbers(rows[name], path, *((1.0, "share from 0 to 1") if name == "share_seen" else AREA))
     ids = rows["id"][rows["id"] != ""]
     if ids.duplicated().any():
         raise DataError(f"{path}: {ids[ids.duplicated()].iloc[0]} occurs twice; a table has each glacier once")
     beside = path.with_suffix(".json")
     return _Table(named, _stem(path), rows, read_json(beside, DataError) if beside.is_file() else {}, crs)
+
+
+def _numbers(column: pd.Series, path: Path, most: float, what: str) -> pd.Series:
+    """Return the numbers of a column, NaN where it is empty; raises `DataError` for what is none, or cannot be."""
+    empty = column.isna() | column.astype(str).str.strip().str.lower().isin(EMPTY)
+    numbers = pd.to_numeric(column.where(~empty), errors="coerce").astype(float)
+    if (wrong := ~empty & ~numbers.between(-ROUNDING, most * (1 + ROUNDING))).any():
+        value = str(column[wrong].iloc[0])[:40]
+        raise DataError(
+            f"{path}: column {column.name} holds {value!r}, which is no {what}; mend it, or make the table anew"
+        )
+    return numbers
 
 
 def _check_fair(a: _Table, b: _Table, force: bool, notes: list[str]) -> None:
