@@ -98,7 +98,9 @@ def replaceable(
 
 
 def _writable(path: Path) -> None:
-    """Raise `OutputError` if a name is no text, which GDAL and JSON cannot hold."""
+    """Raise `OutputError` if a name is no text, which GDAL and JSON cannot hold, or an address, which GDAL follows."""
+    if found := re.match(r"[a-z][a-z0-9+.-]+:/|/vsi[a-z0-9_]+/", str(path), re.IGNORECASE):
+        raise OutputError(f"{found[0]}...: an address; what is made is written to this disk, so choose a folder of it")
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError as err:
@@ -365,12 +367,12 @@ def work_folder(
 ) -> Iterator[Path]:
     """Hold a lock and give an empty folder, for files that take their names in `folder` when all of them are whole.
 
-    Afterwards it is gone, with whatever was not moved.
+    Afterwards it is gone, with whatever was not moved. Its path is absolute, as GDAL takes others for more than paths.
 
     Raises:
         OutputError: Another process holds the lock, or a file cannot be written; it is called by its name in `folder`.
     """
-    work = folder / f".{name}.partial"
+    work = folder.absolute() / f".{name}.partial"
     try:
         with locked(folder / f".{name}.lock", busy):
             try:

@@ -202,7 +202,7 @@ def _whole(made: Sequence[Path], record: dict[str, Any], overwrite: bool) -> boo
                     check_layer(path, layer)
             elif not isinstance(sums, dict) or file_hash(path) != sums.get(path.name):
                 if path.suffix == ".tif":
-                    checksums(path)
+                    checksums(path.absolute())
                 if isinstance(sums, dict) and not overwrite:
                     raise OutputError(f"{path}: was changed after it was made; overwrite it, or move it away")
                 return False

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from listening import nobody_asks
 from polygons import outlines, rectangle
 from pyproj import CRS
 from rasterio.env import get_gdal_config
@@ -24,6 +25,7 @@ from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.model.ensemble import Ensemble, Member
 from glacier_fastai.model.registry import build_model
 from glacier_fastai.predict import scene as scene_module
+from glacier_fastai.predict.glaciers import glaciers
 from glacier_fastai.predict.scene import Wanted, map_strips, predict_scene
 from glacier_fastai.predict.scenes import predict_scenes
 
@@ -373,6 +375,33 @@ def test_what_stands_in_the_way_is_refused_before_anything_is_removed(bundle, sc
             predict_scene(bundle, scene[0], tmp_path, Wanted(window=64), overwrite=True)
         assert sorted(tmp_path.iterdir()) == before
         (tmp_path / name).rmdir()
+
+
+def test_an_address_as_the_folder_for_maps_is_refused_and_nobody_asked(bundle, scene, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rgi = outlines(tmp_path / "rgi.gpkg", [rectangle(5, 5, 50, 50)], id=["A"])
+    path, there = mapped(bundle, scene[0], "maps"), sorted(tmp_path.iterdir())
+    with nobody_asks(monkeypatch) as address:
+        for out in (f"{address}/maps", Path(f"{address}/maps"), "S3://bucket/maps", "s3:", "/vsimem/maps"):
+            with pytest.raises(
+                OutputError, match=r"\.\.\.: an address; what is made is written to this disk, so choose"
+            ):
+                predict_scene(bundle, scene[0], out)
+            with pytest.raises(OutputError, match=r"\.\.\.: an address"):
+                glaciers(path, rgi, out)
+    assert sorted(tmp_path.iterdir()) == there
+
+
+def test_a_folder_that_gdal_takes_for_more_holds_the_maps_or_is_refused(bundle, scene, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for out in ("file:x", "ftp:x", "a!b"):
+        assert mapped(bundle, scene[0], out) == Path(out) / "scene_classes.tif"
+        assert (tmp_path / out / "scene_classes.tif").is_file()
+    predict_scene(bundle, scene[0], "file:y", Wanted(outlines=True))
+    assert (tmp_path / "file:y" / "scene_outlines.gpkg").is_file()
+    with pytest.raises(OutputError, match=r"scene_outlines\.gpkg: no layer can be written by a name with ! or ;"):
+        predict_scene(bundle, scene[0], "c!d", Wanted(outlines=True))
+    assert not (tmp_path / "c!d").exists()
 
 
 def test_overviews_and_masks_of_the_map_before_do_not_stay(bundle, scene, tmp_path):
