@@ -335,8 +335,8 @@ def _record(maps: Mapping[str, Path], stem: str, notes: list[str]) -> dict[str, 
         return {}
     record = read_json(path, DataError)
     sums = record.get("sha256")
-    for each in maps.values() if isinstance(sums, dict) else ():
-        if file_hash(each) != sums.get(each.name):
+    for each in maps.values():
+        if isinstance(sums, dict) and file_hash(each) != sums.get(each.name):
             note(f"{each}: is not as {path.name} says; it was changed since it was made", notes)
     return record
 
