@@ -109,12 +109,21 @@ def _writable(path: Path) -> None:
 
 def names_only(
     text: str,
+    *known: object,  # paths that it may hold: where their folders have spaces, text alone does not tell them
 ) -> str:
     """Return text with the last names alone of absolute paths: what is meant for others tells of no home folder.
 
     >>> names_only("python /opt/bin/train --data=/home/me/tiles --out runs/a https://a.org/b")
     'python train --data=tiles --out runs/a https://a.org/b'
+    >>> names_only("zip:///home/me/rgi.zip!rgi.shp: odd"), names_only("/home/a b/s.tif: odd", "/home/a b/t.tif")
+    ('rgi.zip!rgi.shp: odd', 's.tif: odd')
     """
+    archive = re.compile(r"[a-z0-9+]+://(?=/)|/vsi[a-z0-9]+/(?=/)")
+    text = archive.sub("", text)
+    folders = {str(folder) for path in known for folder in Path(archive.sub("", str(path))).parents}
+    for folder in sorted(folders, key=len, reverse=True):
+        if folder.startswith("/") and re.search(r"[\s'\"]", folder):
+            text = text.replace(f"{folder}/", "")
     return re.sub(r"(?<![\w./:~-])~?/(?:[^/\s'\"]+/)*(?=[^/\s])", "", text)
 
 

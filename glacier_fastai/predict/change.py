@@ -140,7 +140,7 @@ def _written(a: _Table, b: _Table, out: Path, work: Path, notes: list[str], over
         "glaciers": len(table),
         "compared": int(table["change_km2"].notna().sum()),
         "beyond_noise": int(table["beyond_noise"].sum()),
-        "notes": [names_only(text) for text in notes],
+        "notes": [names_only(text, a.path, b.path) for text in notes],
     }
     write_text(work / names["change json"], json.dumps(about, indent=1))
     for path in every:  # polygons of another comparison, too

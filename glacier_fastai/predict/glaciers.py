@@ -254,6 +254,7 @@ def write_glaciers(
     table = work.table(fitted.area, glacier)
     for text in terrain.notes if terrain else ():
         note(text, notes)
+    known = [*maps.values(), by.inventory, by.divides, dem]
     about: dict[str, Any] = {
         "version": __version__,
         "map": maps["classes"].name,
@@ -268,7 +269,7 @@ def write_glaciers(
         "pixel_m": round(work.pixel, 4),
         "grid": [grid.crs.to_string(), list(grid.transform[:6]), [grid.height, grid.width]],
         "totals": work.totals(),
-        "notes": [names_only(text) for text in notes],
+        "notes": [names_only(text, *known) for text in notes],
     }
     if inventory.divides:
         about["inventory"]["divides"] = inventory.divides
@@ -281,7 +282,7 @@ def write_glaciers(
             kept = inventory_of(form, table, raster, reach, work.pixel, analyst, notes)
         write_layer(kept, files["inventory"], "glaciers", "MultiPolygon")
         check_inventory(files["inventory"], form)
-        about["notes"] = [names_only(text) for text in notes]
+        about["notes"] = [names_only(text, *known) for text in notes]
     write_layer(table, files["glaciers.gpkg"], "glaciers", "MultiPolygon", files.get("glaciers.parquet"))
     write_styles(files["glaciers.gpkg"], "glaciers")
     with whole_file(files["glaciers.csv"]) as file:

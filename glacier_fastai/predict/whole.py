@@ -130,7 +130,7 @@ def make_whole(
     wanted: Wanted,
     make: Callable[[Path], dict[str, Any]],  # writes the files wanted into a folder, and returns more for the record
     overwrite: bool = False,  # replace what is there of another prediction
-    private: Sequence[Any] = (),  # addresses of which the record keeps the last name alone
+    private: Sequence[Any] = (),  # addresses and paths of which the record keeps the last name alone
 ) -> dict[str, Any]:
     """Make the files of a scene under a lock; they take their names when all of them are whole.
 
@@ -167,6 +167,7 @@ def make_whole(
                 note(text, about["notes"])
             about |= {"seconds": round(time.monotonic() - began, 1), "sidecars": sidecars}
             about["sha256"] = {file: file_hash(partial / file) for file in sorted([*names, *sidecars])}
+            private = [*private, *files.values(), *([by.inventory, by.divides] if (by := wanted.glaciers) else [])]
             public = {**about, "notes": [_public(text, private) for text in about["notes"]]}
             write_text(partial / record.name, json.dumps(public, indent=1))
             for path in (*every, *beside):  # none of another prediction may go by the new record's name
@@ -188,7 +189,7 @@ def _public(text: str, names: Sequence[Any]) -> str:
     """Return a note with the last names alone of paths and addresses."""
     for name in names:
         text = text.replace(name, name.name) if isinstance(name, Address) else text
-    return names_only(text)
+    return names_only(text, *(name for name in names if not isinstance(name, Address)))
 
 
 def _whole(made: Sequence[Path], record: dict[str, Any], overwrite: bool) -> bool:

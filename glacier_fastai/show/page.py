@@ -102,7 +102,7 @@ def write_page(
         "columns": [[key, *COLUMNS[key]] for key in COLUMNS if any(row[key] is not None for row in rows)],
         "rows": rows,
     }
-    write_text(out, _html(data, kinds, notes))
+    write_text(out, _html(data, kinds, [names_only(text, *paths, *scenes) for text in notes]))
 
 
 def page_of(
@@ -274,7 +274,7 @@ def _html(data: dict[str, Any], classes: Sequence[tuple[str, str]], notes: Seque
         maps=data["maps"],
         classes=classes,
         confidence=CONFIDENCE,
-        notes=[names_only(text) for text in dict.fromkeys(notes)],
+        notes=[*dict.fromkeys(notes)],
         version=__version__,
         licence=licence,
         style=Markup(style),

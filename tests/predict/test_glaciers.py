@@ -1,5 +1,6 @@
 import json
 import os
+import zipfile
 
 import geopandas
 import numpy as np
@@ -299,6 +300,21 @@ def test_what_cannot_be_used_is_refused_and_leaves_nothing(tmp_path):
     for wrong in ({"buffer": -1}, {"buffer": np.nan}, {"min_area": np.inf}):
         with pytest.raises(DataError, match="use a number of at least 0"):
             ByGlacier(rgi, **wrong)
+
+
+def test_the_tables_tell_no_folder_of_an_inventory(tmp_path):
+    (tmp_path / "jane doe").mkdir()
+    rgi, path = inventory(tmp_path / "jane doe" / "rgi.shp"), write_map(tmp_path / "maps", ground())
+    with zipfile.ZipFile(tmp_path / "jane doe" / "rgi.zip", "w") as file:
+        for each in rgi.parent.glob("rgi.???"):
+            if each.suffix != ".zip":
+                file.write(each, each.name)
+    packed = rgi.with_suffix(".zip")
+    for name in (rgi, f"zip://{packed}!rgi.shp", f"/vsizip/{packed}/rgi.shp", packed):
+        with pytest.warns(DataNote, match="jane doe"):
+            glaciers(path, name, overwrite=True)
+        text = (tmp_path / "maps" / "s_glaciers.json").read_text()
+        assert "no column of areas" in text and "doe" not in text and str(tmp_path) not in text
 
 
 def test_probabilities_that_are_none_are_refused(tmp_path):

@@ -28,6 +28,7 @@ from glacier_fastai.predict import scene as scene_module
 from glacier_fastai.predict.glaciers import glaciers
 from glacier_fastai.predict.scene import Wanted, map_strips, predict_scene
 from glacier_fastai.predict.scenes import predict_scenes
+from glacier_fastai.show.page import write_page
 
 ORDERS = [0, 1, 2, 3, 4], [0, 2, 1, 3, 4]
 
@@ -363,6 +364,18 @@ def test_the_record_tells_names_and_no_folders(bundle, scene, tmp_path):
     text = (tmp_path / "maps" / "scene_prediction.json").read_text()
     assert str(tmp_path) not in text and str(Path(scene[0]).parent) not in text
     assert json.loads(text)["models"][0]["bundle"] == "m.safetensors"
+
+
+def test_the_record_tells_no_folder_with_a_space_in_its_name(bundle, tmp_path):
+    (tmp_path / "jane doe").mkdir()
+    path, _ = write_scene(tmp_path / "jane doe" / "s.tif", 64, 64)
+    made = tmp_path / "jane doe" / "maps"
+    with pytest.warns(DataNote, match=f"^{tmp_path}/jane doe/s.tif: has no flags"):
+        predict_scene(bundle, path, made, keep=["clouds"])
+    assert "doe" not in (made / "s_prediction.json").read_text()
+    with pytest.warns(DataNote, match=f"^{tmp_path}/jane doe/maps/s_classes.tif: no scene"):
+        write_page([made / "s_classes.tif"], made / "p.html")
+    assert "jane" not in (made / "p.html").read_text()
 
 
 def test_what_stands_in_the_way_is_refused_before_anything_is_removed(bundle, scene, tmp_path):
