@@ -1006,7 +1006,7 @@ def page(
     ],
     out: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("map.html"),
     scenes: Annotated[
-        list[Path],
+        list[str],
         typer.Option("--scene", help="The scene of each map, in the same order; of a composite, all of them."),
     ] = [],  # noqa: B006
     bands: Bands = "",

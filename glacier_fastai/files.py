@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -34,6 +34,7 @@ __all__ = [
     "no_link",
     "remove",
     "remove_unused",
+    "replaceable",
     "Scratch",
     "whole_file",
     "whole_folder",
@@ -87,8 +88,19 @@ def no_link(
         raise OutputError(f"{path}: a link, which is not followed to write; remove it, or choose another folder")
 
 
+def replaceable(
+    paths: Iterable[Path],  # where files are to take their names
+) -> None:
+    """Raise `OutputError` if something stands there that is no file, so that it is said before files are removed."""
+    for path in paths:
+        if os.path.lexists(path) and not (path.is_file() or path.is_symlink()):
+            raise OutputError(f"{path}: stands in the way and is no file; move it away, or choose another folder")
+
+
 def _writable(path: Path) -> None:
-    """Raise `OutputError` if a name is no text, which GDAL and JSON cannot hold."""
+    """Raise `OutputError` if a name is no text, which GDAL and JSON cannot hold, or an address, which GDAL follows."""
+    if found := re.match(r"[a-z][a-z0-9+.-]+:/|/vsi[a-z0-9_]+/", str(path), re.IGNORECASE):
+        raise OutputError(f"{found[0]}...: an address; what is made is written to this disk, so choose a folder of it")
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError as err:
@@ -97,12 +109,21 @@ def _writable(path: Path) -> None:
 
 def names_only(
     text: str,
+    *known: object,  # paths that it may hold: where their folders have spaces, text alone does not tell them
 ) -> str:
     """Return text with the last names alone of absolute paths: what is meant for others tells of no home folder.
 
     >>> names_only("python /opt/bin/train --data=/home/me/tiles --out runs/a https://a.org/b")
     'python train --data=tiles --out runs/a https://a.org/b'
+    >>> names_only("zip:///home/me/rgi.zip!rgi.shp: odd"), names_only("/home/a b/s.tif: odd", "/home/a b/t.tif")
+    ('rgi.zip!rgi.shp: odd', 's.tif: odd')
     """
+    archive = re.compile(r"[a-z0-9+]+://(?=/)|/vsi[a-z0-9]+/(?=/)")
+    text = archive.sub("", text)
+    folders = {str(folder) for path in known for folder in Path(archive.sub("", str(path))).parents}
+    for folder in sorted(folders, key=len, reverse=True):
+        if folder.startswith("/") and re.search(r"[\s'\"]", folder):
+            text = text.replace(f"{folder}/", "")
     return re.sub(r"(?<![\w./:~-])~?/(?:[^/\s'\"]+/)*(?=[^/\s])", "", text)
 
 
@@ -355,12 +376,12 @@ def work_folder(
 ) -> Iterator[Path]:
     """Hold a lock and give an empty folder, for files that take their names in `folder` when all of them are whole.
 
-    Afterwards it is gone, with whatever was not moved.
+    Afterwards it is gone, with whatever was not moved. Its path is absolute, as GDAL takes others for more than paths.
 
     Raises:
         OutputError: Another process holds the lock, or a file cannot be written; it is called by its name in `folder`.
     """
-    work = folder / f".{name}.partial"
+    work = folder.absolute() / f".{name}.partial"
     try:
         with locked(folder / f".{name}.lock", busy):
             try:

@@ -54,7 +54,7 @@ def write_map(folder, classes, probs=None, stem="s", record=RECORD, grid=GRID, c
             with rasterio.open(folder / f"{stem}_{name}.tif", "r+") as file:
                 file.scales = [1 / 254] * file.count
     if record is not None:
-        about = {**record, "sha256": {path.name: file_hash(path)}}
+        about = {**record, "sha256": {p.name: file_hash(p) for p in folder.glob(f"{stem}_*.tif")}}
         (folder / f"{stem}_prediction.json").write_text(json.dumps(about))
     return path
 

@@ -20,7 +20,7 @@ from ..data.scenes.raster import same_crs
 from ..data.sources.inventory import parse_date
 from ..data.sources.vectors import open_vector
 from ..errors import DataError, OutputError, note
-from ..files import names_only, whole_file, work_folder, write_text
+from ..files import names_only, replaceable, whole_file, work_folder, write_text
 from ..reading import read_json, read_table
 from .glacier_sums import ENOUGH
 from .glaciers import as_csv, glaciers
@@ -34,6 +34,9 @@ SIZES = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0)
 YEAR = 365.25
 NUMBERS = ("area_km2", "area_low_km2", "area_high_km2", "buffer_km2", "inventory_km2", "share_seen")
 TEXTS = ("id", "name", "scene", "date", "sensor", "model", "inventory")
+EMPTY = ("", "nan", "na", "none", "null")  # how programs write that there is no value
+AREA = 5.2e8, "area in km2"  # largest, that of the Earth
+ROUNDING = 1e-6
 WHOLE = 0.999  # share seen from which on loss and gain are drawn
 
 
@@ -112,10 +115,11 @@ def _written(a: _Table, b: _Table, out: Path, work: Path, notes: list[str], over
     sizes = _by_size(table, years)
     stem = f"{a.stem}_to_{b.stem}"
     names = {k: f"{stem}_{k.replace(' ', '.')}" for k in ("change csv", "sizes csv", "change png", "change json")}
+    every = [out / name for name in (*names.values(), f"{stem}_change.gpkg")]
+    replaceable(every)
     layers = _layers(a, b, table, notes)
     names |= {"change gpkg": f"{stem}_change.gpkg"} if layers else {}
-    there = next((out / name for name in names.values() if (out / name).exists()), None)
-    if there and not overwrite:
+    if not overwrite and (there := next((path for path in every if path.exists()), None)):
         raise OutputError(f"{there}: exists already; overwrite it, or choose another folder")
     for name, layer in layers.items():
         write_layer(layer, work / names["change gpkg"], name, "MultiPolygon")
@@ -136,9 +140,11 @@ def _written(a: _Table, b: _Table, out: Path, work: Path, notes: list[str], over
         "glaciers": len(table),
         "compared": int(table["change_km2"].notna().sum()),
         "beyond_noise": int(table["beyond_noise"].sum()),
-        "notes": [names_only(text) for text in notes],
+        "notes": [names_only(text, a.path, b.path) for text in notes],
     }
     write_text(work / names["change json"], json.dumps(about, indent=1))
+    for path in every:  # polygons of another comparison, too
+        path.unlink(missing_ok=True)
     for name in names.values():
         (work / name).replace(out / name)
     return {**about, "files": {kind: str(out / name) for kind, name in names.items()}}
@@ -278,12 +284,24 @@ def _table(path: Path, work: Path, inventory: Any, buffer: float | None, day: st
     for name in TEXTS:
         rows[name] = rows[name].astype(object).where(rows[name].notna(), "").astype(str)
     for name in NUMBERS:
-        rows[name] = pd.to_numeric(rows[name], errors="coerce").astype(float)
+        rows[name] = _numbers(rows[name], path, *((1.0, "share from 0 to 1") if name == "share_seen" else AREA))
     ids = rows["id"][rows["id"] != ""]
     if ids.duplicated().any():
         raise DataError(f"{path}: {ids[ids.duplicated()].iloc[0]} occurs twice; a table has each glacier once")
     beside = path.with_suffix(".json")
     return _Table(named, _stem(path), rows, read_json(beside, DataError) if beside.is_file() else {}, crs)
+
+
+def _numbers(column: pd.Series, path: Path, most: float, what: str) -> pd.Series:
+    """Return the numbers of a column, NaN where it is empty; raises `DataError` for what is none, or cannot be."""
+    empty = column.isna() | column.astype(str).str.strip().str.lower().isin(EMPTY)
+    numbers = pd.to_numeric(column.where(~empty), errors="coerce").astype(float)
+    if (wrong := ~empty & ~numbers.between(-ROUNDING, most * (1 + ROUNDING))).any():
+        value = str(column[wrong].iloc[0])[:40]
+        raise DataError(
+            f"{path}: column {column.name} holds {value!r}, which is no {what}; mend it, or make the table anew"
+        )
+    return numbers
 
 
 def _check_fair(a: _Table, b: _Table, force: bool, notes: list[str]) -> None:

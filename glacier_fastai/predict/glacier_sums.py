@@ -35,6 +35,7 @@ ENOUGH = 0.95
 
 CLEAN, DEBRIS, LAKE = (CLASSES.index(name) for name in ("glacier", "debris", "lake"))
 KNOTS = 65  # places along each side of a scene at which the area of a pixel is computed
+ROUNDING = 1e-3  # by which programs that rewrite a map may move a probability
 HELD = 80  # bytes for each pixel of a strip
 SUMS = ("pixels", "area_km2", "glacier_km2", "debris_km2", "confidence", "doubt")
 
@@ -106,8 +107,15 @@ class GlacierSums:
                 )
             return values
         if values.dtype == np.uint8:
-            return np.where(values == IGNORE, np.float32(0), values * np.float32(raster.scales[0]))
-        return np.nan_to_num(values, nan=0.0)
+            values = np.where(values == IGNORE, np.float32(0), values * np.float32(raster.scales[0]))
+        values = np.nan_to_num(values, nan=0.0)
+        low, high = values.min(), values.max()
+        if low < -ROUNDING or high > 1 + ROUNDING:
+            raise DataError(
+                f"{self.maps[kind]}: holds {high if high > 1 else low:g}; {kind} are from 0 to 1, bytes by a scale of "
+                "1/254 in the file's tags; map the scene again, or move it away"
+            )
+        return values
 
     def burned(self, polygons: np.ndarray, row: int, height: int, code: Any) -> np.ndarray:
         """Return polygons in pixels burned into rows of the scene, int32; of two the first is on top."""

@@ -26,7 +26,7 @@ from ..data.scenes.raster import block_cache, open_raster, placeless, reading
 from ..data.scenes.scene import Place, on_grid_of
 from ..data.sources.inventory import Inventory, parse_date, read_inventory
 from ..errors import DataError, OutputError, cell, note
-from ..files import digest, file_hash, names_only, whole_file, work_folder, write_text
+from ..files import digest, file_hash, names_only, replaceable, whole_file, work_folder, write_text
 from ..model.fitted import Calibration
 from ..reading import read_json
 from ..recipe import explain
@@ -145,11 +145,12 @@ def glaciers(
     out = classes.parent if out is None else Path(out)
     with open_raster(classes) as raster:  # one far longer than its pixels is refused here, and not hashed
         own = inventory_on(by, _grid(raster, classes), classes, notes)
-    record = _record(classes, stem, notes)
+    record = _record(maps, stem, notes)
     files = {kind: out / name for kind, name in glacier_files(stem, geoparquet, form).items()}
     every = [out / name for name in glacier_files(stem, True, form).values()]
     busy = f"{out}: another process is writing the glaciers of {stem}; wait until it ends"
     with work_folder(out, f"{stem}_glaciers", busy) as partial:
+        replaceable(every)
         if not overwrite and (there := next((path for path in every if path.exists()), None)):
             raise OutputError(f"{there}: exists already; overwrite it, or choose another folder")
         how: dict[str, Any] = {"date": date, "geoparquet": geoparquet, "form": form, "analyst": analyst, "dem": dem}
@@ -253,6 +254,7 @@ def write_glaciers(
     table = work.table(fitted.area, glacier)
     for text in terrain.notes if terrain else ():
         note(text, notes)
+    known = [*maps.values(), by.inventory, by.divides, dem]
     about: dict[str, Any] = {
         "version": __version__,
         "map": maps["classes"].name,
@@ -267,7 +269,7 @@ def write_glaciers(
         "pixel_m": round(work.pixel, 4),
         "grid": [grid.crs.to_string(), list(grid.transform[:6]), [grid.height, grid.width]],
         "totals": work.totals(),
-        "notes": [names_only(text) for text in notes],
+        "notes": [names_only(text, *known) for text in notes],
     }
     if inventory.divides:
         about["inventory"]["divides"] = inventory.divides
@@ -280,7 +282,7 @@ def write_glaciers(
             kept = inventory_of(form, table, raster, reach, work.pixel, analyst, notes)
         write_layer(kept, files["inventory"], "glaciers", "MultiPolygon")
         check_inventory(files["inventory"], form)
-        about["notes"] = [names_only(text) for text in notes]
+        about["notes"] = [names_only(text, *known) for text in notes]
     write_layer(table, files["glaciers.gpkg"], "glaciers", "MultiPolygon", files.get("glaciers.parquet"))
     write_styles(files["glaciers.gpkg"], "glaciers")
     with whole_file(files["glaciers.csv"]) as file:
@@ -326,16 +328,17 @@ def _check_same_grid(rasters: Mapping[str, rasterio.DatasetReader], maps: Mappin
             raise DataError(f"{maps[kind]}: {raster.count} bands of {raster.dtypes[0]}; {kind} are {bands} of bytes")
 
 
-def _record(classes: Path, stem: str, notes: list[str]) -> dict[str, Any]:
+def _record(maps: Mapping[str, Path], stem: str, notes: list[str]) -> dict[str, Any]:
     """Return what the record of a map says of it; nothing if there is none."""
-    path = classes.with_name(f"{stem}_prediction.json")
+    path = maps["classes"].with_name(f"{stem}_prediction.json")
     if not path.exists():
-        note(f"{classes}: no {path.name} beside it, so its scene, model and intervals are not known", notes)
+        note(f"{maps['classes']}: no {path.name} beside it, so its scene, model and intervals are not known", notes)
         return {}
     record = read_json(path, DataError)
     sums = record.get("sha256")
-    if isinstance(sums, dict) and file_hash(classes) != sums.get(classes.name):
-        note(f"{classes}: is not as {path.name} says; it was changed since it was made", notes)
+    for each in maps.values():
+        if isinstance(sums, dict) and file_hash(each) != sums.get(each.name):
+            note(f"{each}: is not as {path.name} says; it was changed since it was made", notes)
     return record
 
 

@@ -22,7 +22,7 @@ from ..core.areas import LEAST, area_interval
 from ..core.regions import Regions, RegionSums
 from ..data.scenes.raster import same_crs
 from ..data.scenes.scene import Place
-from ..errors import DataError, PredictionError
+from ..errors import DataError, OutputError, PredictionError
 from ..files import whole_file
 from .sink import RasterMap, Strip, writing
 from .styles import write_styles
@@ -135,6 +135,7 @@ class Outlines(RasterMap):
         geoparquet: bool = False,  # write PATH_glaciers.parquet and PATH_classes.parquet beside it, too
     ):
         super().__init__(path, source, LAYERS, nodata=0)
+        _check_name(self.path)
         self.source, self.area, self.simplify, self.geoparquet = source, area, simplify, geoparquet
         if geoparquet:
             check_geoparquet()
@@ -211,6 +212,12 @@ def check_geoparquet() -> None:
         raise PredictionError("GeoParquet needs pyarrow: pip install 'glacier-fastai[geoparquet]'")
 
 
+def _check_name(path: Path) -> None:
+    """Raise `OutputError` for a name that pyogrio takes for that of an archive, or of another file."""
+    if "!" in str(path.absolute()) or ";" in path.name:
+        raise OutputError(f"{path}: no layer can be written by a name with ! or ; in it; choose another name or folder")
+
+
 def write_layer(
     table: geopandas.GeoDataFrame,
     path: Path,  # GeoPackage
@@ -219,6 +226,7 @@ def write_layer(
     parquet: Path | None = None,  # GeoParquet that is written, too
 ) -> None:
     """Write a layer and look whether it is whole; raises `OutputError`."""
+    _check_name(path)
     with writing(path):
         table.to_file(path, layer=layer, driver="GPKG", geometry_type=kind)
         check_layer(path, layer, len(table))

@@ -143,7 +143,8 @@ def predict_scene(
                 found |= by_glacier(wanted, looked.inventory, partial, name, about, how.get("dem"))
             return found | masked_share(source, models, wanted.window, about["notes"])
 
-    return make_whole(out, name, about, wanted, make, overwrite, private=[looked.path, *looked.parts])
+    private = [looked.path, *looked.parts, how.get("dem"), how.get("mask")]
+    return make_whole(out, name, about, wanted, make, overwrite, private)
 
 
 @dataclass(frozen=True)

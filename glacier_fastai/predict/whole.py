@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field, ValidationError, field_validator
 from rasterio.errors import RasterioError
 
+from ..bands import CLASSES
 from ..core.divides import PARAMETERS
 from ..data.scenes.address import Address, named
 from ..data.scenes.web import fingerprint
 from ..data.sources.inventory import Inventory
 from ..errors import DataError, OutputError, PredictionError, note
-from ..files import file_hash, names_only, work_folder, write_text
+from ..files import file_hash, names_only, replaceable, work_folder, write_text
 from ..model.predictor import out_of_memory
 from ..reading import read_json
+from ..recipe import Section
 from .doubtful import DOUBTFUL
 from .glaciers import ByGlacier, glacier_files
 from .outlines import LAYERS, check_layer
 from .sink import SIDECAR, checksums
 
 __all__ = ["Wanted", "make_whole", "page_name", "read_record"]
+
+
+BESIDE = (SIDECAR, ".ovr", ".msk")  # what GDAL takes for a part of a raster, and viewers add to one
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,34 @@ class Wanted:
         return [*names, page_name(stem)]
 
 
+class _Record(Section):
+    """What of a record is relied on where a map was made before."""
+
+    model_config = {**Section.model_config, "extra": "allow"}
+
+    hash: str
+    pixels: dict[str, Annotated[int, Field(ge=0)]]
+    seconds: Annotated[float, Field(ge=0)]
+    sidecars: list[Annotated[str, Field(pattern=rf"^[^/]+{re.escape(SIDECAR)}$")]] = []
+    sha256: dict[str, str] = {}
+
+    @field_validator("pixels")
+    @classmethod
+    def _by_class(cls, pixels: dict[str, int]) -> dict[str, int]:
+        if {*pixels} != {*CLASSES} or not any(pixels.values()):
+            raise ValueError(f"use a number for each of {', '.join(CLASSES)}")
+        return pixels
+
+    @classmethod
+    def of(cls, path: Path) -> dict[str, Any]:
+        """Return a record as it is; one that is not as we write it counts as none."""
+        found = read_record(path)
+        with suppress(ValidationError):
+            cls.model_validate(found)
+            return found
+        return {}
+
+
 def page_name(stem: str) -> str:
     """Return the name of a scene's map page, which is made of the files of its map when these are there."""
     return f"{stem}_map.html"
@@ -94,7 +130,7 @@ def make_whole(
     wanted: Wanted,
     make: Callable[[Path], dict[str, Any]],  # writes the files wanted into a folder, and returns more for the record
     overwrite: bool = False,  # replace what is there of another prediction
-    private: Sequence[Any] = (),  # addresses of which the record keeps the last name alone
+    private: Sequence[Any] = (),  # addresses and paths of which the record keeps the last name alone
 ) -> dict[str, Any]:
     """Make the files of a scene under a lock; they take their names when all of them are whole.
 
@@ -108,13 +144,15 @@ def make_whole(
     began = time.monotonic()
     files = {kind: out / file for kind, file in wanted.files(name).items()}
     record, every = out / f"{name}_prediction.json", [out / file for file in wanted.every(name)]
+    beside = [path.with_name(path.name + end) for path in every for end in BESIDE]
     try:
         with work_folder(out, name, f"{out}: another process is mapping {name}; wait until it ends") as partial:
-            before = read_record(record)
+            before = _Record.of(record)
             ours = before.get("hash") == about["hash"]
             made = [*files.values(), *(out / name for name in before.get("sidecars", []))] if ours else []
             if made and all(p.is_file() for p in made) and _whole(made, before, overwrite):
                 return {**before, "files": {k: str(p) for k, p in files.items()}, "done_before": True}
+            replaceable((record, *every, *beside))
             if not (ours or overwrite) and (there := next((p for p in every if p.exists()), None)):
                 raise OutputError(
                     f"{there}: exists already, of another scene, models or settings; overwrite it, or choose another "
@@ -129,12 +167,12 @@ def make_whole(
                 note(text, about["notes"])
             about |= {"seconds": round(time.monotonic() - began, 1), "sidecars": sidecars}
             about["sha256"] = {file: file_hash(partial / file) for file in sorted([*names, *sidecars])}
-            for path in every:  # none of another prediction may go by the new record's name
-                path.unlink(missing_ok=True)
-                path.with_name(path.name + SIDECAR).unlink(missing_ok=True)
+            private = [*private, *files.values(), *([by.inventory, by.divides] if (by := wanted.glaciers) else [])]
             public = {**about, "notes": [_public(text, private) for text in about["notes"]]}
-            write_text(record, json.dumps(public, indent=1))
-            for file in (*sidecars, *names):
+            write_text(partial / record.name, json.dumps(public, indent=1))
+            for path in (*every, *beside):  # none of another prediction may go by the new record's name
+                path.unlink(missing_ok=True)
+            for file in (record.name, *sidecars, *names):
                 (partial / file).replace(out / file)
     except (MemoryError, RuntimeError) as err:
         if not out_of_memory(err):
@@ -151,7 +189,7 @@ def _public(text: str, names: Sequence[Any]) -> str:
     """Return a note with the last names alone of paths and addresses."""
     for name in names:
         text = text.replace(name, name.name) if isinstance(name, Address) else text
-    return names_only(text)
+    return names_only(text, *(name for name in names if not isinstance(name, Address)))
 
 
 def _whole(made: Sequence[Path], record: dict[str, Any], overwrite: bool) -> bool:
@@ -165,7 +203,7 @@ def _whole(made: Sequence[Path], record: dict[str, Any], overwrite: bool) -> boo
                     check_layer(path, layer)
             elif not isinstance(sums, dict) or file_hash(path) != sums.get(path.name):
                 if path.suffix == ".tif":
-                    checksums(path)
+                    checksums(path.absolute())
                 if isinstance(sums, dict) and not overwrite:
                     raise OutputError(f"{path}: was changed after it was made; overwrite it, or move it away")
                 return False

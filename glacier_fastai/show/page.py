@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from .. import __version__
 from ..bands import CLASS_COLOURS, CLASSES, ICE_COLOUR, ICE_OF_ANY_KIND, UNKNOWN_ICE
+from ..data.scenes.address import Address, named
 from ..data.scenes.opening import HowRead
 from ..data.scenes.raster import open_raster, placeless
 from ..data.sources.vectors import open_vector
@@ -43,6 +44,7 @@ COLUMNS = {  # of a layer `glaciers`: what is shown of it, in these words and un
     "confidence": ("Confidence", "%"),
     "share_seen": ("Seen", "%"),
 }
+MOST = 1e12  # no area, share or probability is larger; sums of such are finite
 BESIDE = ("area_low_km2", "area_high_km2")
 STATIC = Path(__file__).parent / "static"
 
@@ -78,7 +80,7 @@ def write_page(
         grid = page_grid(rasters, paths)
         shown = []
         for k, (path, raster) in enumerate(zip(paths, rasters, strict=True)):
-            own = [Path(scene) for scene in (scenes if len(paths) == 1 else scenes[k : k + 1])]
+            own = [named(scene) for scene in (scenes if len(paths) == 1 else scenes[k : k + 1])]
             shown.append(_map(path, raster, grid, own, IMAGES // len(paths), how, notes))
     rows, tables = [], []
     for k, path in enumerate(paths):
@@ -100,7 +102,7 @@ def write_page(
         "columns": [[key, *COLUMNS[key]] for key in COLUMNS if any(row[key] is not None for row in rows)],
         "rows": rows,
     }
-    write_text(out, _html(data, kinds, notes))
+    write_text(out, _html(data, kinds, [names_only(text, *paths, *scenes) for text in notes]))
 
 
 def page_of(
@@ -135,7 +137,7 @@ def _map(
     path: Path,
     raster: rasterio.DatasetReader,
     grid: PageGrid,
-    scenes: Sequence[Path],
+    scenes: Sequence[Path | Address],
     most: int,  # characters of its pictures, if quality allows
     how: HowRead,
     notes: list[str],
@@ -196,6 +198,9 @@ def _glaciers(
     wanted = [c for c in ("id", "name", "date", *COLUMNS, *BESIDE) if c in layer.columns]
     table = layer.read(np.arange(len(layer.bounds)), wanted).reset_index(drop=True)
     numbers = table.reindex(columns=[*COLUMNS, *BESIDE]).apply(pd.to_numeric, errors="coerce").astype(float)
+    if (odd := numbers.abs() > MOST).any(axis=None):
+        note(f"{file}: {int(odd.sum(axis=None))} of its numbers are too large to be any; they are left out", notes)
+        numbers = numbers.mask(odd)
     if "area_km2" not in wanted and len(table):
         place = table.geometry.total_bounds
         near = equal_area_crs(table.crs, place[[0, 2]].mean(), place[[1, 3]].mean())
@@ -269,7 +274,7 @@ def _html(data: dict[str, Any], classes: Sequence[tuple[str, str]], notes: Seque
         maps=data["maps"],
         classes=classes,
         confidence=CONFIDENCE,
-        notes=[names_only(text) for text in dict.fromkeys(notes)],
+        notes=[*dict.fromkeys(notes)],
         version=__version__,
         licence=licence,
         style=Markup(style),

@@ -67,6 +67,36 @@ def test_change_of_each_glacier_and_in_all(two, tmp_path):
     )
     with pytest.raises(OutputError, match="exists already; overwrite it"):
         run(first["glaciers.gpkg"], second["glaciers.gpkg"], tmp_path / "out")
+    run(first["glaciers.csv"], second["glaciers.csv"], tmp_path / "out", overwrite=True, said=True)
+    assert not (tmp_path / "out" / "s_to_t_change.gpkg").exists()
+    (tmp_path / "out" / "s_to_t_change.gpkg").mkdir()
+    with pytest.raises(OutputError, match=r"s_to_t_change\.gpkg: stands in the way and is no file"):
+        run(first["glaciers.gpkg"], second["glaciers.gpkg"], tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "s_to_t_change.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "what"),
+    [("area_km2", v, "area in km2") for v in ("0,27", "0.27 km2", "inf", "1e308", "-5")]
+    + [("share_seen", v, "share from 0 to 1") for v in ("7", "all")]
+    + [("buffer_km2", "-1", "area in km2")],
+)
+def test_what_is_no_number_in_a_table_is_refused_and_not_left_out(two, tmp_path, column, value, what):
+    first, second, _ = two
+    table = pd.read_csv(second["glaciers.csv"], dtype=str, keep_default_na=False)
+    table.loc[1, column] = value
+    table.to_csv(second["glaciers.csv"], index=False)
+    with pytest.raises(DataError, match=rf"t_glaciers\.csv: column {column} holds '{value}', which is no {what}; mend"):
+        change(first["glaciers.csv"], second["glaciers.csv"], tmp_path / "out")
+
+
+def test_a_cell_that_says_there_is_no_value_is_left_out(two, tmp_path):
+    first, second, _ = two
+    table = pd.read_csv(second["glaciers.csv"], dtype=str, keep_default_na=False)
+    table.loc[0, ["area_km2", "area_low_km2"]] = ["NA", " "]
+    table.to_csv(second["glaciers.csv"], index=False)
+    made = run(first["glaciers.csv"], second["glaciers.csv"], tmp_path / "out", said=True)
+    assert made["glaciers"] == 2 and made["compared"] == 1
 
 
 def test_maps_with_an_inventory_and_tables_as_csv_give_the_same(two, tmp_path):

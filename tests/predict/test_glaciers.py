@@ -1,5 +1,6 @@
 import json
 import os
+import zipfile
 
 import geopandas
 import numpy as np
@@ -301,6 +302,40 @@ def test_what_cannot_be_used_is_refused_and_leaves_nothing(tmp_path):
             ByGlacier(rgi, **wrong)
 
 
+def test_the_tables_tell_no_folder_of_an_inventory(tmp_path):
+    (tmp_path / "jane doe").mkdir()
+    rgi, path = inventory(tmp_path / "jane doe" / "rgi.shp"), write_map(tmp_path / "maps", ground())
+    with zipfile.ZipFile(tmp_path / "jane doe" / "rgi.zip", "w") as file:
+        for each in rgi.parent.glob("rgi.???"):
+            if each.suffix != ".zip":
+                file.write(each, each.name)
+    packed = rgi.with_suffix(".zip")
+    for name in (rgi, f"zip://{packed}!rgi.shp", f"/vsizip/{packed}/rgi.shp", packed):
+        with pytest.warns(DataNote, match="jane doe"):
+            glaciers(path, name, overwrite=True)
+        text = (tmp_path / "maps" / "s_glaciers.json").read_text()
+        assert "no column of areas" in text and "doe" not in text and str(tmp_path) not in text
+
+
+def test_probabilities_that_are_none_are_refused(tmp_path):
+    rgi, classes = inventory(tmp_path / "rgi.gpkg"), ground()
+    path = write_map(tmp_path / "maps", classes, np.full((4, *classes.shape), 0.25), record=by_outlines())
+    beside = path.with_name("s_probabilities.tif")
+    with rasterio.open(beside, "r+") as file:
+        file.scales = [1.0] * 4  # as by a program that loses them
+    with (
+        pytest.raises(
+            DataError, match=r"s_probabilities\.tif: holds 6\d; probabilities are from 0 to 1, bytes by a sc"
+        ),
+        pytest.warns(DataNote, match=r"s_probabilities\.tif: is not as s_prediction\.json says; it was changed"),
+    ):
+        glaciers(path, rgi)
+    floats = np.where(classes == 255, np.nan, np.full((4, *classes.shape), -0.5)).astype("f4")
+    write_raster(beside, floats)
+    with pytest.raises(DataError, match=r"s_probabilities\.tif: holds -0\.5;"), pytest.warns(DataNote):
+        glaciers(path, rgi)
+
+
 def test_tables_are_kept_unless_they_may_be_replaced(tmp_path):
     rgi, path = inventory(tmp_path / "rgi.gpkg"), write_map(tmp_path / "maps", ground())
     tabled(path, rgi, geoparquet=True)
@@ -311,6 +346,12 @@ def test_tables_are_kept_unless_they_may_be_replaced(tmp_path):
     made = tabled(path, rgi, overwrite=True, geoparquet=True)[2]
     assert geopandas.read_parquet(made["files"]["glaciers.parquet"]).geometry.geom_equals(layer.geometry).all()
     assert not list((tmp_path / "maps").glob(".*"))
+    (tmp_path / "maps" / "s_glaciers.json").unlink()
+    (tmp_path / "maps" / "s_glaciers.json").mkdir()
+    before = sorted((tmp_path / "maps").iterdir())
+    with pytest.raises(OutputError, match=r"s_glaciers\.json: stands in the way and is no file; move it away"):
+        tabled(path, rgi, overwrite=True)
+    assert sorted((tmp_path / "maps").iterdir()) == before
 
 
 def test_geoparquet_without_pyarrow_is_refused_before_any_work(tmp_path, monkeypatch):

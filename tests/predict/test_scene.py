@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from listening import nobody_asks
 from polygons import outlines, rectangle
 from pyproj import CRS
 from rasterio.env import get_gdal_config
@@ -24,8 +25,12 @@ from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.model.ensemble import Ensemble, Member
 from glacier_fastai.model.registry import build_model
 from glacier_fastai.predict import scene as scene_module
+from glacier_fastai.predict.glaciers import glaciers
 from glacier_fastai.predict.scene import Wanted, map_strips, predict_scene
 from glacier_fastai.predict.scenes import predict_scenes
+from glacier_fastai.show.page import write_page
+
+ORDERS = [0, 1, 2, 3, 4], [0, 2, 1, 3, 4]
 
 
 def mapped(*args, **kwargs):
@@ -84,6 +89,24 @@ def test_bands_are_found_by_name_whatever_their_order(bundle, scene, tmp_path):
         with rasterio.open(path) as file:
             arrays.append(file.read(1))
     np.testing.assert_array_equal(*arrays)
+
+
+@pytest.mark.parametrize("kind", ["files", "bands"])
+def test_other_bands_named_of_the_same_files_are_another_prediction(bundle, tmp_path, kind):
+    values, names = made_up()[0], [*BANDS, "-"]
+    if kind == "files":
+        (tmp_path / "s").mkdir()
+        for k, value in enumerate(values):
+            write_raster(tmp_path / "s" / f"B{k}.tif", value[None], nodata=0)
+        scene, ways = tmp_path / "s", [{b: f"B{k}.tif" for b, k in zip(BANDS, o, strict=True)} for o in ORDERS]
+    else:
+        scene = write_raster(tmp_path / "s.tif", np.concatenate([values, values[:1] // 2 + 1]), nodata=0)
+        ways = [names, ["-", *BANDS]]
+    first = predict_scene(bundle, scene, tmp_path / "maps", bands=ways[0], force=True)
+    assert predict_scene(bundle, scene, tmp_path / "maps", bands=ways[0], force=True)["done_before"]
+    with pytest.raises(OutputError, match="exists already, of another scene, models or settings"):
+        predict_scene(bundle, scene, tmp_path / "maps", bands=ways[1], force=True)
+    assert not first["done_before"]
 
 
 def test_values_under_nodata_do_not_matter(bundle, tmp_path):
@@ -341,6 +364,84 @@ def test_the_record_tells_names_and_no_folders(bundle, scene, tmp_path):
     text = (tmp_path / "maps" / "scene_prediction.json").read_text()
     assert str(tmp_path) not in text and str(Path(scene[0]).parent) not in text
     assert json.loads(text)["models"][0]["bundle"] == "m.safetensors"
+
+
+def test_the_record_tells_no_folder_with_a_space_in_its_name(bundle, tmp_path):
+    (tmp_path / "jane doe").mkdir()
+    path, _ = write_scene(tmp_path / "jane doe" / "s.tif", 64, 64)
+    made = tmp_path / "jane doe" / "maps"
+    with pytest.warns(DataNote, match=f"^{tmp_path}/jane doe/s.tif: has no flags"):
+        predict_scene(bundle, path, made, keep=["clouds"])
+    assert "doe" not in (made / "s_prediction.json").read_text()
+    with pytest.warns(DataNote, match=f"^{tmp_path}/jane doe/maps/s_classes.tif: no scene"):
+        write_page([made / "s_classes.tif"], made / "p.html")
+    assert "jane" not in (made / "p.html").read_text()
+
+
+def test_what_stands_in_the_way_is_refused_before_anything_is_removed(bundle, scene, tmp_path):
+    predict_scene(bundle, scene[0], tmp_path, Wanted(confidence=True))
+    for name in ("scene_prediction.json", "scene_map.html", "scene_classes.tif.ovr", "scene_confidence.tif"):
+        (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / name).mkdir()
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(OutputError, match=rf"{name}: stands in the way and is no file; move it away"):
+            predict_scene(bundle, scene[0], tmp_path, Wanted(window=64), overwrite=True)
+        assert sorted(tmp_path.iterdir()) == before
+        (tmp_path / name).rmdir()
+
+
+def test_an_address_as_the_folder_for_maps_is_refused_and_nobody_asked(bundle, scene, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rgi = outlines(tmp_path / "rgi.gpkg", [rectangle(5, 5, 50, 50)], id=["A"])
+    path, there = mapped(bundle, scene[0], "maps"), sorted(tmp_path.iterdir())
+    with nobody_asks(monkeypatch) as address:
+        for out in (f"{address}/maps", Path(f"{address}/maps"), "S3://bucket/maps", "s3:", "/vsimem/maps"):
+            with pytest.raises(
+                OutputError, match=r"\.\.\.: an address; what is made is written to this disk, so choose"
+            ):
+                predict_scene(bundle, scene[0], out)
+            with pytest.raises(OutputError, match=r"\.\.\.: an address"):
+                glaciers(path, rgi, out)
+    assert sorted(tmp_path.iterdir()) == there
+
+
+def test_a_folder_that_gdal_takes_for_more_holds_the_maps_or_is_refused(bundle, scene, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for out in ("file:x", "ftp:x", "a!b"):
+        assert mapped(bundle, scene[0], out) == Path(out) / "scene_classes.tif"
+        assert (tmp_path / out / "scene_classes.tif").is_file()
+    predict_scene(bundle, scene[0], "file:y", Wanted(outlines=True))
+    assert (tmp_path / "file:y" / "scene_outlines.gpkg").is_file()
+    with pytest.raises(OutputError, match=r"scene_outlines\.gpkg: no layer can be written by a name with ! or ;"):
+        predict_scene(bundle, scene[0], "c!d", Wanted(outlines=True))
+    assert not (tmp_path / "c!d").exists()
+
+
+def test_overviews_and_masks_of_the_map_before_do_not_stay(bundle, scene, tmp_path):
+    made = mapped(bundle, scene[0], tmp_path / "maps")
+    for end in (".ovr", ".msk"):
+        made.with_name(made.name + end).write_text("")
+    assert predict_scene(bundle, scene[0], made.parent)["done_before"] and len([*made.parent.iterdir()]) == 4
+    predict_scene(bundle, scene[0], made.parent, Wanted(window=64), overwrite=True)
+    assert sorted(p.name for p in made.parent.iterdir()) == ["scene_classes.tif", "scene_prediction.json"]
+
+
+NO_PIXELS = dict.fromkeys(("background", "glacier", "debris", "lake"), 0)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"sidecars": 5}, {"sidecars": ["../../etc/hosts.aux.xml"]}, {"pixels": {}}, {"pixels": NO_PIXELS}]
+    + [{"seconds": None}, {"sha256": {"scene_classes.tif": 5}}],
+    ids=str,
+)
+def test_a_record_that_is_not_as_we_write_it_counts_as_none(bundle, scene, tmp_path, changed):
+    predict_scene(bundle, scene[0], tmp_path)
+    record = tmp_path / "scene_prediction.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), **changed}))
+    with pytest.raises(OutputError, match="exists already, of another scene, models or settings"):
+        predict_scene(bundle, scene[0], tmp_path)
+    assert not predict_scene(bundle, scene[0], tmp_path, overwrite=True)["done_before"]
 
 
 def test_what_is_masked_is_said_and_recorded(bundle, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ import re
 from base64 import b64decode
 from functools import partial
 from io import BytesIO
+from pathlib import Path
 
 import geopandas
 import numpy as np
@@ -13,6 +14,7 @@ from rasterio.transform import from_origin
 from scenes import BANDS, CRS, made_up, write_raster, write_scene
 from shapely import MultiPolygon, Polygon, box
 from typer.testing import CliRunner
+from web import Web
 
 from glacier_fastai.cli import app
 from glacier_fastai.errors import DataError, DataNote, OutputError
@@ -227,6 +229,26 @@ def test_the_command_says_a_scene_of_another_name(tmp_path):
         and "&lt;img src=x onerror" in html
         and "<img src=x" not in html
     )
+
+
+def test_numbers_that_are_none_are_left_out(tmp_path):
+    path = write_map(tmp_path, area_km2=["1e999", "0.25"], debris_share=[1e300, 0.5])
+    with pytest.warns(DataNote, match=r"july_glaciers\.gpkg: 2 of its numbers are too large to be any"):
+        write_page([path], tmp_path / "p.html")
+    data, _ = data_of(tmp_path / "p.html")
+    assert sorted((row["area_km2"], row["debris_share"]) for row in data["rows"][:1]) == [(0.25, 0.5)]
+    assert data["rows"][1]["area_km2"] is None and data["maps"][0]["total"]["km2"] == 0.25
+
+
+def test_the_scene_of_a_page_may_be_an_address(tmp_path):
+    path, (scene, _) = write_map(tmp_path), write_scene(tmp_path / "july.tif")
+    with Web({"july.tif": Path(scene).read_bytes()}) as web:
+        write_page([path], tmp_path / "p.html", [f"{web.url}/july.tif?sig=secret"])
+        words = ["page", str(path), "--scene", f"{web.url}/july.tif", "--out", str(tmp_path / "q.html")]
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    for page in ("p.html", "q.html"):
+        data, html = data_of(tmp_path / page)
+        assert "image" in data["maps"][0]["layers"] and "secret" not in html
 
 
 def test_predict_writes_a_page_beside_each_map(tmp_path, trained, scene):

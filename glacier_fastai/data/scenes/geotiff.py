@@ -54,12 +54,12 @@ class SceneRaster(Scene):
             with reading(self.path):
                 self._check_kind()
                 self._alpha = [n for n, k in enumerate(self.raster.colorinterp, 1) if k == ColorInterp.alpha]
-                self.bands, self._numbers = self._names(bands, sensor)
+                self.bands, self.numbers = self._names(bands, sensor)
                 self._check_bands()
                 self.height, self.width = self.raster.height, self.raster.width
                 self.crs, self.transform = self.raster.crs, self.raster.transform
                 self._check_place()
-                self.dtype = np.result_type(*(self.raster.dtypes[n - 1] for n in self._numbers))
+                self.dtype = np.result_type(*(self.raster.dtypes[n - 1] for n in self.numbers))
                 self.declared = self._declared(scale, offset, own_scaling)
         except BaseException:
             self.raster.close()
@@ -72,9 +72,9 @@ class SceneRaster(Scene):
         """Leave out other bands, where those wanted are there: nobody looks at them, so they are not sent."""
         if {*wanted} <= {*self.bands}:
             kept = [i for i, band in enumerate(self.bands) if band in wanted]
-            self.bands, self._numbers = Bands(self.bands[i] for i in kept), [self._numbers[i] for i in kept]
+            self.bands, self.numbers = Bands(self.bands[i] for i in kept), [self.numbers[i] for i in kept]
             self.declared = [self.declared[i] for i in kept]
-            self.dtype = np.result_type(*(self.raster.dtypes[n - 1] for n in self._numbers))
+            self.dtype = np.result_type(*(self.raster.dtypes[n - 1] for n in self.numbers))
 
     def _check_kind(self) -> None:
         if not self.raster.count:
@@ -118,7 +118,7 @@ class SceneRaster(Scene):
 
     def _check_bands(self) -> None:
         kinds = self.raster.colorinterp
-        for name, n in zip(self.bands, self._numbers, strict=True):
+        for name, n in zip(self.bands, self.numbers, strict=True):
             if self.raster.dtypes[n - 1].startswith("complex"):
                 raise DataError(f"{self.path}: holds complex numbers; give real ones, such as amplitudes")
             if kinds[n - 1] == ColorInterp.palette:
@@ -191,10 +191,10 @@ class SceneRaster(Scene):
     def _declared(self, scale: Given, offset: Given, own: bool) -> list[Declared]:
         """Return what the file or the user says of each band."""
         raster, count, found = self.raster, self.raster.count, []
-        tags = [(raster.scales[n - 1], raster.offsets[n - 1]) if own else (1.0, 0.0) for n in self._numbers]
+        tags = [(raster.scales[n - 1], raster.offsets[n - 1]) if own else (1.0, 0.0) for n in self.numbers]
         for k, (what, given) in enumerate((("scale", scale), ("offset", offset))):
             try:
-                mine = by_band(given, what, self.bands, self._numbers, count)
+                mine = by_band(given, what, self.bands, self.numbers, count)
             except DataError as err:
                 raise DataError(f"{self.path}: {err}") from err
             for band, asked, tag in zip(self.bands, mine, tags, strict=True):
@@ -217,20 +217,20 @@ class SceneRaster(Scene):
                 )
         if 0 in found[0]:
             raise DataError(f"{self.path}: its tags hold a scale of 0; mend it (gdal_edit.py -scale 1)")
-        zeros = [self.dtype.kind == "u" or raster.nodatavals[n - 1] == 0 for n in self._numbers]
-        names = zip(self._numbers, self.bands, strict=True)
+        zeros = [self.dtype.kind == "u" or raster.nodatavals[n - 1] == 0 for n in self.numbers]
+        names = zip(self.numbers, self.bands, strict=True)
         units = [raster.units[n - 1] if own else natural_unit(band) for n, band in names]
         return [Declared(*each) for each in zip(*found, units, zeros, strict=True)]
 
     def _read(self, index, row, col, height, width):
-        window, numbers = Window(col, row, width, height), [self._numbers[i] for i in index]
+        window, numbers = Window(col, row, width, height), [self.numbers[i] for i in index]
         with reading(self.path):
             values = self.raster.read(numbers, window=window, out_dtype=self.dtype)  # bands may differ in type
             valid = np.ones(values.shape[1:], bool)
             for n in self._masks(numbers):
                 valid &= self.raster.read_masks(n, window=window) > 0
             for n in self._alpha:
-                if n not in self._numbers:
+                if n not in self.numbers:
                     valid &= self.raster.read(n, window=window) > 0
         nodata = [self.raster.nodatavals[n - 1] for n in numbers]
         for band, declared in zip(values, nodata, strict=True):

@@ -114,6 +114,8 @@ def open_scene(
             scene = on_one_grid(path, parts, resolution or pixel_size if _differ(product, parts) else resolution)
             scene.date, scene.sensor = product.date, product.sensor
             scene.notes += product.notes
+            if isinstance(bands, Mapping):
+                scene.by_hand = [[band, product.bands[band].file] for band in scene.bands]
             scene.also_close, scene.unpacked_from = [*scene.also_close, folder.close], folder.archive
             if not folder.archive:
                 scene.other_files = [str(folder.local(name)) for name in product.metadata]
@@ -131,6 +133,8 @@ def open_scene(
                 needed = [b for b in Bands(wanted).made_of(there) if b in part.bands or b not in there]
                 part.leave_out_others(needed or part.bands)
             scene = on_one_grid(path, [part], resolution)
+            if bands and len(part.bands) < part.raster.count:  # which are left out
+                scene.by_hand = [*part.numbers]
         if (dem := how.get("dem")) is not None:
             file, grid = undo.enter_context(Terrain(dem)), (scene.crs, scene.transform, (scene.height, scene.width))
             terrain = SceneTerrain(file, *grid, scene.path, _terrain_of(scene, wanted, file.path))

@@ -89,6 +89,8 @@ class Scene:
     """The archive that its rasters were unpacked from."""
     also_close: Sequence[Callable[[], None]] = ()
     """What else is done when it is closed."""
+    by_hand: Sequence[Any] = ()
+    """Which file, or band of a file, is which band, where the user said so."""
 
     def _begin_as(self, scene: Scene) -> None:
         """Take what is known of another scene, of which this one is made; what differs is set after it."""
@@ -242,8 +244,8 @@ class Scene:
         return list(dict.fromkeys([*([self.unpacked_from] if self.unpacked_from else found), *self.other_files]))
 
     def seen(self) -> list[Any]:
-        """Return what is said of it beside its values, wherever that lies, as in an .aux.xml."""
-        return [
+        """Return what is said of it beside its values, wherever that lies, as in an .aux.xml, or by the user."""
+        said = [
             [
                 raster.crs.to_wkt(),
                 raster.transform[:6],
@@ -252,6 +254,7 @@ class Scene:
             ]
             for raster in self.rasters
         ]
+        return [*said, *([[*self.by_hand]] if self.by_hand else [])]
 
     @property
     def cached_bytes(self) -> int:
