@@ -3,7 +3,7 @@
     python tests/benchmarks/networks.py DATA [--size tiny] [--steps 300] [--seeds 3] [--out FOLDER]
 
 DATA holds the folder `competition`, of which a third is held out, as by real_ground.py, with the recipe
-`competition_cpu` at full resolution, which GlaViTU cannot halve, in windows of 192 px; synthetic landscapes are 12 to
+`competition_cpu` in windows of 192 px, seen once; synthetic landscapes are 12 to
 train on and 24 others, with the recipe `demo`. Each seed has ground of its own: another third, other landscapes. Both
 networks are of one size and make the same steps; then the U-Net makes as many as it can in GlaViTU's time. Each is
 trained by one core in a process of its own; images per second count the seconds of the core, of which other work on the
@@ -36,7 +36,7 @@ from glacier_fastai.train.folder import BEST
 from glacier_fastai.train.run import train
 
 RECIPES = {"competition": "competition_cpu", "synthetic": "demo"}
-FULL = ["model.attention=scse", "model.scale=1", "data.crop=192"]
+FULL = ["model.attention=scse", "data.crop=192", "predict.scales=[1.0]"]
 FOLDS = 3
 COLUMNS = {"ice": "ice MCC", "mcc": "4-class MCC", "steps": "steps", "minutes": "minutes"}
 COLUMNS |= {"rate": "images/s", "memory": "memory, GiB"}
