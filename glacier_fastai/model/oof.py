@@ -54,6 +54,10 @@ class OutOfFold:
         n = len(self.table)
         if self.probabilities.shape != (n, len(CLASSES), *self.labels.shape[1:]) or self.labels.shape[:1] != (n,):
             raise DataError(f"{self.path}: files do not fit each other; {AGAIN}")
+        keys = self.table["key"]
+        if odd := keys[keys.duplicated() | (keys == "")].tolist():  # one key is one tile, of all cross-validations
+            said = f"tile key {odd[0][:80]!r} stands twice" if odd[0] else "a tile has no key"
+            raise DataError(f"{self.path / 'tiles.csv'}: {said}; {AGAIN}")
         if not self.models or not all(isinstance(sha256, str) for sha256 in self.models.values()):
             raise DataError(f"{self.path / 'models.json'}: names no models with their SHA-256; {AGAIN}")
         if odd := [name for name in self.models if Path(name).is_absolute() or ".." in Path(name).parts]:

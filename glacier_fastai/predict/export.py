@@ -125,6 +125,9 @@ def export_model(
     try:
         with torch.no_grad():
             program = torch.export.export(network, example, dynamic_shapes=shapes)
+            graphs = (m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule))
+            for node in (node for graph in graphs for node in graph.nodes):
+                node.meta.pop("stack_trace", None)  # paths of this computer, and source
             content = _onnx(program, about) if to == "onnx" else _saved(program, about)
     except Exception as err:  # whatever stands in a stranger's network
         why = " ".join(str(err).split())[:200]

@@ -36,7 +36,7 @@ from torch import nn
 
 from ..bands import CLASSES, COMPETITION_CODES, IGNORE, texture_of
 from ..core.calibration import all_glacier, calibrated, decide
-from ..core.dihedral import at_scale, one_pass
+from ..core.dihedral import VIEWS, at_scale, one_pass
 from ..core.glcm import glcm_torch, quantize
 from ..core.moments import standardise
 from ..core.morphology import postprocess
@@ -240,9 +240,18 @@ class _Submission:
             self.temperature, self.bias, self.offsets, self.cleaning = (
                 content[n] for n in ("temperature", "bias", "offsets", "postprocess")
             )
-            self.seconds, self.tells_debris = content["seconds_per_tile"], content["tells_debris"]
+            self.seconds, self.tells_debris = float(content["seconds_per_tile"]), content["tells_debris"]
             if not self.members or not self.passes:
                 raise ValueError("no member, view or scale")
+            if not all(type(k) is int and k in VIEWS for k, _ in self.passes):
+                raise ValueError(f"views {content['views']}: use 0 to {len(VIEWS) - 1}")
+            scales = [*content["scales"], *(member.net.scale for member in self.members)]
+            if not all(0.25 <= scale <= 4 for scale in scales):  # written so that NaN fails, as below
+                raise ValueError(f"scales {scales}: use 0.25 to 4")
+            if len(set(self.passes)) < len(self.passes):
+                raise ValueError("a view or scale is named twice")
+            if not self.seconds >= 0 or not isinstance(self.tells_debris, bool):
+                raise ValueError("seconds_per_tile is no number of seconds, or tells_debris neither true nor false")
             self._classes(torch.full((len(CLASSES), 1, 1), 1 / len(CLASSES)), np.zeros((1, 1), bool))
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as err:
             raise SubmissionError(f"{path}: damaged ({' '.join(str(err).split())[:200]})") from err
@@ -292,16 +301,24 @@ class _Member:
     """One model."""
 
     def __init__(self, arch, attention, bands, mean, std, texture, weight, weights, scale):
-        self.bands, self.weight = list(bands), float(weight)
-        self.mean, self.std = (torch.tensor(s, dtype=torch.float32)[:, None, None] for s in (mean, std))
-        self.texture = texture
-        self.net = _Unet(arch, len(self.bands), attention, scale)
-        self.net.load_state_dict({n: w.float() if w.is_floating_point() else w for n, w in weights.items()})
-        self.net.eval().to(memory_format=torch.channels_last)
+        self.bands, self.weight, self.texture = list(bands), float(weight), texture
         for band in self.bands:
             kind, base = texture_of(band) or (None, band)
             if base not in BANDS.values() or kind and (kind not in SMOOTH or base not in texture["edges"]):
                 raise ValueError(f"band {band}: a tile has {', '.join(BANDS.values())}")
+        if len(set(self.bands)) < len(self.bands):
+            raise ValueError(f"a band is named twice among {', '.join(self.bands)}")
+        self.mean, self.std = (torch.tensor(s, dtype=torch.float32)[:, None, None] for s in (mean, std))
+        if any(s.shape != (len(self.bands), 1, 1) or not s.isfinite().all() for s in (self.mean, self.std)):
+            raise ValueError("mean and std are not one finite number for each band")
+        if not self.std.all() or not 0 < self.weight < float("inf"):  # a band of negative scale has a negative one
+            raise ValueError("a deviation is 0, or the weight is not positive")
+        self.net = _Unet(arch, len(self.bands), attention, scale)
+        self.net.load_state_dict({n: w.float() if w.is_floating_point() else w for n, w in weights.items()})
+        if not all(w.isfinite().all() for w in self.net.state_dict().values()):
+            raise ValueError("a weight is not finite")
+        self.net.eval().to(memory_format=torch.channels_last)
+        self.normalised(np.ones((len(BANDS), 1, 1), np.float32))  # texture cannot be computed otherwise
 
     def normalised(self, image):
         """Return the model's input (1, C, H, W), 0 where there is no data."""

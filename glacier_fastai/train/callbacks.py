@@ -347,6 +347,8 @@ class AverageWeightsCallback(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on averaging from there."""
+        if type(state["swapped"]) is not bool or type(state["steps"]) is not int:
+            raise ValueError("the average of the weights is damaged")
         self.average.module.load_state_dict(state["other"])
         self.swapped, self.steps = state["swapped"], state["steps"]
         self.average.n_averaged.fill_(self.steps)

@@ -7,6 +7,7 @@ with `weights_only=True`: no code in it is run.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import time
@@ -34,6 +35,7 @@ __all__ = ["CheckpointCallback", "differences", "load_checkpoint", "save_checkpo
 
 FORMAT = "glacier_fastai checkpoint"
 VERSION = 1
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer", "grad_avg", "sqr_avg")  # of the shape of their parameter
 DAMAGED = "damaged, or not of this run"
 
 
@@ -112,6 +114,37 @@ def _set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+def _number(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.ndim == 0
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _kinds(value: Any) -> Any:
+    """Return of what kind settings are, by name."""
+    if isinstance(value, dict):
+        return {k: _kinds(v) for k, v in value.items() if k != "params"}
+    if isinstance(value, list | tuple):
+        return [_kinds(v) for v in value]
+    return "number" if _number(value) or isinstance(value, np.number) else type(value).__name__
+
+
+def _check(state: dict[str, Any]) -> None:
+    """Raise `ValueError` for numbers of another kind, which else are found where nobody knows the file any more."""
+    recorder, losses = state["recorder"], state["recorder"]["losses"]
+    counts = [state["train_iter"], state["loader"], *recorder["iters"], recorder["smooth_loss"][1]]
+    if not all(type(n) is int and n >= 0 for n in counts):
+        raise ValueError("a count is no whole number")
+    rows = [recorder["lrs"], [state["pct_train"], recorder["smooth_loss"][0]]]
+    rows += [[tracker.get(k, 0) for k in ("best", "wait")] for tracker in state["trackers"].values()]
+    metrics = [v for row in recorder["values"] for v in row]  # those of users may be a tensor, or None without a batch
+    fine = [v is None or isinstance(v, torch.Tensor) or _number(v) for v in metrics]
+    if not all([*fine, *(_number(v) for row in rows for v in row)]) or len(recorder["smooth_loss"]) != 2:
+        raise ValueError("a value of the record is no number")
+    if not isinstance(losses, torch.Tensor) or losses.ndim != 1:
+        raise ValueError("losses are no row of numbers")
+
+
 class CheckpointCallback(Callback):
     """Saves a run after its epochs and every so many minutes, and goes on from what was saved.
 
@@ -152,18 +185,27 @@ class CheckpointCallback(Callback):
             self._take_up(self.resume)
 
     def _take_up(self, state: dict[str, Any]) -> None:
-        recorder = self.recorder
+        recorder, before = self.recorder, [_kinds(h) for h in self.opt.hypers]
+        _check(state)
         self.at = self.saved_at = state["at"]
         self.learn.first_epoch, self.learn.train_iter = state["at"][0], state["train_iter"]
         for name, network in self.networks.items():
             network.load_state_dict(state[name])
         self.opt.load_state_dict(state["optimizer"])
+        if [_kinds(h) for h in self.opt.hypers] != before or not all(0 <= h["lr"] < math.inf for h in self.opt.hypers):
+            raise ValueError("settings of the optimizer are of another kind")
+        inner: Any = getattr(self.opt, "opt", self.opt)
+        for p, kept in inner.state.items():  # PyTorch's, or fastai's
+            if any(k in MOMENTS and v is not None and v.shape != p.shape for k, v in kept.items()) or not _number(
+                kept.get("step", 0)
+            ):
+                raise ValueError("state of the optimizer is of another network")
         if state["scaler"]:
             self.learn.scaler.load_state_dict(state["scaler"])
         for cb in self._stateful("state_dict"):
             cb.load_state_dict(state["callbacks"][cb.name])
         for cb in self._trackers():
-            vars(cb).update(state["trackers"][cb.name])
+            vars(cb).update({k: v for k, v in state["trackers"][cb.name].items() if k in ("best", "wait")})
         recorder.values = [list(row) for row in state["recorder"]["values"]]
         recorder.lrs, recorder.losses = state["recorder"]["lrs"], list(state["recorder"]["losses"])
         recorder.iters = state["recorder"]["iters"]

@@ -150,6 +150,9 @@ class HistoryCallback(Callback):
 
     def load_state_dict(self, state: dict[str, list]) -> None:
         """Go on after these rows."""
+        values = [v for row in state["rows"] for v in row.values()]
+        if not all(v is None or isinstance(v, int | float | torch.Tensor) for v in values):
+            raise ValueError("a row of the history holds no numbers")
         self.rows = state["rows"]
 
 

@@ -50,6 +50,13 @@ def test_refusals_and_nothing_half_written(crossvalidated, tmp_path, monkeypatch
     np.save(tmp_path / "pickled" / "labels.npy", np.array([{}], object))
     with pytest.raises(DataError, match="damaged"):
         OutOfFold(tmp_path / "pickled")
+    for key, said in (("a", "key 'a' stands twice"), ("", "a tile has no key")):
+        shutil.copytree(folder / "oof", tmp_path / f"key{key}")
+        table = pd.read_csv(tmp_path / f"key{key}" / "tiles.csv", dtype=str)
+        table.loc[:1, "key"] = key
+        table.to_csv(tmp_path / f"key{key}" / "tiles.csv", index=False)
+        with pytest.raises(DataError, match=f"tiles.csv: .*{said}; repeat the cross-validation"):
+            OutOfFold(tmp_path / f"key{key}")
     for k, text in enumerate(("{}", "[1]", "{")):
         shutil.copytree(folder / "oof", tmp_path / f"models{k}")
         (tmp_path / f"models{k}" / "models.json").write_text(text)

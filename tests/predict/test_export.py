@@ -1,5 +1,8 @@
 import json
+import sys
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -8,6 +11,7 @@ import pytest
 import torch
 from scenes import BANDS, TINY, made_up, write_raster
 
+import glacier_fastai
 from glacier_fastai.data.channels import Texture
 from glacier_fastai.data.profile import Profile
 from glacier_fastai.errors import BundleError, DataNote
@@ -87,6 +91,24 @@ def test_torch_export_computes_indices_too(tmp_path):
     program = torch.export.load(tmp_path / "m.pt2", extra_files=(extra := {"about.json": ""}))
     assert json.loads(extra["about.json"])["bands"] == ["green", "swir1"]
     assert program.module()(torch.full((1, 2, 64, 96), 9000.0)).shape == (1, 4, 64, 96)
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch"])
+def test_no_path_of_this_computer_is_in_the_file(tmp_path, to):
+    export_model(bundle(), tmp_path / "m", to)
+    content = [(tmp_path / "m").read_bytes()]
+    if to == "torch":
+        with zipfile.ZipFile(tmp_path / "m") as file:
+            content = [file.read(name) for name in file.namelist()]
+    places = (
+        sys.prefix,
+        sys.base_prefix,
+        Path(torch.__file__).parent,
+        Path(glacier_fastai.__file__).parent,
+        Path.home(),
+    )
+    for part in content:
+        assert not [place for place in places if f"{place}/".encode() in part]
 
 
 def test_what_is_left_out_is_said_and_what_cannot_be_is_refused(tmp_path):

@@ -443,6 +443,23 @@ def changed(**how):
         (changed(offsets=[0.0]), "damaged"),
         (changed(postprocess={"smooth": -1}), "damaged .*radius of -1 px"),
         (changed(temperature=0.0, bias=[0.1] * 4), "damaged .*temperature 0"),
+        (changed(std=[float("nan")] * 5), r"damaged \(mean and std are not one finite number for each band\)"),
+        (changed(mean=[0.0] * 4), r"damaged \(mean and std are not one finite number for each band\)"),
+        (changed(std=[0.0] * 5), r"damaged \(a deviation is 0, or the weight is not positive\)"),
+        (changed(weight=0.0), r"damaged \(a deviation is 0, or the weight is not positive\)"),
+        (changed(bands=["blue"] * 5), r"damaged \(a band is named twice among blue, blue"),
+        (
+            changed(texture={"edges": {"red": [float("nan")]}, "window": 7}, bands=[*BANDS[:4], ALL[7]]),
+            "damaged .*edges",
+        ),
+        (changed(scale=0.0), r"damaged \(scales \[1.0, 0.0\]: use 0.25 to 4\)"),
+        (changed(scales=[float("nan")]), r"damaged \(scales \[nan, 1.0\]: use 0.25 to 4\)"),
+        (changed(views=[99]), r"damaged \(views \[99\]: use 0 to 7\)"),
+        (changed(views=["x"]), r"damaged \(views \['x'\]: use 0 to 7\)"),
+        (changed(views=[0, 0]), r"damaged \(a view or scale is named twice\)"),
+        (changed(seconds_per_tile="x"), "damaged .*could not convert"),
+        (changed(seconds_per_tile=float("nan")), r"damaged \(seconds_per_tile is no number of seconds"),
+        (changed(tells_debris="x"), "damaged .*tells_debris neither true nor false"),
     ],
 )
 def test_bad_input_is_one_clear_line(submission, tmp_path, capsys, change, message):

@@ -173,6 +173,31 @@ def test_without_the_random_state_it_would_not(tmp_path):
             assert_same(whole.model.state_dict(), resumed.model.state_dict())
 
 
+def test_state_of_another_kind_is_refused_in_one_line_and_trackers_keep_their_settings(tmp_path):
+    fit(tmp_path / "t", tmp_path, stop=Stop(1, 2))
+    state = load_checkpoint(tmp_path / "last.ckpt")
+    for k, spoil in enumerate(
+        (
+            lambda s: s["recorder"].update(iters="x"),
+            lambda s: s["recorder"].update(losses=torch.zeros(3, 4)),
+            lambda s: s["recorder"].update(smooth_loss=("x", 1)),
+            lambda s: s.update(train_iter="x"),
+            lambda s: s.update(loader=-1),
+            lambda s: [group.update(lr="x") for group in s["optimizer"]["param_groups"]],
+            lambda s: [group.update(betas=5) for group in s["optimizer"]["param_groups"]],
+            lambda s: [kept.update(exp_avg=torch.zeros(7)) for kept in s["optimizer"]["state"].values()],
+            lambda s: [tracker.update(best="x") for tracker in s["trackers"].values()],
+        )
+    ):
+        changed = copy.deepcopy(state)
+        spoil(changed)
+        with pytest.raises(CheckpointError, match=r"last\.ckpt: damaged, or not of this run"):
+            fit(tmp_path / f"u{k}", tmp_path, resume=changed)
+    for tracker in state["trackers"].values():
+        tracker["monitor"] = "nothing"
+    assert fit(tmp_path / "v", tmp_path, resume=state).recorder.values
+
+
 class Scaled(Callback):
     """A gradient scaler, as fp16 has one on CUDA; here on the CPU."""
 
