@@ -110,7 +110,7 @@ Keep = Annotated[
     ),
 ]
 MaskBuffer = Annotated[
-    float, typer.Option("--mask-buffer", min=0, max=1e6, help="Metres by which clouds and shadows are widened.")
+    float, typer.Option("--mask-buffer", min=0, max=1e4, help="Metres by which clouds and shadows are widened.")
 ]
 Mask = Annotated[
     str,

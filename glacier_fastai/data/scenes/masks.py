@@ -22,7 +22,7 @@ from ...memory import fits
 from ..sources.outlines import burn_outlines, open_outlines
 from ..sources.vectors import SUFFIXES, vector_files
 from .address import Address
-from .nearest import blocks, columns_and_rows
+from .nearest import blocks, columns_and_rows, read_known
 from .product import Flag
 from .raster import open_raster, placeless, reading, same_crs, same_grid, unknown_shift
 from .scene import HALF, Scene, on_grid_of
@@ -42,6 +42,8 @@ WIDENED = ("clouds", "dilated", "cirrus", "shadows")
 OWN = "mask"  # the kind of what the user's own mask hides
 ROWS = 256  # that are read at once
 LOOKED_AT = 256  # pixels along each side of a scene that show how much of it a mask covers
+COVERED = 0.99  # share of a scene from which on nothing is said of flags; coarse ones may lack a sliver at an edge
+WIDEST = 10_000  # metres by which clouds are widened: that much more is read on each side of every strip
 
 Kinds = list[tuple[str, int, tuple[int, ...]]]  # kind, mask and values of each
 
@@ -108,7 +110,7 @@ class MaskCounts:
     @property
     def idle(self) -> str:
         """What is said where the user's mask hides nothing, else nothing."""
-        nothing = "hides no pixel of it: one hides where it is neither 0 nor what it declares as nodata"
+        nothing = "hides no pixel of it: one hides where it is neither 0 nor what it masks or declares as nodata"
         return f"the mask that was given {nothing}" if self.pixels.get(OWN) == 0 else ""
 
 
@@ -130,8 +132,8 @@ class Masked(Scene):
         self._layers: dict[tuple[Path | Address, int], tuple[Any, str, Kinds]] = {}
         self._last: tuple[tuple[int, ...], dict[str, np.ndarray]] = ((0, 0, 0, 0), {})
         self._burnt: dict[str, np.ndarray] = {}
-        if not 0 <= buffer < np.inf:
-            raise DataError(f"mask buffer {buffer}: give metres, 0 or more")
+        if not 0 <= buffer <= WIDEST:
+            raise DataError(f"mask buffer {buffer:g}: give metres, 0 to {WIDEST:,}")
         size = scene.pixel_size if buffer else 1.0
         if size is None:
             raise DataError(f"{scene.path}: its coordinate reference system does not tell how far a metre is")
@@ -172,10 +174,23 @@ class Masked(Scene):
         if raster.crs is None:
             raise DataError(f"{called}: has no coordinate reference system, so it masks nothing; assign one")
         self._say_shift(raster, called)
+        self._check_reach(raster, called)
         if same_crs(raster.crs, self.crs):
             self._layers[path, band] = raster, called, kinds
         else:
             self._layers[path, band] = self._warped(raster, called, Resampling.nearest), called, kinds
+
+    def _check_reach(self, raster: Any, called: str) -> None:
+        """Refuse flags that lie elsewhere, and say if they lie on a part of the scene only, before it is resampled."""
+        grid = self.rasters[0]
+        at, there, inside = _on(raster, called, grid)
+        if same_crs(raster.crs, grid.crs):  # they are not read around the Earth
+            inside &= np.isclose(~raster.transform * grid.transform * at, there, atol=1).all(0)
+        if not (share := inside.mean()):
+            raise DataError(f"{called}: has the masks of {self.path}, but lies elsewhere; download the product again")
+        line = f"{called}: covers {share:.1%} of {self.path}; elsewhere nothing is masked by it"
+        if share < COVERED and line not in self.notes:
+            self.notes.append(line)
 
     def _say_shift(self, raster: Any, called: Any) -> None:
         if odd := unknown_shift(raster.crs, self.crs, self.transform, (self.height, self.width)):
@@ -246,6 +261,9 @@ class Masked(Scene):
         halo = int(np.ceil(self.buffer))
         top, left = max(row - halo, 0), max(col - halo, 0)
         bottom, right = min(row + height + halo, self.height), min(col + width + halo, self.width)
+        if halo:  # distances are made of whole numbers of four bytes and of floats of eight, two each
+            held = 48 * (bottom - top) * (right - left)
+            fits(held, f"{self.path}: its masks, widened", "widen them less, or cut the scene (gdal_translate -srcwin)")
         window, out = Window(left, top, right - left, bottom - top), dict[str, np.ndarray]()
         for (_, band), (raster, called, kinds) in self._layers.items():
             for kind, flag in self._kinds(called, raster, band, kinds, window).items():
@@ -276,9 +294,9 @@ class Masked(Scene):
             if moved:
                 parts: Any = blocks(raster, path, place, True)
             else:
-                parts = [(np.s_[:, :], raster.read(1, window=Window(col, row, width, height)), True)]
+                parts = [(np.s_[:, :], *read_known(raster, Window(col, row, width, height)))]
             for at, numbers, known in parts:
-                out[at] = known & (numbers != 0) & ~np.isnan(numbers)
+                out[at] = known & (numbers != 0)
                 if raster.nodata is not None:
                     out[at] &= numbers != raster.nodata
         return out
@@ -332,7 +350,7 @@ class Masked(Scene):
         return numbers, valid
 
 
-def _on(raster: Any, path: Path | Address, scene: Any) -> tuple[Any, np.ndarray, np.ndarray]:
+def _on(raster: Any, path: Path | str, scene: Any) -> tuple[Any, np.ndarray, np.ndarray]:
     """Return pixels spread over a scene, where they lie in a raster, and which lie on it."""
     at = np.meshgrid(*(np.array(spread(n, 1, LOOKED_AT)) + 0.5 for n in (scene.width, scene.height)))
     there = columns_and_rows(raster, path, scene)(*at)

@@ -19,7 +19,7 @@ from .address import Address
 from .raster import horizontal, same_crs
 from .scene import Place
 
-__all__ = ["applied", "blocks", "columns_and_rows"]
+__all__ = ["applied", "blocks", "columns_and_rows", "read_known"]
 
 STRIP = 2**22  # pixels that are read at once
 SIDE = 256  # of the squares in which a raster is brought to another grid, pixels
@@ -31,7 +31,7 @@ def applied(transform: Sequence[float], x: np.ndarray, y: np.ndarray) -> np.ndar
     return np.array([a * x + b * y + c, d * x + e * y + f])
 
 
-def _read(raster: Any, window: Window) -> tuple[np.ndarray, np.ndarray]:
+def read_known(raster: Any, window: Window) -> tuple[np.ndarray, np.ndarray]:
     """Return values of a window, and True where there is one: not masked and not NaN. Declared nodata is a value."""
     values = raster.read(1, window=window)
     if raster.count == 2:
@@ -43,7 +43,7 @@ def _read(raster: Any, window: Window) -> tuple[np.ndarray, np.ndarray]:
     return values, known & np.isfinite(values) if values.dtype.kind == "f" else known
 
 
-def columns_and_rows(raster: Any, path: Path | Address, scene: Place) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def columns_and_rows(raster: Any, path: Path | str, scene: Place) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """Return what turns columns and rows of a scene into those of a raster, infinite where its CRS does not reach."""
     crs, to_raster = raster.crs or scene.crs, None
     if not same_crs(crs, scene.crs):
@@ -81,7 +81,7 @@ def blocks(
         step = max(STRIP // width // block, 1) * block
         for row, col in product(range(0, height, step), range(0, width, STRIP // step)):
             rows, cols = slice(row, min(row + step, height)), slice(col, min(col + STRIP // step, width))
-            yield (rows, cols), *_read(raster, Window.from_slices(rows, cols))
+            yield (rows, cols), *read_known(raster, Window.from_slices(rows, cols))
         return
     there = columns_and_rows(raster, path, scene)
     for row, col in np.ndindex(-(-height // SIDE), -(-width // SIDE)):
@@ -96,6 +96,6 @@ def blocks(
             high, wide = int(np.ptp(rows)) + 1, int(np.ptp(cols)) + 1
             held = high * wide * (values.itemsize + 3)
             fits(held, f"{path}: its {high:,} x {wide:,} px under {SIDE} of {scene.path}", "warp it there (gdalwarp)")
-            part = _read(raster, Window(left, top, wide, high))
+            part = read_known(raster, Window(left, top, wide, high))
             values[inside], known[inside] = (array[rows - top, cols - left] for array in part)
         yield at, values, known

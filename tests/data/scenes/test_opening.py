@@ -236,6 +236,37 @@ def test_flags_mask(flagged):
         np.testing.assert_array_equal(read_all(scene)[1], np.isin(bits, (1 << 6, 1 << 3)))
 
 
+def test_flags_that_lie_elsewhere_are_refused_and_a_part_is_said(flagged):
+    folder, bits = flagged
+    qa(folder / "qa.tif", transform=from_origin(600_000, 3_100_000, 30, 30))
+    with pytest.raises(DataError, match=rf"qa\.tif: has the masks of {folder}, but lies elsewhere; download"):
+        open_scene(folder)
+    qa(folder / "qa.tif", shape=(48, 80))
+    line = f"{folder}/qa.tif: covers 50.0% of {folder}; elsewhere nothing is masked by it"
+    for resolution in (None, 700):
+        with open_scene(folder, resolution=resolution) as scene:
+            assert scene.notes == ["made up", line]
+    with open_scene(folder, keep=["clouds", "shadows"]) as scene:  # fill is read still
+        assert line in scene.notes
+    qa(folder / "qa.tif", transform=from_origin(500_000 + 10, 3_100_000, 30, 30))
+    with open_scene(folder, resolution=700) as scene:
+        assert scene.notes == ["made up"]
+
+
+@pytest.mark.parametrize("buffer", [-1, 10_001, float("nan"), float("inf")])
+def test_a_width_that_nobody_means_is_refused(flagged, buffer):
+    with pytest.raises(DataError, match="mask buffer .*: give metres, 0 to 10,000"):
+        open_scene(flagged[0], mask_buffer=buffer)
+
+
+def test_masks_that_cannot_be_held_are_refused_before(flagged, monkeypatch):
+    with open_scene(flagged[0], mask_buffer=10_000) as scene:
+        monkeypatch.setattr("glacier_fastai.memory.LEAST", 0)
+        monkeypatch.setattr("glacier_fastai.memory.available", lambda: 0)
+        with pytest.raises(DataError, match="its masks, widened.*widen them less, or cut the scene"):
+            scene.read_window([0], 0, 0, 8, 80)
+
+
 def test_flags_are_widened_alike_in_every_window(flagged):
     folder, bits = flagged
     rows, cols = np.mgrid[:96, :80]
@@ -298,6 +329,30 @@ def test_a_raster_masks_its_ground_however_longitudes_are_counted(tmp_path, crs,
         np.testing.assert_array_equal(read_all(scene)[1], hidden == 0)
         np.testing.assert_array_equal(scene.read_window([0], 5, 40, 20, 7)[1], hidden[5:25, 40:47] == 0)
         assert not scene.notes
+
+
+@pytest.mark.parametrize(
+    ("crs", "corner"),
+    [
+        ("EPSG:32645", (500_000, 3_100_000, 30)),
+        ("EPSG:32645", (499_800, 3_100_200, 15)),
+        ("EPSG:4326", (86.9, 28.1, 1e-3)),
+    ],
+)
+def test_what_a_raster_masks_itself_hides_nothing_on_any_grid(tmp_path, crs, corner):
+    path, _ = write_scene(tmp_path / "scene.tif")
+    left, top, side = corner
+    mask = write_raster(
+        tmp_path / "mask.tif", np.ones((1, 300, 300), np.uint8), crs=crs, transform=from_origin(left, top, side, side)
+    )
+    if side == 30:
+        mask = write_raster(mask, np.ones((1, 96, 80), np.uint8))
+    with open_scene(path, mask=mask) as scene:
+        assert scene.masked(0, 0, 96, 80)["mask"].all()
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(mask, "r+") as file:
+        file.write_mask(np.zeros(file.shape, bool))
+    with open_scene(path, mask=mask) as scene:
+        assert not scene.masked(0, 0, 96, 80)["mask"].any()
 
 
 def test_a_raster_that_masks_nothing_says_so(tmp_path):
