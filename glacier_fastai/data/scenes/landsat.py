@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from posixpath import basename, dirname, join
 from typing import Any
 
 from ...errors import DataError
-from ...reading import parse_json, parse_xml, refusing
+from ...reading import DEPTH, parse_json, parse_xml, refusing
 from .names import SENSORS, canonical_sensor
 from .product import Flag, Folder, Part, Product
 
 __all__ = ["read_landsat"]
 
+ODD = "no metadata that can be used", "download the product again"
 METADATA = re.compile(r"(?i)(.*)_MTL\.(json|txt|xml)$")
 
 QA_PIXEL = {
@@ -177,8 +178,12 @@ class _Reader:
         if thermal:
             scale, offset = (self.number(f"RADIANCE_{term}_BAND_{key}") for term in ("MULT", "ADD"))
             planck = self.number(f"K1_CONSTANT_BAND_{key}"), self.number(f"K2_CONSTANT_BAND_{key}")
+            if min(planck) <= 0:
+                raise DataError(f"{self.where}: K1 or K2 of band {key} is not positive; download the product again")
             return Part(file, scale=scale, offset=offset, fill=0, planck=planck, shape=shape)
         height = self.number("SUN_ELEVATION")
+        if height > 90:
+            raise DataError(f"{self.where}: SUN_ELEVATION is {height:g}, more than 90; download the product again")
         if height <= 0:
             raise DataError(f"{self.where}: taken at night (SUN_ELEVATION {height:g}), so it shows no reflectance")
         scale, offset = (self.number(f"REFLECTANCE_{term}_BAND_{key}") for term in ("MULT", "ADD"))
@@ -233,9 +238,11 @@ def _groups(text: str, name: str, where: Any) -> Tree:
         tree = parse_json(text, where, DataError)
     elif kind == "xml":
         top = parse_xml(text, where, DataError)
-        tree = {top.tag: {group.tag: {item.tag: item.text or "" for item in group} for group in top}}
+        with refusing(where, DataError, *ODD):
+            tree = {top.tag: _once((group.tag, _once((i.tag, i.text or "") for i in group)) for group in top)}
     else:
-        tree = _odl(text)
+        with refusing(where, DataError, *ODD):
+            tree = _odl(text)
     root = tree.get("LANDSAT_METADATA_FILE") or tree.get("L1_METADATA_FILE") if isinstance(tree, Mapping) else None
     groups = root if isinstance(root, Mapping) else {}
     out = {
@@ -248,16 +255,27 @@ def _groups(text: str, name: str, where: Any) -> Tree:
     return out
 
 
+def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a mapping; raises `ValueError` for a name that stands twice, with other values."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if found.setdefault(key, value) != value:
+            raise ValueError(f"{key} stands twice")
+    return found
+
+
 def _odl(text: str) -> dict[str, Any]:
     """Return groups within groups, as an MTL.txt writes them; one that is not closed is left out."""
-    stack: list[tuple[str, dict[str, Any]]] = [("", {})]
+    stack: list[tuple[str, list[tuple[str, Any]]]] = [("", [])]
     for line in text.splitlines():
         key, sign, value = (part.strip() for part in line.partition("="))
         if key == "GROUP":
-            stack.append((value, {}))
+            stack.append((value, []))
+            if len(stack) > DEPTH:
+                raise ValueError(f"groups nested more than {DEPTH} deep")
         elif key == "END_GROUP" and len(stack) > 1:
             name, items = stack.pop()
-            stack[-1][1][name] = items
+            stack[-1][1].append((name, _once(items)))
         elif sign:
-            stack[-1][1][key] = value.strip('"')
-    return stack[0][1]
+            stack[-1][1].append((key, value.strip('"')))
+    return _once(stack[0][1])

@@ -144,6 +144,7 @@ _WAVELENGTHS: tuple[tuple[float, float, str | None], ...] = (
 _WAVELENGTH = re.compile(
     r"(?<![\d.a-z])(\d+(?:\.\d+)?)(?:\s*[-–]\s*(\d+(?:\.\d+)?))?\s*(nm|nanomet\w+|[uµμ]m|micromet\w+)\b"
 )
+LONGEST = 200  # characters of a name that may be that of a product's file
 _PRODUCT = re.compile(
     r"(?:.*?[_.])??(l[ceot]0\d|s2[abc]|hls\.[ls]30|t\d\d[a-z]{3})[_.](?:.*?[_.])?((?:s[rt]_)?b\d\w*?)(?:_\d0m)?(?:\.\w+)?"
 )
@@ -220,7 +221,7 @@ def _read(name: str, sensor: str | None = None) -> _Reading | None:
         base = _read(texture[2], sensor) if texture[1] in TEXTURES else None
         means.update({s: f"glcm_{texture[1]}({band})" for s, band in (base.means if base else means).items() if band})
         return _Reading(means, tuple(means)) if means else None
-    if product := _PRODUCT.fullmatch(text):
+    if len(text) <= LONGEST and (product := _PRODUCT.fullmatch(text)):
         sensors, text = tuple(s for s in sensors if s == _sensor(product[1])), product[2]
     text, common = _wavelength(text)
     text = _NUMBER_AND_NAME.sub(r"\1,", text)

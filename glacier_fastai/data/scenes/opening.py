@@ -14,13 +14,16 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
+from datetime import datetime
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from ...bands import BANDS, TERRAIN, Bands
+from ...core.fill import NO_VALUE
 from ...errors import DataError, did_you_mean
+from ...reading import refusing
 from .address import Address, named
 from .archive import ARCHIVES, Archive
 from .dem import SceneTerrain, Terrain
@@ -104,6 +107,8 @@ def open_scene(
                 product = _by_hand(folder, bands, how.get("sensor"))
             else:
                 product = _product(folder)
+                with refusing(path, DataError, "its metadata name no time that it was taken at", "download it again"):
+                    datetime.fromisoformat(product.date or "2000-01-01")
                 agree = bool(folder.sensor) and product.sensor == canonical_sensor(folder.sensor)
                 asked = ("bands", "scale", "offset") if agree else ("bands", "sensor", "scale", "offset")
                 if given := next((k for k in asked if how.get(k)), None):
@@ -257,6 +262,9 @@ def _open_parts(folder: Folder, product: Product, wanted: Collection[str] | None
             raise DataError(f"{folder.path}: no file {part.file} for band {band}, {by}; download it again")
         twice = sum(1 for b in bands[: bands.index(band)] if product.bands[b] == part)
         groups.setdefault((part.file, part.fill, part.planck, twice), {})[part.band] = band
+    for band in bands:
+        if (factor := product.bands[band].scale) is not None and not 0 < factor < NO_VALUE:
+            raise DataError(f"{folder.path}: the scale of {band} is {factor:g}, and not positive; download it again")
     flags = [flag.file for flag in product.flags if not flag.of or flag.of in bands]
     if missing := next((name for name in flags if not _is_there(folder, name)), None):
         raise DataError(f"{folder.path}: no file {missing}, which holds its masks; download it again")

@@ -111,7 +111,12 @@ class Folder:
 
     def local(self, name: str) -> Path | Address:
         """Return the path of a file, or its address where the user named the item that says it."""
-        return name if isinstance(name, Address) else self.root / name
+        if isinstance(name, Address):
+            return name
+        path, inside = self.root / name, os.path.abspath(self.root)
+        if os.path.commonpath([os.path.abspath(path), inside]) != inside:
+            raise DataError(f"{self.path}: names {name}, which does not lie in its folder; put it there")
+        return path
 
     def named(self, name: str) -> str:
         """Return how messages call a file: folders between, of long names, are left out."""

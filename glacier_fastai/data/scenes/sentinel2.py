@@ -23,7 +23,7 @@ from .product import Flag, Folder, Part, Product
 __all__ = ["read_sentinel2"]
 
 METADATA = re.compile(r"(?i)(?:.*/)?(?:MTD_MSI|S2\w_\w+_MTD_SAF)L(1C|2A)[^/]*\.xml")
-IMAGE = re.compile(r"(.*GRANULE/[^/]+/)IMG_DATA/(?:.*[/_])?(B\d[\dA]|SCL)(?:_([126]0)m)?\.jp2")
+IMAGE = re.compile(r"(.*GRANULE/[^/]+/)IMG_DATA/(?:[^/]*/)?(?:[^/]*_)?(B\d[\dA]|SCL)(?:_([126]0)m)?\.jp2")
 IDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 SCL = {
     "fill": (255, (0,)),
@@ -119,20 +119,24 @@ class _Reader:
     def scaling(self) -> dict[str, tuple[float, float]]:
         """Return scale and offset of each band."""
         tag = "QUANTIFICATION_VALUE" if self.level == "1C" else "BOA_QUANTIFICATION_VALUE"
-        per_one = self.number(self.text(tag) or self.text(f"L2A_{tag}"), tag)
+        if len(said := {(e.text or "").strip() for t in (tag, f"L2A_{tag}") for e in self.root.iter(t)}) > 1:
+            raise DataError(f"{self.where}: {tag} is {' and '.join(sorted(said))}; download the product again")
+        per_one = self.number(next(iter(said), ""), tag)
         if per_one <= 0:
             raise DataError(f"{self.where}: {tag} is {per_one:g}; download the product again")
-        offsets = dict.fromkeys(IDS, 0.0)
+        offsets: dict[str, float] = {}
         elements = [*self.root.iter("RADIO_ADD_OFFSET" if self.level == "1C" else "BOA_ADD_OFFSET")]
         for element in elements:
             number = self.number(element.get("band_id", ""), "band_id")
             if number not in range(len(IDS)):
                 raise DataError(f"{self.where}: an offset is of band_id {number:g}; bands are 0 to 12")
-            offsets[IDS[int(number)]] = self.number(element.text or "", element.tag)
+            offset = self.number(element.text or "", element.tag)
+            if offsets.setdefault(IDS[int(number)], offset) != offset:
+                raise DataError(f"{self.where}: band_id {number:g} has two offsets; download the product again")
         baseline = self.text("PROCESSING_BASELINE")
         if not elements and re.match(r"0[4-9]|[1-8]\d", baseline):
             self.notes.append(f"{self.where}: names no offset, as products since baseline 04.00 do, so none is added")
-        return {key: (1 / per_one, offset / per_one) for key, offset in offsets.items()} | {"SCL": (1.0, 0.0)}
+        return {key: (1 / per_one, offsets.get(key, 0.0) / per_one) for key in IDS} | {"SCL": (1.0, 0.0)}
 
     def date(self) -> str:
         """Return when it was taken."""

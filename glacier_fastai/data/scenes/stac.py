@@ -27,6 +27,7 @@ from .web import text_at
 
 if TYPE_CHECKING:
     from pystac import Item
+    from requests import Response
 
 __all__ = ["read_stac", "stac_items"]
 
@@ -38,7 +39,8 @@ PICTURES = ("visual", "overview", "thumbnail", "metadata")  # roles of what is n
 Kinds = Mapping[str, tuple[int, tuple[int, ...]]]
 SCHEMES: dict[str, Kinds] = {"qa_pixel": QA_PIXEL, "scl": SCL, "fmask": FMASK}
 """Name of an asset, in lower case -> as `Flag.kinds`."""
-MOST = 10_000  # items of an API
+MOST, ANSWER = 10_000, 2**26  # items of an API, and bytes of one answer
+NUMBERS = ("raster:scale", "scale", "raster:offset", "offset", "raster:nodata", "nodata")
 
 
 def read_stac(
@@ -130,6 +132,8 @@ def _bands(asset: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any], str]
 
 
 def _part(folder: Folder, asset: Mapping[str, Any], band: Mapping[str, Any], number: int) -> Part:
+    if odd := next((k for k in NUMBERS if isinstance(band.get(k), bool)), None):
+        raise DataError(f"{folder.path}: {odd} is true or false, no number")
     scale, offset = (
         next((float(band[k]) for k in (f"raster:{name}", name) if band.get(k) is not None), None)
         for name in ("scale", "offset")
@@ -215,6 +219,7 @@ def stac_items(
         DataError: The API does not answer, answers with nonsense, or finds nothing.
     """
     from pystac_client import Client
+    from pystac_client.stac_api_io import StacApiIO
     from requests import Request
 
     address = named(api)
@@ -235,7 +240,9 @@ def stac_items(
     text_at(address)  # which says what is wrong with a host better than the search does
     found, strays, when = [], list[str | None](), f"{start or '..'}/{end or '..'}" if start or end else None
     try:
-        client = Client.open(address.url, timeout=60, request_modifier=only_there)
+        io = StacApiIO()
+        io.session.hooks["response"].append(_bounded)
+        client = Client.open(address.url, stac_io=io, timeout=60, request_modifier=only_there)
         search = client.search(
             method="GET",
             bbox=[west, south, east, north],
@@ -262,6 +269,16 @@ def stac_items(
         if not isinstance(named(item.get_self_href() or ""), Address):  # which leads to a file here
             raise DataError(f"{address}: item {item.id} has no link to itself by https, http or s3")
     return sorted(found, key=lambda item: (str(item.properties.get("datetime")), item.id))
+
+
+def _bounded(response: Response, **_: Any) -> None:
+    """Read an answer, of whatever size it was when packed; requests itself would read all of it."""
+    body = bytearray()
+    for part in response.iter_content(2**16):
+        body += part
+        if len(body) > ANSWER:
+            raise ValueError(f"an answer of more than {ANSWER:,} bytes")
+    response._content = bytes(body)
 
 
 def _box(bbox: Sequence[float | str]) -> tuple[float, float, float, float]:

@@ -243,6 +243,11 @@ def test_bands_described_otherwise(given, described, sensor, want):
         assert described_otherwise(given.split(), described.split(), sensor) == want
 
 
+def test_a_name_without_end_is_no_products():
+    with pytest.raises(DataError, match="lc08_b1"):
+        name_bands(["lc08_b1_" * 1000 + "!"], None)  # else it takes hours
+
+
 def test_no_description_contradicts_nothing():
     assert described_otherwise(["red", "nir"], [None, ""]) == []
 

@@ -104,6 +104,12 @@ def test_what_of_landsat_is_refused(tmp_path):
         (r'(SUN_ELEVATION"?\D+)38', r"\g<1>-38", r"_MTL\.json: taken at night \(SUN_ELEVATION -38"),
         (r'(SUN_ELEVATION"?\D+)38', r"\g<1>x38", r"_MTL\.json: SUN_ELEVATION is .*, no number"),
         ("K1_CONSTANT_BAND_10", "K", r"_MTL\.json: lacks K1_CONSTANT_BAND_10"),
+        (r'(K1_CONSTANT_BAND_10"?\D+)774', r"\g<1>-774", r"_MTL\.json: K1 or K2 of band 10 is not positive"),
+        (r'(SUN_ELEVATION"?\D+)38', r"\g<1>138", r"_MTL\.json: SUN_ELEVATION is 138\.\d+, more than 90"),
+        (r'(REFLECTANCE_MULT_BAND_4"?\D+)2', r"\g<1>-2", r"the scale of red is -\S+, and not positive"),
+        ("2020-11-13", "2020-99-99", "its metadata name no time that it was taken at"),
+        (r"(\")[^\"]*_B4\.TIF", r"\1../b/B4.TIF", r"names \.\./b/B4\.TIF, which does not lie in its folder"),
+        (r"(\")[^\"]*_B4\.TIF", r"\1/b/B4.TIF", "names /b/B4.TIF, which does not lie in its folder"),
         ("OLI_TIRS", "MSS", "LANDSAT_8 MSS is not read"),
         ("METADATA_FILE", "X", "no metadata of Landsat"),
         ("{", "", r"_MTL\.json: damaged, or not JSON"),
@@ -113,6 +119,23 @@ def test_what_of_landsat_is_refused(tmp_path):
             pass
         for path, text in keep.items():
             path.write_text(text)
+
+
+@pytest.mark.parametrize("kind", ["txt", "xml"])
+def test_what_stands_twice_in_an_mtl(tmp_path, kind):
+    made = landsat(tmp_path / "p", "LC08", "L1TP", kinds=(kind,))
+    path = next(made.path.glob("*_MTL.*"))
+    text = path.read_text()
+    line = next(line for line in text.splitlines(True) if "SUN_ELEVATION" in line)
+    path.write_text(text.replace(line, line * 2))
+    open_scene(made.path).close()
+    path.write_text(text.replace(line, line + line.replace("38", "39")))
+    with pytest.raises(DataError, match=rf"_MTL\.{kind}: no metadata that can be used \(SUN_ELEVATION stands twice\)"):
+        open_scene(made.path)
+    if kind == "txt":
+        path.write_text("GROUP = A\n" * 3000 + "END_GROUP = A\n" * 3000)
+        with pytest.raises(DataError, match="groups nested more than 64 deep"):
+            open_scene(made.path)
 
 
 @pytest.mark.parametrize("rename", [str.lower, str.upper])
@@ -224,6 +247,13 @@ def test_what_of_sentinel_2_is_refused(tmp_path):
         (">10000<", ">0<", "BOA_QUANTIFICATION_VALUE is 0"),
         (">10000<", "><", "BOA_QUANTIFICATION_VALUE is '', no number"),
         (">-1000<", ">many<", "BOA_ADD_OFFSET is 'many', no number"),
+        ('band_id="2">-1000', 'band_id="3">-900', r"MTD_MSIL2A\.xml: band_id 3 has two offsets"),
+        (
+            "(<BOA_QUANTIFICATION_VALUE[^>]*>)10000(<[^>]*>)",
+            r"\g<1>10000\g<2>\g<1>20000\g<2>",
+            "BOA_QUANTIFICATION_VALUE is 10000 and 20000",
+        ),
+        ("2021-01-01T04", "2021-77-01T04", "its metadata name no time that it was taken at"),
         ('band_id="12"', 'band_id="13"', "band_id 13; bands are 0 to 12"),
         ("2021-01-01T04", "yesterday", "PRODUCT_START_TIME is 'yesterday"),
         ("<n1:General_Info>", "", r"MTD_MSIL2A\.xml: damaged, or not XML"),

@@ -1,3 +1,4 @@
+import gzip
 import json
 from datetime import UTC, datetime
 
@@ -300,6 +301,8 @@ BAD = {
     "nonsense": (item({"red": []}), "no STAC item that can be read"),
     "GeoJSON": ({"type": "Feature"}, "no product that is known"),
     "scale": (item({"red": band_asset("red", "bands/red.tif", scale="much")}), "no STAC item that can be read"),
+    "true": (item({"red": band_asset("red", "bands/red.tif", scale=True)}), "scale is true or false, no number"),
+    "date": (item({"red": band_asset("red", "a.tif")}, datetime="yesterday"), "no time that it was taken at"),
 }
 
 
@@ -377,6 +380,21 @@ def test_items_of_an_api_are_no_files_here(monkeypatch, href):
     with Api() as api:
         monkeypatch.setattr("pystac.Item.get_self_href", lambda item: href)
         with pytest.raises(DataError, match="https?, http"):
+            stac_items(api.url, BBOX)
+
+
+def test_an_answer_is_bounded_however_small_it_was_when_packed(monkeypatch):
+    monkeypatch.setattr("glacier_fastai.data.scenes.stac.ANSWER", 2**14)
+    with Api() as api:
+        assert stac_items(api.url, BBOX)
+        packed = gzip.compress(b'{"a": "' + bytes(2**20) + b'"}')
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        first = api.plan
+        api.files["/search"] = packed
+        api.plan = lambda number, path, start: (
+            Answer(headers=headers) if path == "/search" else first(number, path, start)
+        )
+        with pytest.raises(DataError, match="an answer of more than 16,384 bytes"):
             stac_items(api.url, BBOX)
 
 
