@@ -90,7 +90,7 @@ def test_predictions_of_a_model_that_was_replaced_are_stale_until_they_are_writt
     models = {k: f"fold{k}/best.safetensors" for k in range(2)}
     assert OutOfFold(folder).stale() is None
     assert OutOfFold(tmp_path).stale() == "fold2/best.safetensors"
-    shutil.copy(folder / models[0], tmp_path / models[1])
+    ModelBundle.load(folder / models[1]).save(tmp_path / models[1], half=False)
     assert OutOfFold(tmp_path).stale() == models[1]
     OutOfFold.write(tmp_path, models, store)
     assert OutOfFold(tmp_path).stale() is None and set(OutOfFold(tmp_path).table["fold"]) == {0, 1}
