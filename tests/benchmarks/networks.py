@@ -3,11 +3,11 @@
     python tests/benchmarks/networks.py DATA [--size tiny] [--steps 300] [--seeds 3] [--out FOLDER]
 
 DATA holds the folder `competition`, of which a third is held out, as by real_ground.py, with the recipe
-`competition_cpu` in windows of 192 px, seen once; synthetic landscapes are 12 to
-train on and 24 others, with the recipe `demo`. Each seed has ground of its own: another third, other landscapes. Both
-networks are of one size and make the same steps; then the U-Net makes as many as it can in GlaViTU's time. Each is
-trained by one core in a process of its own; images per second count the seconds of the core, of which other work on the
-machine takes nothing, and memory is that of the process at its peak. Nothing is stopped or chosen by what is held out.
+`competition_cpu` in windows of 192 px, seen at one size; synthetic landscapes are 12 to train on and 24 others, with
+the recipe `demo`. Each seed has ground of its own: another third, other landscapes. Both networks are of one size and
+make the same steps; then the U-Net makes as many as it can in GlaViTU's time. Each is trained by one core in a
+process of its own; images per second count the seconds of the core, of which other work on the machine takes nothing,
+and memory is that of the process at its peak. Nothing is stopped or chosen by what is held out.
 FOLDER gets a line of JSON as soon as one is measured; run the command again to go on.
 """
 

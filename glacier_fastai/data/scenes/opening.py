@@ -108,7 +108,8 @@ def open_scene(
             else:
                 product = _product(folder)
                 with refusing(path, DataError, "its metadata name no time that it was taken at", "download it again"):
-                    datetime.fromisoformat(product.date or "2000-01-01")
+                    if product.date:
+                        datetime.fromisoformat(product.date)
                 agree = bool(folder.sensor) and product.sensor == canonical_sensor(folder.sensor)
                 asked = ("bands", "scale", "offset") if agree else ("bands", "sensor", "scale", "offset")
                 if given := next((k for k in asked if how.get(k)), None):
