@@ -79,6 +79,12 @@ def test_an_ensemble_and_out_of_fold_predictions_say_the_same(legacy, expected, 
     assert calibrate([legacy / "crossval"], tmp_path / "again.yaml")["nll"] == pytest.approx(want["nll"], abs=1e-3)
 
 
+def test_a_checkpoint_without_checksums_is_read(tmp_path):
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(lzma.decompress((LEGACY / "last.ckpt.xz").read_bytes()))
+    assert load_checkpoint(path)["at"] == (1, 0)
+
+
 @pytest.mark.slow
 def test_a_run_is_resumed_and_reported(legacy, expected):
     run = legacy / "run"

@@ -143,8 +143,10 @@ def glaciers(
         if (path := classes.with_name(f"{stem}_{kind}.tif")).is_file():
             maps[kind] = path
     out = classes.parent if out is None else Path(out)
-    with open_raster(classes) as raster:  # one far longer than its pixels is refused here, and not hashed
-        own = inventory_on(by, _grid(raster, classes), classes, notes)
+    with ExitStack() as stack:  # what is far longer than its pixels is refused here, and not hashed
+        rasters = {kind: stack.enter_context(open_raster(path)) for kind, path in maps.items()}
+        own = inventory_on(by, _grid(rasters["classes"], classes), classes, notes)
+        _check_same_grid(rasters, maps)
     record = _record(maps, stem, notes)
     files = {kind: out / name for kind, name in glacier_files(stem, geoparquet, form).items()}
     every = [out / name for name in glacier_files(stem, True, form).values()]
@@ -229,7 +231,6 @@ def write_glaciers(
     with ExitStack() as stack:
         rasters = {kind: stack.enter_context(open_raster(path)) for kind, path in maps.items()}
         grid = _grid(rasters["classes"], maps["classes"])
-        _check_same_grid(rasters, maps)
         pixel = sum(np.dtype(t).itemsize for raster in rasters.values() for t in raster.dtypes)
         stack.enter_context(block_cache(ROWS * grid.width * pixel))
         if inventory is None:

@@ -295,6 +295,9 @@ def test_what_cannot_be_used_is_refused_and_leaves_nothing(tmp_path):
     long = write_map(tmp_path / "long", classes)
     os.truncate(long, 2**40)
     refused(r"s_classes\.tif: has 1,099,511,627,776 bytes", long)
+    beside = write_raster(write_map(tmp_path / "beside", classes).with_name("s_confidence.tif"), classes[None])
+    os.truncate(beside, 2**40)
+    refused(r"s_confidence\.tif: has 1,099,511,627,776 bytes", beside.with_name("s_classes.tif"))
     zero = write_raster(tmp_path / "z.tif", classes[None], nodata=0)
     refused(r"z\.tif: declares 0 as nodata; in a map of classes it is 255", zero)
     for wrong in ({"buffer": -1}, {"buffer": np.nan}, {"min_area": np.inf}):
