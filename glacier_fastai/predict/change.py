@@ -285,6 +285,11 @@ def _table(path: Path, work: Path, inventory: Any, buffer: float | None, day: st
         rows[name] = rows[name].astype(object).where(rows[name].notna(), "").astype(str)
     for name in NUMBERS:
         rows[name] = _numbers(rows[name], path, *((1.0, "share from 0 to 1") if name == "share_seen" else AREA))
+    if (wrong := rows["area_low_km2"] > rows["area_high_km2"] + ROUNDING).any():
+        raise DataError(
+            f"{path}: area_low_km2 is above area_high_km2 in {wrong.sum()} rows, first "
+            f"{rows.loc[wrong, 'id'].iloc[0][:40]!r}; mend them, or make the table anew"
+        )
     ids = rows["id"][rows["id"] != ""]
     if ids.duplicated().any():
         raise DataError(f"{path}: {ids[ids.duplicated()].iloc[0]} occurs twice; a table has each glacier once")

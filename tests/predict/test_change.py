@@ -90,6 +90,16 @@ def test_what_is_no_number_in_a_table_is_refused_and_not_left_out(two, tmp_path,
         change(first["glaciers.csv"], second["glaciers.csv"], tmp_path / "out")
 
 
+def test_an_interval_that_ends_before_it_begins_is_refused(two, tmp_path):
+    first, second, _ = two
+    table = pd.read_csv(second["glaciers.csv"])
+    table.loc[1, ["area_low_km2", "area_high_km2"]] = [0.9, 0.1]
+    table.to_csv(second["glaciers.csv"], index=False)
+    message = rf"t_glaciers\.csv: area_low_km2 is above area_high_km2 in 1 rows, first '{table['id'][1]}'; mend them"
+    with pytest.raises(DataError, match=message):
+        change(first["glaciers.csv"], second["glaciers.csv"], tmp_path / "out")
+
+
 def test_a_cell_that_says_there_is_no_value_is_left_out(two, tmp_path):
     first, second, _ = two
     table = pd.read_csv(second["glaciers.csv"], dtype=str, keep_default_na=False)
