@@ -235,7 +235,11 @@ def test_from_a_scene_to_a_map(tmp_path, monkeypatch):
         features = [{"geometry": geometry, "properties": {}} for geometry, _ in found]
         geopandas.GeoDataFrame.from_features(features, crs=file.crs).to_file("outlines.gpkg")
     run(
-        marked("scene"), {"prepare": ["--tile-size", "32"], "finetune": settings("data.folds=3", "predict.views=false")}
+        marked("scene"),
+        {
+            "prepare": ["--tile-size", "32", "--overlap", "16"],
+            "finetune": settings("data.folds=3", "predict.views=false"),
+        },
     )
     with rasterio.open("maps/other_scene_classes.tif") as made, rasterio.open("other_scene.tif") as scene:
         assert (made.transform, made.shape, made.crs) == (scene.transform, scene.shape, scene.crs)

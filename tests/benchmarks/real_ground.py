@@ -88,7 +88,7 @@ def prepare(ground: str, data: Path, out: Path) -> TileStore:
         scale, offset = [2.75e-5] * 4 + [0.00341802], [-0.2] * 4 + [149.0]
         return prepare_competition(data / ground, out, scale=scale, offset=offset)
     scene, label = data / ground / "scene.tif", data / ground / "label.tif"
-    return prepare_scenes([scene], out, labels=[label], tile_size=128)
+    return prepare_scenes([scene], out, labels=[label], tile_size=128, overlap=64)
 
 
 def held_out(store: TileStore, folds: int, k: int, out: Path) -> Fold:
