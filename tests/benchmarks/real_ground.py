@@ -3,15 +3,16 @@
     python tests/benchmarks/real_ground.py DATA --ground competition|everest [--folds 3] [--seeds 3] [--minutes 20]
         [--only ours,forest] [--recipe NAME]... [--out FOLDER]
 
-DATA holds the folders `competition` and `everest`. Each spatial fold (of three, of `everest`: a third of the scene) is
-held out in turn and decides nothing: all methods train on the tiles that do not touch it, ours keeps its last weights,
-and nothing is stopped, chosen or normalised by it. One after another they have all cores; smp and TorchGeo have so many
-minutes (of processor time by the number of cores), ours makes the steps of its recipe, the ratio and the forest take
-what they need: compare the minutes in the table. "ours and forest" is the mean of the probabilities of both. The
-calibration error is that of the most probable class; beside it, that after a temperature found on the other folds,
-and that of all folds together, in which what is too sure on one ground and too unsure on another cancels out.
-FOLDER gets a line of JSON in `results.json` as soon as one is measured, and its probabilities on the fold; run the
-command again to go on, and name another folder when the code or a recipe has changed.
+DATA holds the folders `competition` and `everest`. Each spatial fold (of three; of `everest`, whose tiles overlap by
+half, two fifths of the scene) is held out in turn and decides nothing: all methods train on the tiles that do not
+touch it, ours keeps its last weights, and nothing is stopped, chosen or normalised by it. One after another they have
+all cores; smp and TorchGeo have so many minutes (of processor time by the number of cores), ours makes the steps of
+its recipe, the ratio and the forest take what they need: compare the minutes in the table. "ours and forest" is the
+mean of the probabilities of both. The calibration error is that of the most probable class; beside it, that after a
+temperature found on the other folds, and that of all folds together, in which what is too sure on one ground and too
+unsure on another cancels out. FOLDER gets a line of JSON in `results.json` as soon as one is measured, and its
+probabilities on the fold; run the command again to go on, and name another folder when the code or a recipe has
+changed.
 """
 
 from __future__ import annotations
