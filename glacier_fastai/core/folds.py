@@ -12,7 +12,7 @@ from shapely import box as rectangle
 
 from ..errors import DataError
 
-__all__ = ["ALWAYS", "NEVER", "assign_folds", "neighbours", "touching", "train_valid"]
+__all__ = ["ALWAYS", "NEVER", "assign_folds", "counted_once", "neighbours", "touching", "train_valid"]
 
 ALWAYS, NEVER = -1, -2
 """In place of a fold: a tile that is always trained on, and one that is kept aside for a final test."""
@@ -59,6 +59,28 @@ def touching(
     near = np.zeros(len(box), bool)
     near[i[tiles[j]]] = True
     return near
+
+
+def counted_once(
+    frame: Sequence[str] | np.ndarray,  # as in `neighbours`
+    box: np.ndarray,  # as in `neighbours`
+) -> np.ndarray:
+    """Return bool `(N,)`: tiles of which no two share a quarter of their ground or more; those that come first stay.
+
+    What is counted tile by tile, such as glaciers, counts once with them, although tiles overlap.
+
+    >>> counted_once(["a"] * 4, np.array([[0, 0, 2, 2], [1, 0, 3, 2], [2, 0, 4, 2], [1, 1, 3, 3]]))
+    array([ True, False,  True, False])
+    """
+    i, j = neighbours(frame, box)
+    (left, top), (right, bottom) = np.maximum(box[i, :2], box[j, :2]).T, np.minimum(box[i, 2:], box[j, 2:]).T
+    width, height = (box[:, 2:] - box[:, :2]).T
+    smaller = np.minimum((width * height)[i], (width * height)[j])
+    much = (i > j) & (4.000001 * np.maximum(right - left, 0) * np.maximum(bottom - top, 0) >= smaller)
+    once = np.ones(len(box), bool)
+    for later, before in sorted(zip(i[much], j[much], strict=True)):
+        once[later] &= not once[before]
+    return once
 
 
 def assign_folds(

@@ -65,6 +65,7 @@ class Tile(NamedTuple):
     fold: int
     probs: Tensor  # (K, H, W) float32
     labels: np.ndarray  # (H, W) uint8, 254 = ice of unknown kind, 255 = no label
+    once: bool  # its glaciers count: no other tile of these shows the same ground
 
 
 def calibrate(
@@ -220,7 +221,7 @@ def _tiles(predictions: Sequence[OutOfFold]) -> Iterator[Tile]:
             total = total + torch.from_numpy(probs)
             if oof is first:
                 truth = labels
-        yield Tile(int(first.table["fold"][i]), total / len(where), truth)
+        yield Tile(int(first.table["fold"][i]), total / len(where), truth, bool(first.table["once"][i]))
 
 
 def _sample(predictions: Sequence[OutOfFold]) -> tuple[np.ndarray, Tensor, Tensor]:
@@ -230,7 +231,7 @@ def _sample(predictions: Sequence[OutOfFold]) -> tuple[np.ndarray, Tensor, Tenso
         raise DataError(f"{predictions[0].path}: no labelled pixel, so nothing can be fitted")
     step = -(-labelled // PIXELS)
     parts = []
-    for fold, probs, labels in _tiles(predictions):
+    for fold, probs, labels, _ in _tiles(predictions):
         at = np.flatnonzero(labels != IGNORE)[::step]
         y = torch.from_numpy(labels.ravel()[at].astype(np.int64))
         parts.append((np.full(len(at), fold), probs.flatten(1).T[at], y))
@@ -252,7 +253,7 @@ def _maps(predictions: Sequence[OutOfFold], fits: dict[int, Calibration]) -> dic
     """Return the scores of the tiles' maps, each decided with what was fitted to the other folds."""
     cleaning = PostprocessRecipe().by_code()
     totals: dict[str, Tensor] = {}
-    for fold, probs, truth in _tiles(predictions):
+    for fold, probs, truth, _ in _tiles(predictions):
         c = fits[fold]
         sure = calibrated(probs, c.temperature, c.bias)
         for name, offsets in (("plain", NONE), ("offsets", c.offsets)):
@@ -302,7 +303,9 @@ def _areas(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return fold and `glacier_areas` of every mapped glacier, and fold and `outlined_areas` of every true one."""
     patches, outlined = [np.empty((0, 4))], [np.empty((0, 6))]
-    for fold, probs, labels in _tiles(predictions):
+    for fold, probs, labels, once in _tiles(predictions):
+        if not once:
+            continue
         c = fits[fold]
         sure = calibrated(probs, c.temperature, c.bias)
         classes = decide(sure, c.offsets).numpy()

@@ -3,7 +3,7 @@
 The epoch that a model is kept from was chosen on these very tiles, so they flatter it a little.
 
 OUT/oof/models.json        SHA-256 of each model, by its path from OUT
-OUT/oof/tiles.csv          a row per tile: key (as `TileStore.keys`), id, fold
+OUT/oof/tiles.csv          a row per tile: key (as `TileStore.keys`), id, fold, once (`core.folds.counted_once`: 0, 1)
 OUT/oof/probabilities.npy  (N, K, H, W) float16, views and scales averaged as the recipe wants
 OUT/oof/labels.npy         (N, H, W) uint8, 254 = ice of unknown kind, 255 = no label
 """
@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from ..bands import CLASSES, ICE_OF_ANY_KIND, IGNORE
+from ..core.folds import counted_once
 from ..data.tiles import TileStore
 from ..errors import BundleError, DataError, cell, note
 from ..files import check_room, file_hash, whole_file, whole_folder, write_text
@@ -50,6 +51,10 @@ class OutOfFold:
         self.table = read_table(self.path / "tiles.csv", DataError, {"key": str, "id": str, "fold": int})
         self.probabilities = read_array(self.path / "probabilities.npy", DataError, np.float16, hint=AGAIN)
         self.labels = read_array(self.path / "labels.npy", DataError, np.uint8, hint=AGAIN)
+        once = self.table.get("once", pd.Series("1", self.table.index))  # no earlier version wrote it
+        if not once.isin(["0", "1"]).all():
+            raise DataError(f"{self.path / 'tiles.csv'}: column once holds what is neither 0 nor 1; {AGAIN}")
+        self.table["once"] = once == "1"
         self.folder = self.path.parent
         n = len(self.table)
         if self.probabilities.shape != (n, len(CLASSES), *self.labels.shape[1:]) or self.labels.shape[:1] != (n,):
@@ -124,9 +129,17 @@ class OutOfFold:
                     probabilities.write(np.asarray(probs, np.float16).tobytes())
                     labels.write(store.labels(i).tobytes())
             rows = [{"key": keys[i], "id": cell(store.table["id"][i]), "fold": fold} for fold, i in tiles]
-            write_text(out / "tiles.csv", pd.DataFrame(rows).to_csv(index=False))
+            once = _counted_once(store, [i for _, i in tiles]).astype(int)
+            write_text(out / "tiles.csv", pd.DataFrame(rows).assign(once=once).to_csv(index=False))
             hashes = {name: file_hash(folder / name) for name in models.values()}
             write_text(out / "models.json", json.dumps(hashes, indent=1))
+
+
+def _counted_once(store: TileStore, tiles: list[int]) -> np.ndarray:
+    """Return `counted_once` of some tiles, scene by scene; those that do not say where they lie all count."""
+    t, place = store.table.iloc[tiles], store.footprints()
+    frame = np.where(t["transform"] != "", place["frame"][tiles] + " " + t["scene"], np.arange(len(t)).astype(str))
+    return counted_once(frame, place["box"][tiles])
 
 
 @contextmanager

@@ -4,7 +4,16 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glacier_fastai.core.folds import ALWAYS, NEVER, _deal_units, assign_folds, neighbours, touching, train_valid
+from glacier_fastai.core.folds import (
+    ALWAYS,
+    NEVER,
+    _deal_units,
+    assign_folds,
+    counted_once,
+    neighbours,
+    touching,
+    train_valid,
+)
 from glacier_fastai.errors import DataError
 
 
@@ -121,6 +130,16 @@ def test_neighbours_are_what_a_comparison_of_all_pairs_finds():
     low, high = box[:, :2], box[:, 2:]
     meets = ((low[:, None] <= high) & (low <= high[:, None])).all(2)
     np.testing.assert_array_equal(got, meets & (frame[:, None] == frame))
+
+
+def test_ground_of_overlapping_tiles_counts_once():
+    row, col = (p.ravel() for p in np.meshgrid(range(0, 385, 64), range(0, 385, 64), indexing="ij"))
+    overlapping = counted_once(["a"] * len(row), boxes(row, col, 128))
+    np.testing.assert_array_equal(overlapping, (row % 128 == 0) & (col % 128 == 0))
+    ends = np.array([0, 128, 234])  # the last tile of a scene of 362 px is moved back by 22 px
+    row, col = (p.ravel() for p in np.meshgrid(ends, ends, indexing="ij"))
+    assert counted_once(["a"] * 9, boxes(row, col, 128)).all()
+    assert counted_once(np.arange(9).astype(str), boxes(row * 0, col * 0, 128)).all()  # of nine scenes
 
 
 def test_tiles_kept_aside_are_in_no_fold():

@@ -70,6 +70,11 @@ def test_temperature_and_offsets_are_found_and_stored(crossvalidated, tmp_path):
     assert plt.imread(tmp_path / "e.png").std() > 0.05
     with pytest.raises(OutputError, match="e.yaml: exists already"):
         calibrate([folder], tmp_path / "e.yaml")
+    table = pd.read_csv(folder / "oof" / "tiles.csv")
+    table.assign(once=[1, 0, 0] * 3).to_csv(folder / "oof" / "tiles.csv", index=False)  # tiles that overlap
+    fewer = calibrate([folder], tmp_path / "fewer.yaml", bias=True)
+    assert (fewer["tiles"], fewer["nll"]) == (9, found["nll"])
+    assert all(0 < fewer[kind]["glaciers"] < 0.6 * found[kind]["glaciers"] for kind in ("area", "glacier"))
     plain = calibrate([folder], tmp_path / "plain.yaml")  # without a bias, offsets must undo the lift
     offsets = Ensemble.load([tmp_path / "plain.yaml"]).calibration.offsets
     assert min(offsets[1:]) > 0.3 and plain["offsets"]["mcc"] > plain["plain"]["mcc"] + 0.01

@@ -105,6 +105,25 @@ def test_a_cross_validation_that_goes_on_repeats_predictions_that_name_no_models
     assert OutOfFold(tmp_path / "cv").stale() is None
 
 
+def test_of_tiles_that_overlap_within_a_scene_one_counts_its_glaciers(crossvalidated, tmp_path):
+    with TileWriter(tmp_path / "store", BANDS, 32, "uint16", "test") as writer:
+        for s, col, known in [("a", 0, 1), ("a", 16, 1), ("a", 32, 1), ("b", 0, 1), ("c", 0, 0), ("c", 0, 0)]:
+            at = {"crs": "EPSG:32645", "transform": (30, 0, 500_000 + 30 * col, 0, -30, 3_100_000)} if known else {}
+            writer.add(*made_up(32, 32, seed=len(writer.rows))[:2], scene=s, name=str(len(writer.rows)), col=col, **at)
+    store, folder = TileStore(tmp_path / "store"), tmp_path / "cv"
+    folder.mkdir()
+    bundle = ModelBundle.load(crossvalidated[0] / "fold0" / "best.safetensors")
+    replace(bundle, trained_on=TrainedOn(valid=tuple(store.keys()), tile_size=32)).save(folder / "m.safetensors")
+    OutOfFold.write(folder, {0: "m.safetensors"}, store)
+    assert OutOfFold(folder).table["once"].tolist() == [True, False, True, True, True, True]
+    table = pd.read_csv(folder / "oof" / "tiles.csv", dtype=str)
+    table.drop(columns="once").to_csv(folder / "oof" / "tiles.csv", index=False)  # as earlier versions wrote it
+    assert OutOfFold(folder).table["once"].all()
+    table.assign(once="2").to_csv(folder / "oof" / "tiles.csv", index=False)
+    with pytest.raises(DataError, match="tiles.csv: column once holds what is neither 0 nor 1; repeat"):
+        OutOfFold(folder)
+
+
 def test_tiles_on_ground_that_their_model_has_seen_are_said(crossvalidated, tmp_path):
     """Two dates of one ground, dealt out as if they were strangers."""
     with TileWriter(tmp_path / "store", BANDS, 32, "uint16", "test") as writer:
