@@ -50,6 +50,7 @@ DEPTH = 64  # levels of lists and mappings
 JSON, YAML = (2**28, 2**23), (2**17, 20_000)  # largest file, bytes, and most values in it; an alias counts every time
 TABLE, LINE = 2**27, 2**16  # largest CSV, and its header, bytes
 HEADER, PICKLE = 2**25, 2**22  # largest header of safetensors, and pickle of a checkpoint, bytes
+STATE = 2**24  # most values in a checkpoint; what stands in several places counts in each
 PICKLED = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage|_codecs encode")
 AGAIN = "copy it again, or make it anew"
 WHOLE = 2**63  # integers are smaller, as everything that takes them wants
@@ -443,4 +444,23 @@ def read_checkpoint(
                     raise ValueError(f"{what} is not of a checkpoint")
         _check_memory(path, error, 2 * size)
         file.seek(0)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        if _count(state, 0, {}) > STATE:
+            raise ValueError(f"more than {STATE:,} values")
+        return state
+
+
+def _count(value: Any, depth: int, known: dict[int, int]) -> int:
+    """Return how many values there are; raises `ValueError` for one in itself, and a tensor that repeats its values."""
+    if isinstance(value, (dict, list, tuple)):
+        if id(value) not in known:
+            if depth == DEPTH:
+                raise ValueError(f"nested {DEPTH} deep, or in itself")
+            parts = [*value, *value.values()] if isinstance(value, dict) else value
+            known[id(value)] = 1 + sum(_count(part, depth + 1, known) for part in parts)
+        return known[id(value)]
+    if hasattr(value, "untyped_storage"):
+        repeats = any(step == 0 and n > 1 for step, n in zip(value.stride(), value.shape, strict=True))
+        if repeats or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError("a tensor of more values than are stored")
+    return 1

@@ -366,7 +366,8 @@ def load_recipe(
         _override(tree, item)
     said = {item.partition("=")[0].strip() for item in overrides}
     for one, *others in (("train.epochs", "train.steps"), ("train.steps", "train.epochs", "data.crops_per_tile")):
-        if one in said and tree["train"][one.partition(".")[2]] is not None:
+        train = tree.get("train")
+        if one in said and isinstance(train, dict) and train.get(one.partition(".")[2]) is not None:
             for section, _, field in (other.partition(".") for other in others if other not in said):
                 if isinstance(tree.get(section), dict):
                     tree[section].pop(field, None)  # the file's word of how long is what was changed

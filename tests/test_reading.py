@@ -343,3 +343,23 @@ def test_a_bit_that_has_turned_is_found(tmp_path):
 
 def test_bundles_hold_no_json_but_plain_data():
     assert parse_json(json.dumps({"a": [1, 2.5, None, True, "é"]}), "a", DataError) == {"a": [1, 2.5, None, True, "é"]}
+
+
+def test_a_checkpoint_is_no_larger_in_memory_than_in_its_file(tmp_path):
+    bomb, path = ["a"] * 9, tmp_path / "a.ckpt"
+    for _ in range(9):
+        bomb = [bomb] * 9
+    itself = {}
+    itself["a"] = itself
+    refused = {
+        "more than 16,777,216 values": bomb,
+        "nested 64 deep, or in itself": itself,
+        "a tensor of more values than are stored": {"a": torch.zeros(1).expand(10**9)},
+    }
+    for said, state in refused.items():
+        torch.save(state, path)
+        with pytest.raises(DataError, match=f"a.ckpt: no checkpoint, or cut short .{said}"):
+            read_checkpoint(path, DataError)
+    shared = torch.arange(6.0).reshape(2, 3).T
+    torch.save([shared, shared, shared[1], torch.zeros(3, 1), torch.zeros(0)], path)
+    assert read_checkpoint(path, DataError)[0].tolist() == shared.tolist()

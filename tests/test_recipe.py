@@ -84,11 +84,12 @@ def test_the_two_main_recipes_say_what_the_design_says():
         ("train", "write it as section.field=value"),
         ("bands.more.x=1", "'bands' has no fields below it"),
         ("train.lr=[", "train.lr=\\[: not YAML"),
+        (["train.epochs=1", "train=5"], r"train: "),
     ],
 )
 def test_bad_fields_are_refused_in_one_line(override, message):
     with pytest.raises(RecipeError, match=message) as err:
-        load_recipe("demo", [override])
+        load_recipe("demo", override if isinstance(override, list) else [override])
     assert "\n" not in str(err.value)
 
 

@@ -7,6 +7,7 @@ with `weights_only=True`: no code in it is run.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import random
@@ -19,7 +20,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.tracker import TrackerCallback
 from fastai.torch_core import rank_distrib
-from pydantic import Field
+from pydantic import Field, JsonValue
 from torch import nn
 
 from .. import __version__
@@ -27,7 +28,7 @@ from ..errors import CheckpointError
 from ..files import whole_file
 from ..model.bundle import unwrapped
 from ..model.processes import all_gather, all_reduce_max, on_rank_zero
-from ..reading import read_checkpoint, refusing
+from ..reading import WHOLE, read_checkpoint, refusing
 from ..recipe import Section
 from .stop import StopCallback
 
@@ -42,7 +43,7 @@ DAMAGED = "damaged, or not of this run"
 class _Head(Section):
     """What is read of a checkpoint before the run has what the rest is put into."""
 
-    identity: dict[str, Any]
+    identity: dict[str, JsonValue]
     at: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]  # epoch, and batches of the next one
     ended: bool
     torch: str
@@ -121,28 +122,44 @@ def _number(value: Any) -> bool:
 
 
 def _kinds(value: Any) -> Any:
-    """Return of what kind settings are, by name."""
+    """Return of what kind settings are, by name; those that are no numbers must not change at all."""
     if isinstance(value, dict):
         return {k: _kinds(v) for k, v in value.items() if k != "params"}
     if isinstance(value, list | tuple):
         return [_kinds(v) for v in value]
-    return "number" if _number(value) or isinstance(value, np.number) else type(value).__name__
+    if isinstance(value, bool | str | None):
+        return repr(value)
+    if isinstance(value, int | float | np.number):
+        return "number" if math.isfinite(value) else "not finite"
+    return type(value).__name__
 
 
 def _check(state: dict[str, Any]) -> None:
     """Raise `ValueError` for numbers of another kind, which else are found where nobody knows the file any more."""
     recorder, losses = state["recorder"], state["recorder"]["losses"]
-    counts = [state["train_iter"], state["loader"], *recorder["iters"], recorder["smooth_loss"][1]]
-    if not all(type(n) is int and n >= 0 for n in counts):
+    smooth, count = recorder["smooth_loss"]
+    counts = [state["train_iter"], state["loader"], *recorder["iters"], count]
+    if not all(type(n) is int and 0 <= n < WHOLE for n in counts):
         raise ValueError("a count is no whole number")
-    rows = [recorder["lrs"], [state["pct_train"], recorder["smooth_loss"][0]]]
+    rows = [recorder["lrs"], [state["pct_train"]]]
     rows += [[tracker.get(k, 0) for k in ("best", "wait")] for tracker in state["trackers"].values()]
     metrics = [v for row in recorder["values"] for v in row]  # those of users may be a tensor, or None without a batch
     fine = [v is None or isinstance(v, torch.Tensor) or _number(v) for v in metrics]
-    if not all([*fine, *(_number(v) for row in rows for v in row)]) or len(recorder["smooth_loss"]) != 2:
+    if not all([*fine, *(_number(v) for row in rows for v in row)]):
         raise ValueError("a value of the record is no number")
-    if not isinstance(losses, torch.Tensor) or losses.ndim != 1:
-        raise ValueError("losses are no row of numbers")
+    for tensor, ndim in ((losses, 1), (smooth, 0)):
+        if not isinstance(tensor, torch.Tensor) or tensor.ndim != ndim or not tensor.is_floating_point():
+            raise ValueError("losses are no row of numbers")
+
+
+def _rehearse(opt: Any) -> None:
+    """Raise `ValueError` unless the optimizer can make a step from its state; a copy makes it, without gradients."""
+    trial = copy.deepcopy(opt)
+    for p, *_ in trial.all_params():
+        p.grad = torch.zeros_like(p)
+    trial.step()
+    if not all(p.isfinite().all() for p, *_ in trial.all_params()):
+        raise ValueError("a step of the optimizer from its state gives weights that are not finite")
 
 
 class CheckpointCallback(Callback):
@@ -200,6 +217,7 @@ class CheckpointCallback(Callback):
                 kept.get("step", 0)
             ):
                 raise ValueError("state of the optimizer is of another network")
+        _rehearse(self.opt)
         if state["scaler"]:
             self.learn.scaler.load_state_dict(state["scaler"])
         for cb in self._stateful("state_dict"):

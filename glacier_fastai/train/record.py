@@ -239,12 +239,12 @@ class TensorBoardRecord(Callback):
     ):
         self.folder, self.panels_every = folder, panels_every
         self.event_file: _EventFile | None = None
+        self.opened = False
 
     def before_fit(self):
-        """Open; epochs that come again replace those of before."""
+        """Look at the folder; the file is made when there is something to write."""
         no_link(self.folder)
-        with _record(self.folder):
-            self.event_file = _EventFile(self.folder, self.learn.first_epoch + 1)
+        self.opened = False
 
     @staticmethod
     def tag(column: str) -> str:
@@ -257,7 +257,11 @@ class TensorBoardRecord(Callback):
         return name if name == "lr" else f"{name}/{phase}"
 
     def after_epoch(self):
-        """Write the epoch."""
+        """Write the epoch; those that come again replace those of before."""
+        if not self.opened:
+            self.opened = True
+            with _record(self.folder):
+                self.event_file = _EventFile(self.folder, self.learn.first_epoch + 1)
         if self.event_file is None:
             return
         events, self.event_file = self.event_file, None  # one that cannot be written is left

@@ -1,4 +1,5 @@
 import copy
+import math
 import os
 import pickle
 import random
@@ -20,6 +21,7 @@ from glacier_fastai.train.callbacks import (
     plateau,
 )
 from glacier_fastai.train.checkpoint import CheckpointCallback, differences, load_checkpoint, save_checkpoint
+from glacier_fastai.train.record import TensorBoardRecord
 from glacier_fastai.train.steps import AccumulateBatches, FreezeEncoder, GradientGuard
 from glacier_fastai.train.stop import StopCallback
 
@@ -181,18 +183,28 @@ def test_state_of_another_kind_is_refused_in_one_line_and_trackers_keep_their_se
             lambda s: s["recorder"].update(iters="x"),
             lambda s: s["recorder"].update(losses=torch.zeros(3, 4)),
             lambda s: s["recorder"].update(smooth_loss=("x", 1)),
+            lambda s: s["recorder"].update(smooth_loss=(torch.tensor(1), 1)),
+            lambda s: s["recorder"].update(smooth_loss=(torch.tensor(1.0), 2**70)),
             lambda s: s.update(train_iter="x"),
             lambda s: s.update(loader=-1),
             lambda s: [group.update(lr="x") for group in s["optimizer"]["param_groups"]],
             lambda s: [group.update(betas=5) for group in s["optimizer"]["param_groups"]],
             lambda s: [kept.update(exp_avg=torch.zeros(7)) for kept in s["optimizer"]["state"].values()],
+            lambda s: [group.update(lr=torch.tensor(0.1)) for group in s["optimizer"]["param_groups"]],
+            lambda s: [group.update(weight_decay=math.nan) for group in s["optimizer"]["param_groups"]],
+            lambda s: [group.update(amsgrad=True) for group in s["optimizer"]["param_groups"]],
+            lambda s: [kept.pop("exp_avg") for kept in s["optimizer"]["state"].values()],
+            lambda s: [kept.update(exp_avg_sq=None) for kept in s["optimizer"]["state"].values()],
+            lambda s: [kept["exp_avg"].fill_(math.nan) for kept in s["optimizer"]["state"].values()],
+            lambda s: [kept["exp_avg_sq"].sub_(1) for kept in s["optimizer"]["state"].values()],
             lambda s: [tracker.update(best="x") for tracker in s["trackers"].values()],
         )
     ):
         changed = copy.deepcopy(state)
         spoil(changed)
         with pytest.raises(CheckpointError, match=r"last\.ckpt: damaged, or not of this run"):
-            fit(tmp_path / f"u{k}", tmp_path, resume=changed)
+            fit(tmp_path / f"u{k}", tmp_path, resume=changed, cbs=lambda: [TensorBoardRecord(tmp_path / "tb")])
+        assert not (tmp_path / "tb").exists()
     for tracker in state["trackers"].values():
         tracker["monitor"] = "nothing"
     assert fit(tmp_path / "v", tmp_path, resume=state).recorder.values
