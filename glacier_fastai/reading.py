@@ -48,7 +48,7 @@ __all__ = [
 
 DEPTH = 64  # levels of lists and mappings
 JSON, YAML = (2**28, 2**23), (2**17, 20_000)  # largest file, bytes, and most values in it; an alias counts every time
-TABLE, LINE = 2**27, 2**16  # largest CSV, and its header, bytes
+TABLE, LINE, NUMBER = 2**27, 2**16, 100  # largest CSV and its header, bytes, and longest number in it
 HEADER, PICKLE = 2**25, 2**22  # largest header of safetensors, and pickle of a checkpoint, bytes
 STATE = 2**24  # most values in a checkpoint; what stands in several places counts in each
 PICKLED = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage|_codecs encode")
@@ -317,6 +317,8 @@ def read_table(
         for name, kind in columns.items():
             if kind is not str:
                 with refusing(path, error, f"column {name} holds what is no {kind.__name__}"):
+                    if len(table) and table[name].str.len().max() > NUMBER:  # else each takes the longest one's room
+                        raise ValueError("a very long text")
                     numbers = table[name].to_numpy(str).astype(np.dtype(kind))
                     if not np.isfinite(numbers).all():
                         raise ValueError("nan or inf")

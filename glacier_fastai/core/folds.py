@@ -30,7 +30,7 @@ def neighbours(
     >>> neighbours(["a", "a", "b"], np.array([[0, 0, 1, 1], [1, 0, 2, 1], [0, 0, 1, 1]])).T.tolist()
     [[0, 0], [0, 1], [1, 0], [1, 1], [2, 2]]
     """
-    name = np.unique(np.asarray(frame, dtype=str), return_inverse=True)[1]
+    name = np.unique(np.asarray(frame, object), return_inverse=True)[1]  # text of any length
     order = np.argsort(name, kind="stable")
     pairs = [np.empty((2, 0), np.int64)]
     for mine in np.split(order, np.flatnonzero(np.diff(name[order])) + 1):
@@ -122,7 +122,7 @@ def assign_folds(
         raise DataError(f"{n} tiles cannot make {n_folds} folds; set data.folds to at most {n}")
     if not spatial:
         return _deal_tiles(counts, n_folds)
-    label = _divided(np.asarray(unit, dtype=str), np.asarray(frame, dtype=str), np.asarray(box), ground, n_folds)
+    label = _divided(np.asarray(unit, object), np.asarray(frame, object), np.asarray(box), ground, n_folds)
     pooled = np.zeros((label.max() + 1, counts.shape[1]), np.int64)
     np.add.at(pooled, label, counts)
     return _deal_units(np.column_stack([np.bincount(label), pooled[:, 1:]]), n_folds)[label]

@@ -72,6 +72,7 @@ def store_dtype(dtype: Any) -> np.dtype:
 
 
 MEANING = ("bands", "units", "scale", "offset", "classes", "nodata")
+ADDED = ("standardised", "texture", "base")  # that only some stores have
 
 
 class _Info(Section):
@@ -87,7 +88,8 @@ class _Info(Section):
     scale: list[float] | None = None
     offset: list[float] | None = None
     table: str | None = None  # digest of tiles.csv, but for split and group
-    meaning: str | None = None  # digest of what `MEANING` names, without which numbers mean something else
+    nodata: Literal[0, "nan"] | None = None
+    meaning: str | None = None  # digest of what `MEANING` and `ADDED` name, without which numbers mean something else
     source: str = ""
     sensor: str = ""
     notes: list[str] = []
@@ -108,6 +110,8 @@ class _Info(Section):
             raise ValueError(f"a scale or offset beyond {NO_VALUE:g}")
         if self.version == 3 and not self.table:
             raise ValueError("no digest of tiles.csv")
+        if self.classes != list(CLASSES) or self.nodata not in (None, _nodata(self.dtype)):
+            raise ValueError(f"its classes are not {', '.join(CLASSES)}, or its nodata not {_nodata(self.dtype)}")
         return self
 
 
@@ -116,14 +120,18 @@ def _numbers(values: np.ndarray) -> np.ndarray:
     return (np.abs(values) < np.float32(NO_VALUE)).all(0)  # float16 holds no such number
 
 
+def _nodata(dtype: str) -> int | str:
+    return 0 if dtype.startswith("u") else "nan"
+
+
 def _meaning(info: dict[str, Any]) -> str:
-    return digest([info.get(key) for key in MEANING])
+    return digest([*(info.get(key) for key in MEANING), *([key, info[key]] for key in ADDED if info.get(key))])
 
 
 def _fixed(table: pd.DataFrame) -> str:
     """Return the columns of a table of text that nobody may edit."""
     kept = table.drop(columns=["split", "group"])
-    return "\n".join("\t".join(row) for row in [kept.columns, *kept.to_numpy(str)])
+    return "\n".join("\t".join(row) for row in [kept.columns, *kept.to_numpy(object)])
 
 
 class TileStore:
@@ -167,7 +175,7 @@ class TileStore:
         except ValidationError as err:
             raise DataError(f"{info_path}: damaged ({explain(err, _Info)}); {AGAIN}") from err
         if about.meaning and about.meaning != _meaning(told):
-            raise DataError(f"{info_path}: its {', '.join(MEANING)} are not as they were written; {AGAIN}")
+            raise DataError(f"{info_path}: its {', '.join((*MEANING, *ADDED))} are not as they were written; {AGAIN}")
         self.info: dict[str, Any] = about.model_dump(exclude_unset=True)
         self.bands: tuple[str, ...] = Bands(about.bands)
         self.size = about.size
@@ -475,7 +483,7 @@ class TileWriter:
             "classes": list(CLASSES),
             "size": size,
             "dtype": self.dtype.name,
-            "nodata": 0 if self.dtype.kind == "u" else "nan",
+            "nodata": _nodata(self.dtype.name),
             "source": source,
             "sensor": sensor,
             "made_by": made_by or {},

@@ -8,12 +8,12 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import shapely
 import torch
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, Strict, StrictBool, ValidationError, field_validator, model_validator
 from safetensors.torch import save as serialize
 from torch import nn
 
@@ -92,16 +92,16 @@ class _About(Section):
     arch: str
     options: dict[str, Any]
     bands: tuple[str, ...] = Field(min_length=1)
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[Annotated[float, Strict()], ...]
+    std: tuple[Annotated[float, Strict()], ...]
     classes: tuple[str, ...] = Field(min_length=2)
     recipe: dict[str, Any] | None = None
     texture: Texture | None = None
-    standardised: bool = False
+    standardised: StrictBool = False
     metrics: dict[str, Any] = {}
     trained_on: TrainedOn = TrainedOn()
     profile: Profile = Profile()
-    tells_debris: bool = True
+    tells_debris: StrictBool = True
     baseline: RatioThresholds | None = None
 
     model_config = {**Section.model_config, "strict": False}  # JSON has lists, no tuples

@@ -111,7 +111,7 @@ def divided(
     places = xy.set_crs(CRS(grid.crs)).to_crs("EPSG:4326")
     ids = glims_ids(places.x.to_numpy(), places.y.to_numpy())
     table = pd.DataFrame({"id": ids, "glims_id": ids}).assign(name="", date="", km2=np.nan)
-    order = np.argsort(table["id"].to_numpy(str), kind="stable")
+    order = np.argsort(table["id"].to_numpy(object), kind="stable")
     made = {"dem": dem.name, "dem_sha256": fingerprint(dem), "by": SOURCE, **PARAMETERS}
     sha256 = digest([made, file_hash(path), min_area], 64)
     n = len(polygons)

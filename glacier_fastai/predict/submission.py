@@ -22,6 +22,7 @@ from ..files import whole_file, whole_folder, write_text
 from ..model.bundle import described
 from ..model.ensemble import Ensemble, Member
 from ..model.evaluate import predict_tiles
+from ..model.registry import architecture
 from ..reading import read_arrays
 from ..recipe import ENCODERS, PostprocessRecipe
 from . import solution
@@ -64,10 +65,11 @@ def write_submission(
             raise BundleError(
                 f"{member.path or 'bundle'}: takes {', '.join(other)}; the competition has {', '.join(BANDS)}"
             )
-        if member.bundle.arch != "unet" or member.bundle.options["encoder"] not in ENCODERS:
+        kind, options = architecture(member.bundle.arch, member.bundle.options)
+        if kind.name != "unet" or options["encoder"] not in ENCODERS:
             raise BundleError(
-                f"{member.path or 'bundle'}: is a {described(member.bundle.arch, member.bundle.options)}; a submission "
-                f"carries a unet with encoder {', '.join(ENCODERS)}"
+                f"{member.path or 'bundle'}: is a {described(kind.name, options)}; a submission carries a unet with "
+                f"encoder {', '.join(ENCODERS)}"
             )
         units = member.bundle.profile.units
         if other := [b for b in BANDS if units.get(b, "dn") != "dn" and b not in member.bundle.profile.scaling]:
@@ -112,7 +114,7 @@ def _member(member: Member) -> dict[str, Any]:
     bundle = member.loaded()
     # solution.py reads numbers, so what the bundle knows of values is said of numbers
     how = [bundle.profile.scaling.get(band, (1.0, 0.0)) for band in bundle.bands]
-    texture = bundle.texture
+    texture, (_, options) = bundle.texture, architecture(bundle.arch, bundle.options)
     if texture is not None:
         edges = {
             band: [(edge - offset) / scale for edge in values]
@@ -121,9 +123,9 @@ def _member(member: Member) -> dict[str, Any]:
         }
         texture = {**texture, "edges": edges}
     return {
-        "arch": bundle.options["encoder"],
-        "attention": bundle.options["attention"],
-        "scale": bundle.options.get("scale", 1.0),
+        "arch": options["encoder"],
+        "attention": options["attention"],
+        "scale": options["scale"],
         "bands": list(bundle.bands),
         "mean": [(m - o) / s for m, (s, o) in zip(bundle.mean, how, strict=True)],
         "std": [d / s for d, (s, _) in zip(bundle.std, how, strict=True)],

@@ -306,6 +306,8 @@ def turn_a_byte(path, name):
         ("dataset.json", b'"size": 32', b'"size": 1e999', "no finite number"),
         ("dataset.json", b'"bands": [', b'"bands": ["red",', "band 'red' is named twice"),
         ("dataset.json", b'"table"', b'"tabel"', r"no digest of tiles\.csv"),
+        ("dataset.json", b'"lake"', b'"snow"', "its classes are not background, glacier, debris, lake"),
+        ("dataset.json", b'"nodata": 0', b'"nodata": "nan"', "its nodata not 0"),
         ("tiles.csv", b"EPSG:32645", b"EPSG:32646", "not as it was written"),
         ("tiles.csv", b",crs,", b",crz,", "no column crs"),
     ],
@@ -519,10 +521,15 @@ def test_what_numbers_mean_is_as_it_was_written(tmp_path, key, value):
     make_store(tmp_path / "store")
     path = tmp_path / "store" / "dataset.json"
     info = json.loads(path.read_text())
-    info[key][0] = value
+    before, info[key][0] = info[key][0], value
     path.write_text(json.dumps(info))
     with pytest.raises(DataError, match=r"dataset\.json: its bands, units, scale, .* are not as they were written"):
         TileStore(tmp_path / "store")
+    info[key][0] = before
+    path.write_text(json.dumps({**info, "standardised": True}))
+    with pytest.raises(DataError, match=r"standardised, texture, base are not as they were written"):
+        TileStore(tmp_path / "store")
+    info[key][0] = value
     del info["meaning"]
     path.write_text(json.dumps(info))
     assert len(TileStore(tmp_path / "store"))  # written before it was known

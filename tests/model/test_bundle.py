@@ -134,6 +134,8 @@ def resaved(bundle, path, drop=None, **changes):
         ({"trained_on": '{"ground": "POLYGON ((86 28, 87"}'}, "damaged or made by other code.*ground.*no polygons"),
         ({"drop": "segmentation_head.0.bias"}, r"segmentation_head\.0\.bias is missing, wanted is \(4,\)"),
         ({"std": "[1, 1, 1e-60, 1, 1]"}, "a deviation is not positive"),
+        ({"std": "[1, 1, true, 1, 1]"}, "std.2: input should be a valid number"),
+        ({"tells_debris": '"no"'}, "tells_debris: input should be a valid boolean"),
         ({"mean": "[1, 1, 1e39, 1, 1]"}, "statistics are not finite"),
         ({"mean": "[1, 1, NaN, 1, 1]"}, "NaN is no number"),
         ({"classes": '["a", "b", "c"]'}, r"segmentation_head\.0\.bias is \(4,\), wanted is \(3,\)"),

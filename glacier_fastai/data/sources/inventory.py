@@ -138,7 +138,7 @@ def read_inventory(
         )
     own = found.geometry.to_numpy().astype(object)
     kept = _one_each(table, ice, rock, shapes, own, file.path, notes)
-    order = kept[np.argsort(table["id"].to_numpy(str)[kept], kind="stable")]
+    order = kept[np.argsort(table["id"].to_numpy(object)[kept], kind="stable")]
     table, shapes, own = table.iloc[order].reset_index(drop=True), shapes[order], own[order]
     if not len(order):
         note(f"{path}: none of its glaciers lies on {scene}, so all ice there is new", notes)
