@@ -104,7 +104,7 @@ class SceneRaster(Scene):
                 f"{path}: is placed by {len(raster.gcps[0])} ground control points only; warp it to a grid "
                 f"(gdalwarp -t_srs {_named(raster.gcps[1])} {path.name} {copy})"
             )
-        if at_home and raster.rpcs:
+        if at_home and raster.tags(ns="RPC"):  # read or not
             raise DataError(
                 f"{path}: is placed by rational polynomial coefficients (RPC) only; warp it to a grid (gdalwarp -rpc "
                 f"-t_srs EPSG:326XX {path.name} {copy})"
@@ -211,11 +211,12 @@ class SceneRaster(Scene):
                     f"{self.path}: {what} {given} is for reflected light, {', '.join(other)} keep their own"
                 )
         for name, values in zip(("scale", "offset"), found, strict=True):
-            if not np.isfinite(values).all():
+            if not (np.abs(values) < NO_VALUE).all():
                 raise DataError(
-                    f"{self.path}: its tags hold a {name} that is no number; mend it (gdal_edit.py -{name})"
+                    f"{self.path}: its tags hold a {name} that is no number, or beyond {NO_VALUE:g}; mend it "
+                    f"(gdal_edit.py -{name})"
                 )
-        if 0 in found[0]:
+        if (np.abs(found[0]) <= 1 / NO_VALUE).any():
             raise DataError(f"{self.path}: its tags hold a scale of 0; mend it (gdal_edit.py -scale 1)")
         zeros = [self.dtype.kind == "u" or raster.nodatavals[n - 1] == 0 for n in self.numbers]
         names = zip(self.numbers, self.bands, strict=True)

@@ -290,7 +290,7 @@ def _open_parts(folder: Folder, product: Product, wanted: Collection[str] | None
 def _is_there(folder: Folder, name: str) -> bool:
     """Return whether a file is there, as far as that is known without asking the network."""
     path = name if folder.archive else folder.local(name)
-    return name in folder.names or isinstance(path, Address) or (isinstance(path, Path) and path.is_file())
+    return name in folder.names or isinstance(path, Address) or (isinstance(path, Path) and os.path.isfile(path))
 
 
 def _check(product: Product, scene: SceneRaster, shape: tuple[int, int] | None) -> None:

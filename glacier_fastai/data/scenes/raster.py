@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -34,6 +33,7 @@ from ...errors import DataError
 from ...memory import available, fits
 from ...reading import opened, refusing
 from .address import Address, shown
+from .headers import Read, check_netcdf, check_tiff
 from .web import LOST, Link, open_link
 
 __all__ = [
@@ -88,9 +88,13 @@ OFFLINE = {  # GDAL's options while it opens and reads, should anything get past
 }
 
 BESIDE = (".msk", ".ovr")  # rasters that GDAL opens with one that is named so
-LISTED = 1000  # files of a folder
+BROKEN = "not a raster, cut short or damaged"
+BANDS = 2**12  # most of a raster
+# what else GDAL reads with a raster, for what products say of it: named as it begins, or always the same
+TEXTS = (".aux", ".dim", ".eph", ".hdr", ".imd", ".pass", ".pvl", ".rpb", ".rpc", ".txt", ".xml")
+ALWAYS = ("summary.txt", "metadata.dim", "dim_", "rpc_", "rpc-")
 PNG_ENDS, LAST = b"IEND\xaeB`\x82", 2**16  # how a PNG ends, and in how many last bytes of its file
-LARGEST = 2**26  # text of a VRT or an .aux.xml, bytes
+LARGEST = 2**26  # text of a VRT or beside a raster, and what a TIFF says of itself beside its pixels, bytes
 DEEPEST, SOURCES = 4, 2**14  # VRTs within VRTs, and rasters that one takes in all
 # of a VRT: what leads nowhere but to a source; GDAL takes an element for an attribute, and the other way round
 ELEMENTS = """vrtdataset srs geotransform gcplist gcp metadata mdi vrtrasterband description unittype offset scale
@@ -115,7 +119,9 @@ WRITTEN = re.compile(  # how a coordinate reference system is written: code, URN
     r"|[A-Z_0-9]+\s*[\[(]|\{|\+proj=\w"
 )
 # of a CRS: what names a file, which is needed where it is named by its place; those of PROJ have but a name
-NAMES_FILE = re.compile(r"(?i)(init=)[^\s\"]*|(?:grids|file)=([^\s\"]*)|PARAMETERFILE\[\"[^\"]*\",\"([^\"]*)")
+NAMES_FILE = re.compile(
+    r"(?i)(init=)[^\s\"]*|(?:grids|file|model)=[\\\"']*([^\s\"']*)|PARAMETERFILE\s*[\[(]\s*\"[^\"]*\"\s*,\s*\"([^\"]*)"
+)
 
 pyproj.network.set_network_enabled(False)  # or a CRS might ask for its grids
 os.environ["PROJ_NETWORK"] = "OFF"  # that of GDAL, too
@@ -136,7 +142,7 @@ def reading(
         if LOST[lost:]:
             raise DataError(LOST[lost]) from None
         why = " ".join(str(err).split())
-        raise DataError(f"{path}: not a raster, cut short or damaged ({why}); copy it again") from err
+        raise DataError(f"{path}: {BROKEN} ({why}); copy it again") from err
     except MemoryError as err:
         raise DataError(f"{path}: not enough memory to read it ({err}); cut it (gdal_translate -srcwin)") from err
 
@@ -198,16 +204,21 @@ def _open(
     """Open a raster, and look at what it leads to."""
     with opened(path, DataError, link=True) as file:
         begins, size = file.read(1024), os.fstat(file.fileno()).st_size
-        file.seek(max(size - LAST, 0))
-        ends = file.read(LAST)
-    driver = next(k for k, starts in DRIVERS.items() if begins.startswith(starts) or k == "VRT" and starts[0] in begins)
+        vrt = DRIVERS["VRT"][0] in begins  # whatever else it is: GDAL looks for that first
+        driver = "VRT" if vrt else next(k for k, starts in DRIVERS.items() if begins.startswith(starts))
+
+        def read(start: int, stop: int) -> bytes:
+            file.seek(start)
+            return file.read(stop - start)
+
+        _check_header(driver, begins, read, name)
+        ends = read(max(size - LAST, 0), size)
     if above and driver == "ENVI":
         raise DataError(f"{above[0]}: takes {name}, which is no raster that a VRT may take; {READ}")
     _look_beside(path, home)
     if driver == "VRT":
         _look_into(path, name, home, above, {} if seen is None else seen)
-    what = "not a raster, cut short or damaged"
-    with refusing(name, DataError, what, f"copy it again; {READ}"), rasterio.Env(DummySession(), **OFFLINE):
+    with refusing(name, DataError, BROKEN, f"copy it again; {READ}"), rasterio.Env(DummySession(), **OFFLINE):
         with _quiet(driver):
             raster = rasterio.open(path, driver=driver)
         try:
@@ -255,6 +266,9 @@ def _open_address(address: Address) -> rasterio.DatasetReader:
             raise DataError(f"{address}: {what}; they are GeoTIFF, JPEG 2000, PNG and JPEG, others only from this disk")
         if not link.identity:
             raise DataError(f"{address}: its server sends no parts of files; download it, and name the file")
+        _check_header(
+            driver, link.begins, lambda a, b: link.read(a, min(b, link.size)) if a < link.size else b"", str(address)
+        )
         alone = {**OFFLINE, "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}  # it has nothing beside
         with reading(address), rasterio.Env(DummySession(), **alone), _quiet(driver):
             raster = open_link(link, driver)
@@ -272,6 +286,15 @@ def _open_address(address: Address) -> rasterio.DatasetReader:
     return raster
 
 
+def _check_header(driver: str, begins: bytes, read: Read, name: str) -> None:
+    """Refuse what GDAL would read for ever, or die of."""
+    with refusing(name, DataError, BROKEN, "write it anew (gdal_translate)"):
+        if driver == "GTiff":
+            check_tiff(read)
+        elif driver == "netCDF" and begins.startswith(b"CDF"):
+            check_netcdf(read)
+
+
 def _check_inside(raster: rasterio.DatasetReader, name: str, size: int) -> None:
     """Refuse a raster that leads to another, has no place, blocks that cannot be held, or more bytes than pixels."""
     place = raster.transform
@@ -282,6 +305,10 @@ def _check_inside(raster: rasterio.DatasetReader, name: str, size: int) -> None:
         )
     if raster.tags(ns="OVERVIEWS"):
         raise DataError(f"{name}: says that its overviews lie in another file; write it anew (gdal_translate)")
+    if raster.count > BANDS:
+        raise DataError(
+            f"{name}: has {raster.count:,} bands, at most {BANDS:,} are read; take a part (gdal_translate -b)"
+        )
     pixel = sum(16 if "complex" in t else np.dtype(t).itemsize for t in raster.dtypes)
     high, wide = max(raster.block_shapes, key=np.prod, default=(0, 0))
     fits(2 * high * wide * pixel, f"{name}: its blocks of {high} x {wide} px", "write it with others (-co TILED=YES)")
@@ -292,8 +319,8 @@ def _check_inside(raster: rasterio.DatasetReader, name: str, size: int) -> None:
 
 def _check_whole(raster: rasterio.DatasetReader, name: str, size: int, ends: bytes) -> None:
     """Refuse a file that is cut short where GDAL gives zeros for what is missing, or whatever lies in memory."""
-    short = raster.driver == "PNG" and PNG_ENDS not in ends
-    if raster.driver == "ENVI" and (about := raster.tags(ns="ENVI")).get("file_compression", "0") == "0":
+    short, about = raster.driver == "PNG" and PNG_ENDS not in ends, raster.tags(ns="ENVI")
+    if raster.driver == "ENVI" and not re.match(r"\s*\+?0*[1-9]", about.get("file_compression", "0")):
         pixel = sum(np.dtype(t).itemsize for t in raster.dtypes)
         short = size < int(about.get("header_offset", 0)) + raster.height * raster.width * pixel
     if short:
@@ -316,23 +343,20 @@ def check_within(
 def _look_beside(path: Path, home: str) -> None:
     """Refuse what GDAL would open with a raster because it is named so, if it is of another kind or leads elsewhere."""
     starts = path.name.lower() + ".", path.stem.lower() + "."
+    texts = path.stem[:8].lower(), *ALWAYS
     with refusing(path, DataError, "its folder cannot be read"), os.scandir(path.parent) as entries:
-        names = [e.name for e in islice(entries, LISTED + 1)]
-    if len(names) > LISTED:  # GDAL lists no more either; it tries names
-        names = [
-            start + end for start in (path.name, path.stem) for end in (*BESIDE, ".MSK", ".OVR", ".aux.xml", ".hdr")
-        ]
-    found = [path.with_name(n) for n in names if n.lower().startswith(starts) and n != path.name]
-    for own in found:
+        names = [(e.name, e.name.lower()) for e in entries if e.name != path.name]
+    found = [n for n, low in names if low.startswith(starts) or low.startswith(texts) and low.endswith(TEXTS)]
+    for own in map(path.with_name, found):
         name = own.name.lower()
         if own.is_dir() or not own.exists() or own.is_file() and not own.stat().st_size:
             continue
         local_file(own)
-        if not name.endswith((*BESIDE, ".aux.xml", ".hdr")):
+        if not name.endswith((*BESIDE, *TEXTS)):
             continue
         if own.is_symlink():
             check_within(own, os.path.dirname(os.path.realpath(path)), str(path))
-        if name.endswith(".xml") and own.stat().st_size > LARGEST:
+        if name.endswith(TEXTS) and own.stat().st_size > LARGEST:
             raise DataError(f"{own}: has more than {LARGEST:,} bytes; move it away")
         if name in [path.name.lower() + end for end in BESIDE]:
             with opened(own, DataError, link=True) as file:
@@ -348,14 +372,17 @@ def _look_into(path: Path, name: str, home: str, above: tuple[str, ...], seen: d
         raise DataError(f"{above[-1]}: VRTs within VRTs, more than {DEEPEST} deep or in themselves; make a GeoTIFF")
     with opened(path, DataError, LARGEST, link=True) as file, refusing(name, DataError, "damaged, or no VRT"):
         text = file.read()
-        if re.search(rb"<!(?!--)|<\?(?!xml\s)", text):
+        if re.search(rb"<!(?!--)|<\?(?!xml\s)|(?i:\sencoding\s*=\s*[\"'](?!utf-8[\"']))", text):
             raise ValueError("it declares things that no VRT needs")
+        text.decode()  # what else it may be, GDAL does not know
         root = ElementTree.fromstring(text)
     many = 0
     with refusing(name, DataError, "a VRT that cannot be used", "make a GeoTIFF of it (gdal_translate)"):
         for element in root.iter():
             tag, value = element.tag.lower(), element.text or ""
             attributes = {k.lower(): v for k, v in element.attrib.items()}
+            if len(attributes) < len(element.attrib):
+                raise ValueError(f"an attribute of {element.tag} stands twice")
             odd = {tag} - {*ELEMENTS.split()} or attributes.keys() - {*ATTRIBUTES.split()}
             if odd := odd or {attributes.get("subclass", SUBCLASSES[0]).lower()} - {*SUBCLASSES}:
                 raise ValueError(f"{sorted(odd)[0]} is not allowed in it")

@@ -178,7 +178,7 @@ def _off(raster: Any, path: Path | Address, scene: Place, note: Callable[[str], 
     parts = [] if shape == wanted else [f"{shape[0]} x {shape[1]} px, but {scene.path} has {wanted[0]} x {wanted[1]}"]
     a, b, c, d, e, f = raster.transform[:6]
     if placeless(raster.transform):
-        if raster.gcps[0] or raster.rpcs:
+        if raster.gcps[0] or raster.tags(ns="RPC"):
             raise DataError(
                 f"{path}: placed by control points or RPCs only; warp it to the grid of {scene.path} (gdalwarp)"
             )

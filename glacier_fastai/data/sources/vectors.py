@@ -28,7 +28,7 @@ import numpy as np
 from pyproj import CRS
 
 from ...errors import DataError
-from ...files import Scratch
+from ...files import Scratch, check_room
 from ...memory import fits
 from ...reading import opened, parse_json, refusing
 from ..scenes.address import Address, named
@@ -64,6 +64,7 @@ KEY = re.compile(
 OBJECT = re.compile(rb"\s*:\s*(?:(\{[^{}]*(?:\{[^{}]*\}[^{}]*)?\})|[^\s{/])")
 
 ARCHIVE = re.compile(r"(?i)zip://(.+?)(?:!/?(.+))?|/vsizip/\{?(.+?\.zip)\}?(?:/(.+))?")
+WAL = 2**28, 4  # bytes that wait to be written into a GeoPackage, and as many times its own
 PACKED = 2**28, 100  # bytes that an archive or a GeoParquet may unpack to, or as many times its own
 TEXT = 20  # bytes of memory for each of a text
 LINES, RINGS, DEEPEST = (2, 8), (3, 17), 32  # codes of geometries in WKB; levels of them
@@ -235,6 +236,8 @@ def _columns_that_fit(text: str, file: Path, shapes: dict[str, Any]) -> list[str
     flat = [f.name for f in schema if not pa.types.is_nested(f.type) and not f.name.startswith("__index_level")]
     names = {*flat, *(name for name in shapes if name in schema.names)}
     texts = [c.path for c in kept if c.physical_type == "BYTE_ARRAY" and c.path in flat]
+    if fixed := [c.path for c in kept if c.physical_type == "FIXED_LEN_BYTE_ARRAY" and c.path in shapes]:
+        raise DataError(f"{text}: its {fixed[0]} is of a fixed length, as no geometries are; write it anew (ogr2ogr)")
     parts = [g.column(k) for g in map(about.row_group, range(about.num_row_groups)) for k in range(g.num_columns)]
     read = [part for part in parts if {part.path_in_schema, part.path_in_schema.split(".")[0]} & names]
     size = sum(part.total_uncompressed_size + 16 * part.num_values for part in read)
@@ -338,7 +341,7 @@ def _linked(text: str, folder: Path) -> tuple[Path, str]:
         _check_index(link.with_suffix(".shx"), text)
     elif kind == "gpkg":
         if wal := start[18:19] == b"\2":  # SQLite would make files beside it
-            _copy_database(file, link)
+            _copy_database(file, link, text)
         _check_database(link, text, wal)
     elif kind in ("geojson", "kml", "gml"):
         fits(TEXT * (size := file.stat().st_size), f"{text}: its {size:,} bytes", "make a GeoPackage of it (ogr2ogr)")
@@ -450,12 +453,21 @@ def _check_count(path: Path, text: str) -> None:
         raise DataError(f"{text}: says it has {rows:,} rows, and holds more; copy it again, or write it anew (ogr2ogr)")
 
 
-def _copy_database(file: Path, link: Path) -> None:
+def _copy_database(file: Path, link: Path, text: str) -> None:
+    """Copy a GeoPackage with what is not yet written into it; raises `DataError` for one longer than its pages."""
     if file != link:
-        link.unlink()
-        shutil.copyfile(file, link)
-        for wal in _beside(file):
-            shutil.copyfile(wal, f"{link}-wal")
+        with opened(file, DataError, link=True) as content, refusing(text, DataError, "not a GeoPackage, or damaged"):
+            page, pages = struct.unpack(">16xH10xI", content.read(32))
+        size, wals = file.stat().st_size, _beside(file)
+        if (
+            size > (65536 if page == 1 else page) * pages
+            or sum(w.stat().st_size for w in wals) > WAL[0] + WAL[1] * size
+        ):
+            raise DataError(f"{text}: longer than its pages; close it where it is open, and write it anew (ogr2ogr)")
+        for source, target in ((file, link), *((wal, Path(f"{link}-wal")) for wal in wals)):
+            check_room(target, source.stat().st_size)
+            target.unlink(missing_ok=True)
+            shutil.copyfile(source, target)
 
 
 def _check_database(path: Path, text: str, wal: bool) -> None:
@@ -468,13 +480,13 @@ def _check_database(path: Path, text: str, wal: bool) -> None:
         closing(sqlite3.connect(f"file:{quote(str(real))}?mode=ro{kept}", uri=True)) as db,
     ):
         db.set_progress_handler(lambda: time.monotonic() > end, 10_000)
-        held = "SELECT lower(name) FROM sqlite_master WHERE "
-        views = {name for (name,) in db.execute(held + "type = 'view'")}
-        if "gpkg_contents" not in {name for (name,) in db.execute(held + "type = 'table'")}:
+        held = "SELECT name FROM sqlite_master WHERE "
+        views = {name.casefold() for (name,) in db.execute(held + "type = 'view'")}
+        if "gpkg_contents" not in {name.casefold() for (name,) in db.execute(held + "type = 'table'")}:
             raise ValueError("no table gpkg_contents")
         if (found := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise ValueError(found)
-        layers = {str(name).lower() for (name,) in db.execute("SELECT table_name FROM gpkg_contents")}
+        layers = {str(name).casefold() for (name,) in db.execute("SELECT table_name FROM gpkg_contents")}
         odd = [v for v in views if v in layers or v.startswith(("gpkg_", "rtree_", "ogr_"))]
         odd += [n for (n,) in db.execute(held + "sql LIKE 'CREATE VIRTUAL%' AND sql NOT LIKE '%USING rtree(%'")]
         computed = "SELECT m.name FROM sqlite_master m, pragma_table_xinfo(m.name) x WHERE m.type = 'table' "
@@ -496,10 +508,19 @@ def _check_named_crs(path: Path, text: str) -> None:
                 if len(seen) > CRSS:
                     raise DataError(f"{text}: has more than {CRSS} different crs; {hint}")
                 with refusing(text, DataError, "its crs cannot be used", hint):
-                    crs = parse_json(found[1], text, DataError)
-                    about = crs["properties"]
-                    given = about["name"] if crs["type"].lower() == "name" else f"EPSG:{int(about['code'])}"
-                    parse_crs(given)
+                    crs = _lowered(parse_json(found[1], text, DataError))
+                    ((what, given),) = _lowered(crs.pop("properties")).items()
+                    if (kind := crs.pop("type").lower(), what) not in (("name", "name"), ("epsg", "code")) or crs:
+                        raise ValueError(f"a {kind} with {what}; use a name or the code of EPSG, and nothing beside")
+                    parse_crs(given if kind == "name" else f"EPSG:{int(given)}")
+
+
+def _lowered(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a mapping with its names in lower case, as GDAL compares them; raises `ValueError` if two become one."""
+    found = {key.lower(): value for key, value in tree.items()}
+    if len(found) < len(tree):
+        raise ValueError("a name stands twice")
+    return found
 
 
 @contextmanager

@@ -83,6 +83,10 @@ def test_a_word_against_the_tags_is_refused(tmp_path):
         SceneRaster(path, scale=[1, 2, 3])
     with pytest.raises(DataError, match="scale of 0"):
         SceneRaster(tagged(path, scales=[0.0] * 5))
+    with pytest.raises(DataError, match="scale of 0"):
+        SceneRaster(tagged(path, scales=[1e-320] * 5))
+    with pytest.raises(DataError, match="a scale that is no number, or beyond"):
+        SceneRaster(tagged(path, scales=[1e39] * 5))
 
 
 def test_tags_of_some_bands_only_are_said(tmp_path):
@@ -197,6 +201,10 @@ def test_scenes_that_lie_nowhere_are_refused_with_what_mends_them(tmp_path):
     rpc = RPC(0, 1, 28, 1, line, line, 1, 1, 87, 1, line, line, 1, 1, None, None)
     with pytest.raises(DataError, match=r"r\.tif: .*RPC.*gdalwarp -rpc"):
         SceneRaster(unplaced(tmp_path / "r.tif", rpcs=rpc))
+    rpc_of_text = '<Metadata domain="RPC"><MDI key="HEIGHT_OFF">x</MDI></Metadata>'
+    (tmp_path / "s.tif.aux.xml").write_text(f"<PAMDataset>{rpc_of_text}</PAMDataset>")
+    with pytest.raises(DataError, match=r"s\.tif: .*RPC"):
+        SceneRaster(tmp_path / "s.tif")
 
 
 def test_subdatasets_are_named(tmp_path):

@@ -11,6 +11,7 @@ from rasterio.shutil import copy
 from rasterio.transform import from_origin
 from rasterio.vrt import WarpedVRT
 from scenes import write_raster, write_scene
+from scipy.io import netcdf_file
 
 from glacier_fastai.data.scenes import raster as rasters
 from glacier_fastai.data.scenes.raster import (
@@ -204,6 +205,10 @@ def test_what_a_vrt_may_not_take(tmp_path, monkeypatch):
                 vrt("s.tif", more=f"<Group><SimpleSource>{raw}</SimpleSource></Group>"),
                 vrt("s.tif").replace("<SimpleSource>", "<subClass>VRTRawRasterBand</subClass><SimpleSource>"),
                 vrt("s.tif", more=python),
+                vrt("s.tif").replace('relativeToVRT="1"', 'relativeToVRT="0" RELATIVETOVRT="1"'),
+                vrt("s.tif", band='subClass="VRTRawRasterBand" SUBCLASS="VRTRasterBand"'),
+                '<?xml version="1.0" encoding="ISO-8859-1"?>' + vrt("s.tif"),
+                '<?xml version="1.0" encoding="UTF-16"?>' + vrt("s.tif"),
                 vrt("s.tif").replace("EPSG:32645", f"{url}/crs"),
                 '<!DOCTYPE a [<!ENTITY b "c">]>' + vrt("s.tif"),
                 vrt("s.tif")[:-30],
@@ -212,6 +217,73 @@ def test_what_a_vrt_may_not_take(tmp_path, monkeypatch):
             (home / f"{k}.tif").write_text(text)
             with pytest.raises(DataError, match=rf"{k}\.tif|self\.tif|inner\.tif|wms\.tif|x\.tif"):
                 read(home / f"{k}.tif")
+
+
+def test_a_picture_that_is_a_vrt_besides_is_one(tmp_path):
+    other = raster(tmp_path / "other" / "s.tif")
+    home = tmp_path / "home"
+    raster(home / "s.tif")
+    text = vrt(other, relative=0).encode()
+    comment = b"\xff\xfe" + (len(text) + 2).to_bytes(2, "big") + text
+    copy(home / "s.tif", home / "plain.jpg", driver="JPEG")
+    picture = (home / "plain.jpg").read_bytes()
+    (home / "j.jpg").write_bytes(picture[:2] + comment + picture[2:])
+    (home / "s.vrt").write_text(vrt("j.jpg"))
+    for name in ("j.jpg", "s.vrt"):
+        with pytest.raises(DataError, match="damaged, or no VRT"):
+            read(home / name)
+
+
+@pytest.mark.parametrize(
+    "name", ["s_rpc.txt", "s_MTL.txt", "S_METADATA.XML", "s.RPB", "s.IMD", "summary.txt", "METADATA.DIM"]
+)
+def test_what_gdal_reads_of_a_product_beside_a_raster(tmp_path, name):
+    path, side = raster(tmp_path / "s.tif"), tmp_path / name
+    for k in range(1100):  # of so many, GDAL lists a part
+        (tmp_path / f"x{k}").touch()
+    side.write_text("a = b\n")
+    assert (read(path)[0] == 7).all()
+    os.truncate(side, 2**33)
+    with pytest.raises(DataError, match=f"{name}: has more than .* bytes; move it away"):
+        read(path)
+    side.unlink()
+    os.mkfifo(side)
+    with pytest.raises(DataError, match=f"{name}: no regular file"):
+        read(path)
+    side.unlink()
+    side.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=f"{name}: no regular file"):
+        read(path)
+
+
+def test_more_directories_than_a_tiff_of_a_scene_has(tmp_path):
+    content = raster(tmp_path / "s.tif", count=2).read_bytes()
+    directory = int.from_bytes(content[4:8], "little")
+    size = 2 + 12 * int.from_bytes(content[directory : directory + 2], "little")
+    link = directory + size
+    chain = content[:link] + len(content).to_bytes(4, "little") + content[link + 4 :]
+    for k in range(1100):
+        one = content[directory:link]
+        chain += one + (len(content) + (k + 1) * (size + 4)).to_bytes(4, "little")
+    (tmp_path / "chain.tif").write_bytes(chain)
+    (tmp_path / "circle.tif").write_bytes(content[:link] + content[4:8] + content[link + 4 :])
+    odd = b"\x99\x99\7\0" + (2**30).to_bytes(4, "little") + bytes(4)  # a tag of a gigabyte in place of the first
+    (tmp_path / "tags.tif").write_bytes(content[: directory + 2] + odd + content[directory + 14 :])
+    for name, said in (("chain", "more than 1,000 directories"), ("circle", "in a circle"), ("tags", "beside its pix")):
+        with pytest.raises(DataError, match=f"{name}.tif: .*{said}.*; write it anew"):
+            read(tmp_path / f"{name}.tif")
+
+
+def test_names_longer_than_netcdf_allows(tmp_path):
+    for n in (200, 300):
+        with netcdf_file(tmp_path / f"{n}.nc", "w") as file:
+            file.createDimension("y", 32)
+            file.createDimension("x", 32)
+            setattr(file, "a" * n, b"1")
+            file.createVariable("v", "f4", ("y", "x"))[:] = 7
+    assert (read(tmp_path / "200.nc")[0] == 7).all()
+    with pytest.raises(DataError, match=r"300\.nc: .*a name of 300 bytes.*; write it anew"):
+        read(tmp_path / "300.nc")
 
 
 def test_a_vrt_takes_no_more_rasters_than_can_be_read(tmp_path, monkeypatch):
@@ -305,6 +377,8 @@ def test_a_crs_without_a_file():
         "http://127.0.0.1/crs", "/etc/hosts", "x.wkt", "file:x", "", "{", '{"a": 1}', "[" * 10_000, "PROJCS[" * 10_000,
         "+proj=longlat +ellps=bessel +nadgrids=/x/y.gsb", "+init=/etc/hosts:1", "\udcff:1", "a\0b", None, [], 10**30,
         UTM_WKT.replace('AUTHORITY["EPSG","32645"]', 'EXTENSION["PROJ4","+proj=utm +nadgrids=http://127.0.0.1/g"]'),
+        UTM_WKT.replace('AUTHORITY["EPSG","32645"]', 'EXTENSION["PROJ4","+proj=utm +nadgrids=""/x/y.gsb"" "]'),
+        '+proj=tinshift +file="/x/y.json" +type=crs', "+proj=defmodel +model=/x/y.json +type=crs",
     ],
 )  # fmt: skip
 def test_what_is_no_crs(tmp_path, monkeypatch, crs):
@@ -340,6 +414,12 @@ def test_the_offset_of_an_envi_file_counts(tmp_path):
         open_raster(path)
     path.write_bytes(bytes(100) + path.read_bytes())
     assert (read(path)[0] == 7).all()
+    header.write_text(
+        header.read_text().replace("header offset", "file compression = x\nheader offset")
+    )  # so it is not
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"s\.img: cut short, at 1,123 bytes"):
+        open_raster(path)
 
 
 @pytest.mark.parametrize(

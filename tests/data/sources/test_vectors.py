@@ -177,6 +177,10 @@ def test_text_that_names_a_server(tmp_path, monkeypatch):
             geojson(link).replace('"crs"', r'"\u0063rs"'),
             geojson(link).replace('"crs":', '"crs"/* */:'),
             geojson({"type": "url", "properties": {"url": url}}),
+            geojson({"TYPE": "link", "properties": {"href": url, "name": "EPSG:4326"}, "type": "name"}),
+            geojson({"type": "name", "properties": {"href": url, "name": "EPSG:4326"}}),
+            geojson({"type": "name", "properties": {"NAME": url, "name": "EPSG:4326"}}),
+            geojson({"type": "name", "properties": {"name": "EPSG:4326"}, "href": url}),
             geojson({"type": "name", "properties": {"name": url}}),
             geojson({"type": "name", "properties": {"name": "/etc/hosts"}}),
         ]
@@ -266,6 +270,9 @@ def test_geometries_of_geoparquet_are_no_deeper_than_can_be_read(tmp_path, kind,
     for name, depth in (("deep", 40), ("flat", 20)):
         wkb = pa.array([nested(depth)], pa.binary())
         parquet.write_table(pa.table({"geometry": wkb}, metadata=table.schema.metadata), tmp_path / f"{name}.parquet")
+        wkb = wkb.cast(pa.binary(len(wkb[0].as_py())))
+        parquet.write_table(pa.table({"geometry": wkb}, metadata=table.schema.metadata), tmp_path / "fixed.parquet")
+        refused("its geometry is of a fixed length, as no geometries are", tmp_path / "fixed.parquet")
     refused("a geometry is nested more than 32 deep", tmp_path / "deep.parquet")
     assert kind == 6 or len(open_vector(tmp_path / "flat.parquet").bounds) == 1  # of points it is none
 
@@ -278,6 +285,10 @@ ENDLESS = "(with recursive c(x) as (select 1 union all select x + 1 from c) sele
     "change",
     [
         ["alter table o rename to base", f"create view o as select fid, geom, {ENDLESS} as kind from base"],
+        [
+            "alter table o rename to base", f"create view É as select fid, geom, {ENDLESS} as kind from base",
+            "update gpkg_contents set table_name = 'É'",
+        ],
         ["alter table gpkg_contents rename to base", f"create view gpkg_contents as select *, {ENDLESS} from base"],
         ["alter table o add column big as (zeroblob(900000000))"],
     ],
@@ -299,6 +310,13 @@ def test_a_geopackage_in_use_stays_as_it_is(tmp_path):
         db.execute("pragma journal_mode = wal")
     assert burn(path)[1] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["o.gpkg"]
+    size = path.stat().st_size
+    os.truncate(path, 2**40)  # it would be copied
+    refused(r"o\.gpkg: longer than its pages", path)
+    os.truncate(path, size)
+    Path(f"{path}-wal").touch()
+    os.truncate(f"{path}-wal", 2**40)
+    refused(r"o\.gpkg: longer than its pages", path)
 
 
 def test_what_is_read_again_and_again(tmp_path):
