@@ -23,6 +23,7 @@ from .terminal import close_stdout, launched, mute_rasterio, open_streams, progr
 
 __all__ = ["app", "main"]
 
+UsageError: type[Any] = typer.BadParameter.__mro__[1]  # of the click that typer brings
 app = typer.Typer(
     name="glacier-fastai",
     help="Glacier maps from multispectral satellite images: prepare tiles, train a U-Net, evaluate it, map scenes.",
@@ -185,7 +186,15 @@ def _run() -> None:
         if mine := rank():
             who += f", process {mine}"
         show_messages()
-        app()
+        sys.exit(app(standalone_mode=False))
+    except UsageError as err:
+        if type(err).__name__ == "NoArgsIsHelpError":  # of a command without words
+            err.show()
+        else:
+            path = err.ctx.command_path if err.ctx else "glacier-fastai"
+            line = f"{who}: {err.format_message().rstrip('.')}; `{path} --help` tells more"
+            print(printable(" ".join(line.split())), file=sys.stderr)
+        sys.exit(err.exit_code)
     except GlacierError as err:
         if debug:
             raise

@@ -417,7 +417,7 @@ def test_settings_of_matplotlib_are_not_those_of_the_folder(tmp_path):
 import os
 from glacier_fastai import cli
 
-def app():
+def app(**_):
     import matplotlib
     print(matplotlib.rcParams["text.usetex"], os.getcwd())
 
@@ -507,3 +507,16 @@ def test_from_a_corrected_map_to_a_model_that_learned_of_it(trained, tmp_path, r
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'run' / 'best.safetensors'}\n"), done.stderr
     done = run("correct", scene, outlines, "--map", scene, "--out", tmp_path / "no")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("nosuch", "No such command 'nosuch'; .*--help` tells more"),
+        ("predict", r"Missing argument 'MODEL\.\.\. SCENE\.\.\.'; .*predict --help` tells more"),
+        ("predict a b --out c --resolution nan", "Invalid value for '--resolution'"),
+        ("predict a b --out c --windov 3", "No such option: --windov"),
+    ],
+)
+def test_wrong_words_are_refused_in_one_line(refused, words, said):
+    refused(*words.split(), match=said)
