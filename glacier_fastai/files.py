@@ -118,7 +118,7 @@ def names_only(
     >>> names_only("zip:///home/me/rgi.zip!rgi.shp: odd"), names_only("/home/a b/s.tif: odd", "/home/a b/t.tif")
     ('rgi.zip!rgi.shp: odd', 's.tif: odd')
     """
-    archive = re.compile(r"[a-z0-9+]+://(?=/)|/vsi[a-z0-9]+/(?=/)")
+    archive = re.compile(r"(?<![a-z0-9+])[a-z0-9+]{1,20}://(?=/)|/vsi[a-z0-9]{1,20}/(?=/)")
     text = archive.sub("", text)
     folders = {str(folder) for path in known for folder in Path(archive.sub("", str(path))).parents}
     for folder in sorted(folders, key=len, reverse=True):

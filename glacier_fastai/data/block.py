@@ -30,6 +30,7 @@ from ..core.confusion import watched
 from ..core.folds import ALWAYS, NEVER, train_valid
 from ..core.moments import fixed_statistics, standardise
 from ..errors import DataError, note
+from ..reading import refusing
 from .augment import AugmentTiles, UnknownPlace
 from .balanced import BalancedCrops, IgnoreSurplus, PixelBalancedDL
 from .channels import Texture, note_unknown_places, with_channels
@@ -37,7 +38,7 @@ from .folds import store_folds
 from .profile import Profile
 from .raw import open_tiles
 from .sources.competition import competition_files
-from .tiles import TileStore
+from .tiles import AGAIN, TileStore
 from .types import TensorGlacierMask, TensorMultispectral
 
 __all__ = [
@@ -211,6 +212,8 @@ class GlacierDataLoaders(DataLoaders):
         if not len(train):
             raise DataError(f"{store.path}: no labelled tile with at least {min_valid:.0%} data is left to train on")
         if set(bands.textures) <= set(store.bands):
+            with refusing(store.path, DataError, "what it says of texture cannot be used", AGAIN):
+                Texture(**store.info.get("texture") or {"window": 3, "edges": {}})
             store = with_channels(store, bands)
         else:
             store = with_channels(store, bands, Texture.of_tiles(store, bands, train, glcm_window, glcm_levels))

@@ -52,6 +52,11 @@ class Texture:
         numbers = all(isinstance(e, (int, float)) for values in self.edges.values() for e in values)
         if not isinstance(self.window, int) or not numbers:
             raise TypeError("window and edges must be numbers")
+        with np.errstate(over="ignore"):
+            levels = [np.array(values, np.float32) for values in self.edges.values()]  # as they are used
+        fine = all(0 < len(e) < 64 and np.isfinite(e).all() and (np.diff(e) >= 0).all() for e in levels)
+        if self.window not in range(3, 32, 2) or not fine:
+            raise ValueError("window or grey levels of texture are out of range")
 
     @classmethod
     def of_tiles(

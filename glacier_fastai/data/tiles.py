@@ -246,7 +246,11 @@ class TileStore:
 
     def base(self) -> TileStore:
         """Return the store that computed bands were added to, if this one is of that kind, else the store itself."""
-        return self._base or (TileStore(self.info["base"]) if self.info.get("base") else self)
+        if self._base or not self.info.get("base"):
+            return self._base or self
+        if (base := TileStore(self.info["base"])).keys() != self.keys():
+            raise DataError(f"{self.path}: was computed of {base.path}, which has other tiles now; {AGAIN}")
+        return base
 
     def keys(self) -> list[str]:
         """Return what tells each tile from all others: a hash of its name and place, or without place of its labels.
@@ -537,9 +541,10 @@ class TileWriter:
         shape = (len(self.bands), self.size, self.size)
         if image.shape != shape or mask.shape != shape[1:]:
             raise DataError(f"tile of scene {scene}: image {image.shape}, mask {mask.shape}; wanted {shape}")
-        values = image.astype(self.dtype, order="C")
+        with np.errstate(over="ignore"):
+            values = image.astype(self.dtype, order="C")
         has_data = _numbers(values) if self.dtype.kind == "f" else (values != 0).any(0)
-        if self.dtype.kind == "f" and (np.isfinite(values).all(0) & ~has_data).any():
+        if self.dtype.kind == "f" and (np.isfinite(image).all(0) & ~has_data).any():
             self.note(f"{self.path}: holds numbers beyond {NO_VALUE:g}; such pixels have no data")
         valid = has_data if valid is None else valid & has_data
         sums, squares = moments(values, valid)

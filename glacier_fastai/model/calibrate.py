@@ -177,6 +177,7 @@ def _ensemble(predictions: Sequence[OutOfFold]) -> Ensemble:
     """Return the models that predicted."""
     folders = [oof.folder.resolve() for oof in predictions]
     for k, (oof, folder) in enumerate(zip(predictions, folders, strict=True)):
+        oof.check()
         if folder in folders[:k]:
             raise DataError(f"{oof.folder}: is named twice; name each cross-validation once")
         if name := oof.stale():

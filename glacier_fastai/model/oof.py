@@ -3,6 +3,7 @@
 The epoch that a model is kept from was chosen on these very tiles, so they flatter it a little.
 
 OUT/oof/models.json        SHA-256 of each model, by its path from OUT
+OUT/oof/digests.json       SHA-256 of the three files below
 OUT/oof/tiles.csv          a row per tile: key (as `TileStore.keys`), id, fold, once (`core.folds.counted_once`: 0, 1)
 OUT/oof/probabilities.npy  (N, K, H, W) float16, views and scales averaged as the recipe wants
 OUT/oof/labels.npy         (N, H, W) uint8, 254 = ice of unknown kind, 255 = no label
@@ -14,7 +15,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,6 +35,7 @@ from .evaluate import predict_tiles
 __all__ = ["OutOfFold"]
 
 AGAIN = "repeat the cross-validation"
+DIGESTED = ("tiles.csv", "labels.npy", "probabilities.npy")
 
 
 class OutOfFold:
@@ -57,6 +59,8 @@ class OutOfFold:
         self.table["once"] = once == "1"
         self.folder = self.path.parent
         n = len(self.table)
+        if self.labels.ndim != 3 or not self.labels[0].size:
+            raise DataError(f"{self.path / 'labels.npy'}: of {self.labels.shape}, which are no tiles; {AGAIN}")
         if self.probabilities.shape != (n, len(CLASSES), *self.labels.shape[1:]) or self.labels.shape[:1] != (n,):
             raise DataError(f"{self.path}: files do not fit each other; {AGAIN}")
         keys = self.table["key"]
@@ -67,6 +71,8 @@ class OutOfFold:
             raise DataError(f"{self.path / 'models.json'}: names no models with their SHA-256; {AGAIN}")
         if odd := [name for name in self.models if Path(name).is_absolute() or ".." in Path(name).parts]:
             raise DataError(f"{self.path / 'models.json'}: {odd[0][:80]!r} leads out of {self.folder}; {AGAIN}")
+        if len({os.path.normpath(name) for name in self.models}) < max(len(self.models), self.table["fold"].nunique()):
+            raise DataError(f"{self.path / 'models.json'}: names a model twice, or fewer than there are folds; {AGAIN}")
 
     def tile(
         self,
@@ -79,6 +85,13 @@ class OutOfFold:
         if not ((probs >= 0) & (probs <= 1)).all():
             raise DataError(f"{self.path}: probabilities of tile {self.table['id'][i]} are not in 0 to 1; {AGAIN}")
         return probs, labels
+
+    def check(self) -> None:
+        """Raise `DataError` if tiles, labels or probabilities are not as they were written, where that is known."""
+        if (digests := self.path / "digests.json").is_file():
+            for name, sha256 in read_json(digests, DataError).items():
+                if name not in DIGESTED or file_hash(self.path / name) != sha256:
+                    raise DataError(f"{self.path / name}: not as it was written; {AGAIN}")
 
     def stale(self) -> str | None:
         """Return the first model that is not the one that predicted, or None."""
@@ -115,24 +128,21 @@ class OutOfFold:
             note(f"{text}, so calibration is too sure; keep neighbours in one fold (data.spatial)", [])
         shape = (len(tiles), len(CLASSES), store.size, store.size)
         check_room(folder / "oof", math.prod(shape) * 2 + math.prod(shape) // len(CLASSES))
-        with whole_folder(folder / "oof", replace=True) as out, ExitStack() as stack:
-            # written front to end: of a memory map that no longer fits on the disk, a process dies without a word
-            probabilities, labels = (
-                stack.enter_context(_array(out / name, dtype, of))
-                for name, dtype, of in (
-                    ("probabilities.npy", np.float16, shape),
-                    ("labels.npy", np.uint8, (shape[0], *shape[2:])),
-                )
-            )
-            for fold, bundle in bundles.items():
-                for i, _, probs in predict_tiles(bundle, store, [i for f, i in tiles if f == fold]):
-                    probabilities.write(np.asarray(probs, np.float16).tobytes())
-                    labels.write(store.labels(i).tobytes())
+        with whole_folder(folder / "oof", replace=True) as out:
+            with (  # front to end: of a memory map that no longer fits on the disk, a process dies without a word
+                _array(out / "probabilities.npy", np.float16, shape) as probabilities,
+                _array(out / "labels.npy", np.uint8, (shape[0], *shape[2:])) as labels,
+            ):
+                for fold, bundle in bundles.items():
+                    for i, _, probs in predict_tiles(bundle, store, [i for f, i in tiles if f == fold]):
+                        probabilities.write(np.asarray(probs, np.float16).tobytes())
+                        labels.write(store.labels(i).tobytes())
             rows = [{"key": keys[i], "id": cell(store.table["id"][i]), "fold": fold} for fold, i in tiles]
             once = _counted_once(store, [i for _, i in tiles]).astype(int)
             write_text(out / "tiles.csv", pd.DataFrame(rows).assign(once=once).to_csv(index=False))
             hashes = {name: file_hash(folder / name) for name in models.values()}
             write_text(out / "models.json", json.dumps(hashes, indent=1))
+            write_text(out / "digests.json", json.dumps({name: file_hash(out / name) for name in DIGESTED}, indent=1))
 
 
 def _counted_once(store: TileStore, tiles: list[int]) -> np.ndarray:

@@ -19,7 +19,7 @@ from ..core.calibration import all_glacier, tempered
 from ..core.dihedral import fraction
 from ..core.indices import normalised_difference
 from ..core.moments import standardise
-from ..errors import BundleError, PredictionError, note
+from ..errors import BundleError, OutputError, PredictionError, note
 from ..files import whole_file
 from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
@@ -109,9 +109,11 @@ def export_model(
     Raises:
         BundleError: A model takes texture or standardised values, sees its images at an odd scale, or two of an
             ensemble take the numbers of a band for different values.
-        OutputError: The file cannot be written.
+        OutputError: The file exists already or cannot be written.
         PredictionError: A package that this needs is not there, or what was written gives other probabilities.
     """
+    if os.path.lexists(out):
+        raise OutputError(f"{out}: exists already; choose another name, or remove it first")
     ensemble = Ensemble.of(model)
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if to == "onnx" and not find_spec(name)]:
         raise PredictionError(f"ONNX needs {missing[0]}: pip install 'glacier-fastai[onnx]'")

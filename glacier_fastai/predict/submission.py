@@ -14,6 +14,7 @@ import torch
 
 from ..bands import COMPETITION_CODES, IGNORE, texture_of
 from ..core.dihedral import VIEWS
+from ..data.channels import Texture
 from ..data.raw import open_tiles
 from ..data.sources.competition import find_competition, prepare_competition, tile_id
 from ..data.tiles import TileStore
@@ -23,7 +24,7 @@ from ..model.bundle import described
 from ..model.ensemble import Ensemble, Member
 from ..model.evaluate import predict_tiles
 from ..model.registry import architecture
-from ..reading import read_arrays
+from ..reading import read_arrays, refusing
 from ..recipe import ENCODERS, PostprocessRecipe
 from . import solution
 from .standalone import standalone
@@ -115,6 +116,8 @@ def _member(member: Member) -> dict[str, Any]:
     # solution.py reads numbers, so what the bundle knows of values is said of numbers
     how = [bundle.profile.scaling.get(band, (1.0, 0.0)) for band in bundle.bands]
     texture, (_, options) = bundle.texture, architecture(bundle.arch, bundle.options)
+    mean = [(m - o) / s for m, (s, o) in zip(bundle.mean, how, strict=True)]
+    std = [d / s for d, (s, _) in zip(bundle.std, how, strict=True)]
     if texture is not None:
         edges = {
             band: [(edge - offset) / scale for edge in values]
@@ -122,13 +125,22 @@ def _member(member: Member) -> dict[str, Any]:
             for scale, offset in [bundle.profile.scaling.get(band, (1.0, 0.0))]
         }
         texture = {**texture, "edges": edges}
+    with refusing(
+        member.path or "bundle", BundleError, "its scale, offset and statistics give no numbers to count with"
+    ):
+        with np.errstate(over="ignore"):
+            numbers = np.array([mean, std], np.float32)
+        if not np.isfinite(numbers).all() or (numbers[1] <= 0).any():
+            raise ValueError("not finite, or a deviation is not positive")
+        if texture is not None:
+            Texture(**texture)
     return {
         "arch": options["encoder"],
         "attention": options["attention"],
         "scale": options["scale"],
         "bands": list(bundle.bands),
-        "mean": [(m - o) / s for m, (s, o) in zip(bundle.mean, how, strict=True)],
-        "std": [d / s for d, (s, _) in zip(bundle.std, how, strict=True)],
+        "mean": mean,
+        "std": std,
         "texture": texture,
         "weight": member.weight,
         "weights": bundle.halved(),

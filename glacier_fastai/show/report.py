@@ -24,6 +24,8 @@ from .validation import SHOWN, Validation, store_of, train_shares, validate
 
 __all__ = ["write_report"]
 
+LONGEST = 2000  # of a note, letters
+
 
 def write_report(
     paths: Sequence[str | os.PathLike],  # run folders, and folders of `crossval`, which count as their folds
@@ -39,6 +41,8 @@ def write_report(
         OutputError: The file exists already or cannot be written.
     """
     out = Path(out)
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise OutputError(f"{out}: a report is a page; name it NAME.html")
     if os.path.lexists(out) and not overwrite:
         raise OutputError(f"{out}: exists already; overwrite it, or choose another file")
     if not out.parent.is_dir():
@@ -66,7 +70,7 @@ def write_report(
         title=", ".join(Path(p).resolve().name for p in paths),
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         version=__version__,
-        notes=[names_only(text) for text in notes],
+        notes=[names_only(text[:LONGEST]) for text in notes],
         key=list(zip([r.name for r in runs], line_colours(len(runs)), strict=True)),
         classes=[*zip(CLASSES, CLASS_COLOURS, strict=True), *unknown, ("right", CORRECT), ("wrong", WRONG)],
         least=LEAST,

@@ -21,6 +21,7 @@ __all__ = ["Run", "not_comparable", "read_runs"]
 
 BEST = "best.safetensors"
 MOST = 1000  # folds
+BEYOND = 1e30  # numbers that no history holds
 Count = Annotated[int, Field(ge=0)]
 Numbers = dict[str, int | float | None]
 
@@ -240,7 +241,8 @@ def _history(file: Path) -> pd.DataFrame:
     """Return the history; epochs without a value of a column have NaN there."""
     table = read_table(file, DataError, {"epoch": int})
     with refusing(file, DataError, "a column holds what is no number"):
-        return table.replace("", "nan").astype({name: float for name in table if name != "epoch"})
+        table = table.replace("", "nan").astype({name: float for name in table if name != "epoch"})
+        return table.where(table.abs() < BEYOND).astype({"epoch": int})  # or an axis has no end
 
 
 def _folds(file: Path) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from ..bands import CLASSES, UNKNOWN_ICE
 from ..core.calibration import expected_calibration_error
 from ..core.confusion import recall, with_ice
+from ..errors import printable
 from ..files import file_hash, names_only
 from ..model.bundle import described
 from ..model.ratio import why_not
@@ -186,7 +187,7 @@ def _environment(r: Run) -> dict[str, Any]:
     e, git = r.environment, r.environment.get("git")
     versions = {"python": e.get("python"), **e.get("packages", {})}
     return {
-        "command": shlex.join(names_only(str(word)) for word in e.get("command", [])),
+        "command": shlex.join(names_only(printable(str(word))) for word in e.get("command", [])[:100]),
         **{name: e.get(name) for name in ("device", "processes", "threads", "platform")},
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
         "commit": git and git["commit"][:12] + (", changed since" if git["changed"] else ""),

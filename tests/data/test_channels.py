@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import rasterio
@@ -151,6 +153,11 @@ def test_a_bundle_carries_its_levels_and_scores_a_plain_store(run, tmp_path):
     assert scores(with_channels(other, ALL, Texture(**bundle.texture))) == plain
     foreign = with_channels(other, ALL, Texture.of_tiles(other, ALL, [0], levels=8))  # its levels are not the bundle's
     assert scores(foreign) == plain
+    with pytest.raises(DataError, match="m: was computed of .*other, which has other tiles now"):
+        path = shutil.copytree(foreign.path, tmp_path / "m")
+        shutil.rmtree(other.path)
+        make_store(tmp_path / "other", scenes=2)
+        TileStore(path).base()
     with pytest.raises(BundleError, match=r"few: .*needs band swir1; here are blue"):
         evaluate(bundle, make_store(tmp_path / "few", bands=("blue", "green", "red", "thermal")))
 

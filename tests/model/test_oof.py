@@ -64,14 +64,30 @@ def test_refusals_and_nothing_half_written(crossvalidated, tmp_path, monkeypatch
             OutOfFold(tmp_path / f"models{k}")
     for k, name in enumerate(("/proc/kmsg", "../fold0/best.safetensors")):
         shutil.copytree(folder / "oof", tmp_path / f"out{k}")
-        (tmp_path / f"out{k}" / "models.json").write_text(json.dumps({name: "0"}))
+        models = json.loads((folder / "oof" / "models.json").read_text())
+        (tmp_path / f"out{k}" / "models.json").write_text(json.dumps({name: "0", **models}))
         with pytest.raises(DataError, match="leads out of"):
             OutOfFold(tmp_path / f"out{k}")
     with open(tmp_path / "long.safetensors", "wb") as file:
         file.truncate(2**40)
     for name in ("long.safetensors", "a" * 5000, "a\0b"):
-        (tmp_path / "out0" / "models.json").write_text(json.dumps({name: "0"}))
+        (tmp_path / "out0" / "models.json").write_text(json.dumps({name: "0", **models}))
         assert OutOfFold(tmp_path / "out0").stale() == name
+    few = dict(list(json.loads((folder / "oof" / "models.json").read_text()).items())[:2])
+    for models in (few, {**few, "./" + next(iter(few)): "0"}):
+        (tmp_path / "out0" / "models.json").write_text(json.dumps(models))
+        with pytest.raises(DataError, match="names a model twice, or fewer than there are folds"):
+            OutOfFold(tmp_path / "out0")
+    shutil.copytree(folder / "oof", tmp_path / "flat")
+    labels = np.load(tmp_path / "flat" / "labels.npy")
+    np.save(tmp_path / "flat" / "labels.npy", labels[:, 0, 0])
+    with pytest.raises(DataError, match=r"labels\.npy: of \(\d+,\), which are no tiles"):
+        OutOfFold(tmp_path / "flat")
+    np.save(tmp_path / "flat" / "labels.npy", labels)
+    OutOfFold(tmp_path / "flat").check()
+    np.save(tmp_path / "flat" / "labels.npy", labels[::-1])
+    with pytest.raises(DataError, match=r"labels\.npy: not as it was written; repeat"):
+        OutOfFold(tmp_path / "flat").check()
     shutil.copytree(folder / "fold0", tmp_path / "cv" / "fold0")
     (tmp_path / "cv" / "oof").symlink_to(tmp_path)
     with pytest.raises(OutputError, match="oof: a link, which is not followed"):

@@ -14,7 +14,7 @@ from scenes import BANDS, TINY, made_up, write_raster
 import glacier_fastai
 from glacier_fastai.data.channels import Texture
 from glacier_fastai.data.profile import Profile
-from glacier_fastai.errors import BundleError, DataNote
+from glacier_fastai.errors import BundleError, DataNote, OutputError
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.model.ensemble import Calibration, Ensemble, Member
 from glacier_fastai.model.registry import build_model
@@ -140,6 +140,9 @@ def test_numbers_that_models_do_not_agree_on_are_refused(tmp_path):
     with pytest.raises(BundleError, match=f"band {BANDS[0]}: the models take its numbers by different scale"):
         export_model(Ensemble((Member(bundle()), Member(other))), tmp_path / "m.onnx")
     assert not any(tmp_path.iterdir())
+    bundle().save(tmp_path / "m.safetensors")
+    with pytest.raises(OutputError, match="m.safetensors: exists already; choose another name"):
+        export_model(bundle(), tmp_path / "m.safetensors")
 
 
 @pytest.mark.slow

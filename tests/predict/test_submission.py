@@ -122,6 +122,18 @@ def test_a_model_of_units_reads_the_numbers_of_the_competition(tmp_path):
         next(predict_tiles(ensemble, open_tiles(tmp_path / "comp", BANDS)))
 
 
+def test_options_that_a_bundle_leaves_out_are_the_networks_own(tmp_path):
+    bundle = ModelBundle.load(saved(tmp_path / "m.safetensors", 1, BANDS))
+    options = {k: v for k, v in bundle.options.items() if k != "scale"}
+    out = write_submission(Ensemble((Member(replace(bundle, options=options)),)), tmp_path / "s")
+    assert torch.load(out / "model.pth")["members"][0]["scale"] == 1.0
+    tiny = bundle.profile.model_copy(update={"scaling": {BANDS[0]: (1e-19, 0.0)}})
+    large = replace(bundle, profile=tiny, std=(1e20, *bundle.std[1:]))
+    with pytest.raises(BundleError, match="its scale, offset and statistics give no numbers to count with"):
+        write_submission(Ensemble((Member(large),)), tmp_path / "t")
+    assert not (tmp_path / "t").exists()
+
+
 def test_units_that_the_competition_does_not_have_are_refused(tmp_path):
     bundle = ModelBundle.load(saved(tmp_path / "m.safetensors", 0))
     bundle = replace(bundle, profile=Profile(units=dict.fromkeys(BANDS, "reflectance")))

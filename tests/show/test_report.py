@@ -302,6 +302,8 @@ def test_bad_input_is_refused(trained, run, tmp_path):
         write_report([trained[0], run], out)
     assert not out.exists()
     out.write_text("mine")
+    with pytest.raises(OutputError, match="recipe.yaml: a report is a page; name it NAME.html"):
+        write_report([trained[0]], trained[0] / "recipe.yaml", overwrite=True)
     with pytest.raises(OutputError, match="r.html: exists already; overwrite it"):
         write_report([trained[0]], out)
     assert out.read_text() == "mine"

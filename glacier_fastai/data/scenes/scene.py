@@ -20,7 +20,7 @@ from ...core.tiling import spread
 from ...errors import DataError
 from ..profile import QUANTILES, Profile
 from .address import Address
-from .raster import block_rows, pixel_size, reading, same_crs, same_grid
+from .raster import FINEST, block_rows, pixel_size, reading, same_crs, same_grid
 from .units import ZERO_CELSIUS, Scaling, no_offset, unit_of
 
 __all__ = ["Declared", "Place", "Resampled", "Sample", "Scene", "Stack", "on_grid_of", "on_one_grid"]
@@ -387,6 +387,8 @@ def on_one_grid(
         side = finest.pixel_size
         if side is None:
             raise DataError(f"{path}: its coordinate reference system does not tell how large a pixel is on the ground")
+        if size < FINEST:
+            raise DataError(f"{path}: a pixel of {size:g} m is asked for; use {FINEST:g} m or more")
         factor = size / side
         # 30 m are 3/2 of 20 m, though the metres of a map are not quite those of the ground
         near = Fraction(factor).limit_denominator(6)

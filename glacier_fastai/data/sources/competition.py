@@ -150,6 +150,8 @@ def _header(path: Path) -> _Header:
     with open_raster(path) as raster, reading(path):
         if raster.count != 1:
             raise DataError(f"{path}: {raster.count} bands, wanted one; take one out (gdal_translate -b 1)")
+        if raster.dtypes[0].startswith("complex"):
+            raise DataError(f"{path}: holds complex numbers; give real ones")
         placed = raster.crs is not None and not placeless(raster.transform)
         if placed:
             check_place(raster, path)
