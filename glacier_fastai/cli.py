@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .errors import DataError, GlacierError, RunStopped, TrainingError, printable
+from .memory import out_of_memory
 from .terminal import close_stdout, launched, mute_rasterio, open_streams, progress, rank, show_messages, told
 
 __all__ = ["app", "main"]
@@ -206,6 +207,11 @@ def _run() -> None:
         if not (mine and isinstance(err, RunStopped)):  # all processes stop alike
             print(line, file=sys.stderr)
         sys.exit(err.exit_code)
+    except (MemoryError, RuntimeError) as err:
+        if debug or not out_of_memory(err):
+            raise
+        print(printable(f"{who}: not enough memory, or threads ({err}); close other programs"), file=sys.stderr)
+        sys.exit(2)
     except OSError as err:  # a full or read-only disk
         if debug:
             raise

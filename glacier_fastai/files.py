@@ -36,6 +36,7 @@ __all__ = [
     "remove_unused",
     "replaceable",
     "Scratch",
+    "take_names",
     "whole_file",
     "whole_folder",
     "work_folder",
@@ -45,6 +46,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 LOCKLESS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)  # what drives without locks answer
+DATABASE = ("", "-wal", "-shm", "-journal")  # how the files of a GeoPackage end that somebody has open, or left so
 SCRATCH = "glacier_fastai_"  # how temporary folders begin
 OWN = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_WRONLY  # of a file that nobody made before
 _lockless: set[int] = set()  # those that were named, by device
@@ -95,6 +97,23 @@ def replaceable(
     for path in paths:
         if os.path.lexists(path) and not (path.is_file() or path.is_symlink()):
             raise OutputError(f"{path}: stands in the way and is no file; move it away, or choose another folder")
+
+
+def take_names(
+    folder: Path,  # where the files of one piece of work take their names
+    made: Iterable[Path],  # those files, which lie elsewhere
+    old: Iterable[Path],  # what goes: files of other work may not go by the new ones' names
+) -> None:
+    """Let files take their names in a folder, after what was there is removed.
+
+    What SQLite keeps beside a database goes, too: it would play that into the new one.
+    """
+    for path in old:
+        ends = DATABASE if path.suffix == ".gpkg" else ("",)
+        for end in ends:
+            path.with_name(path.name + end).unlink(missing_ok=True)
+    for path in made:
+        path.replace(folder / path.name)
 
 
 def _writable(path: Path) -> None:

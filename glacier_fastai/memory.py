@@ -7,16 +7,36 @@ from pathlib import Path
 
 import psutil
 
-from .errors import DataError
+from .errors import DataError, GlacierError
 
-__all__ = ["available", "fits"]
+__all__ = ["available", "fits", "out_of_memory"]
 
 CGROUPS = {  # of Linux, by version: folder, limit, use, and what of the use is cache that goes when it is needed
     2: ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     1: ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
 OWN = "/proc/self/cgroup"
+# what torch says on a CPU and a GPU, oneDNN, cuBLAS and cuDNN, kernels that count in 32 bits, and Python of threads
+WORDS = (
+    "out of memory",
+    "allocate memory",
+    "create a primitive",
+    "ALLOC_FAILED",
+    "INT_MAX",
+    "32-bit index",
+    "new thread",
+)
 LEAST = 2**26  # bytes that are taken without asking
+
+
+def out_of_memory(err: BaseException) -> bool:
+    """Return whether an error says that there is no memory left, or that sizes are beyond what a GPU's kernels count.
+
+    >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("sizes do not match"))
+    (True, False)
+    """
+    known = isinstance(err, MemoryError) or type(err).__name__ == "OutOfMemoryError"  # torch's
+    return known or not isinstance(err, GlacierError) and any(words in str(err) for words in WORDS)
 
 
 def available() -> int:

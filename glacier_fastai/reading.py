@@ -7,6 +7,7 @@ Every reader takes the class of error to raise, whose one line names the file. N
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
+from mmap import mmap
 from typing import IO, Any, BinaryIO, Literal
 from xml.etree import ElementTree
 
@@ -31,6 +33,7 @@ from .memory import fits
 
 __all__ = [
     "array_header",
+    "check_length",
     "opened",
     "parse_json",
     "parse_xml",
@@ -53,6 +56,7 @@ HEADER, PICKLE = 2**25, 2**22  # largest header of safetensors, and pickle of a 
 STATE = 2**24  # most values in a checkpoint; what stands in several places counts in each
 PICKLED = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage|_codecs encode")
 AGAIN = "copy it again, or make it anew"
+SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # which say nothing of the file
 WHOLE = 2**63  # integers are smaller, as everything that takes them wants
 
 Kind = type[GlacierError]
@@ -79,6 +83,8 @@ def refusing(
     except Exception as err:
         why = err.strerror if isinstance(err, OSError) and err.strerror else str(err) or type(err).__name__
         said = f" ({' '.join(why.split())[:160]})"
+        if isinstance(err, MemoryError) or isinstance(err, OSError) and err.errno in SHORT:
+            raise error(f"{where}: cannot be read now{said}; try again when there is more, or raise the limit") from err
         raise error(f"{where}: {what}{said}{f'; {hint}' if hint else ''}") from err
 
 
@@ -373,6 +379,20 @@ def read_array(
         if os.fstat(file.fileno()).st_size != file.tell() + math.prod(there) * kind.itemsize:
             raise ValueError("cut short, or longer than its header says")
         return np.memmap(file, kind, "r", file.tell(), there) if math.prod(there) else np.zeros(there, kind)
+
+
+def check_length(
+    array: np.ndarray,  # of `read_array`
+    path: str | os.PathLike,  # its file, for the message
+    error: Kind,  # what is raised
+) -> None:
+    """Raise if the file has become shorter since: of a memory map of what is gone, a process dies without a word."""
+    if (
+        isinstance(array, np.memmap)
+        and isinstance(array.base, mmap)
+        and array.base.size() < array.offset + array.nbytes
+    ):
+        raise error(f"{path}: was cut short while it was in use; {AGAIN}")
 
 
 def read_arrays(

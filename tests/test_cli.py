@@ -509,6 +509,15 @@ def test_from_a_corrected_map_to_a_model_that_learned_of_it(trained, tmp_path, r
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
 
 
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError("Unable to allocate 300. KiB")])
+def test_no_memory_and_no_thread_is_one_line(refused, monkeypatch, error):
+    def app(**_):
+        raise error
+
+    monkeypatch.setattr("glacier_fastai.cli.app", app)
+    refused("report", match="not enough memory, or threads .*; close other programs")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

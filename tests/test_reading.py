@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -295,6 +296,17 @@ def test_shapes_and_memory_are_looked_at_before_tensors_are_read(tmp_path, monke
     with pytest.raises(DataError, match=r"a\.safetensors: its values need 3.2 GB of memory, but 2.1 GB are free"):
         read_tensors(path, DataError, check=lambda *about: seen.append(about))
     assert seen == [({}, {"a": (2**9, 2**20)})]
+
+
+def test_what_says_nothing_of_a_file_is_not_said_of_it(tmp_path, monkeypatch):
+    (tmp_path / "a.json").write_text("{}")
+
+    def short(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("json.loads", short)
+    with pytest.raises(DataError, match=r"a\.json: cannot be read now \(Too many open files\); try again"):
+        read_json(tmp_path / "a.json", DataError)
 
 
 def test_a_checkpoint_takes_no_more_than_its_file(tmp_path):

@@ -41,7 +41,7 @@ from ..core.moments import constant, fixed_statistics, moments
 from ..core.settings import Section, explain
 from ..errors import DataError, note
 from ..files import digest, held, identity, whole_folder
-from ..reading import read_array, read_json, read_table, refusing
+from ..reading import check_length, read_array, read_json, read_table, refusing
 from .profile import QUANTILES, Profile
 from .scenes.raster import FAR, horizontal, pixel_size
 from .scenes.units import Scaling
@@ -221,8 +221,10 @@ class TileStore:
         kind: str,  # "image" or "mask"
     ) -> None:
         """Make sure, once in a process, that what is read of a tile is what was written; raises `DataError`."""
+        every = self.images if kind == "image" else self.masks
+        check_length(every, self.path / f"{kind}s.npy", DataError)
         if not self._known[kind][i]:
-            array = np.ascontiguousarray((self.images if kind == "image" else self.masks)[i])
+            array = np.ascontiguousarray(every[i])
             if zlib.crc32(array.data) != self.table[f"crc_{kind}"].iat[i]:
                 name = self.table["id"].iat[i]
                 raise DataError(f"{self.path}: the {kind} of tile {name} is not as it was written; {AGAIN}")

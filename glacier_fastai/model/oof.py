@@ -27,7 +27,7 @@ from ..core.folds import counted_once
 from ..data.tiles import TileStore
 from ..errors import BundleError, DataError, cell, note
 from ..files import check_room, file_hash, whole_file, whole_folder, write_text
-from ..reading import read_array, read_json, read_table
+from ..reading import SHORT, check_length, read_array, read_json, read_table
 from .bundle import ModelBundle
 from .ensemble import Member
 from .evaluate import predict_tiles
@@ -79,6 +79,8 @@ class OutOfFold:
         i: int,  # row of `table`
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return probabilities `(K, H, W)` float32 and labels `(H, W)` of a tile; raises `DataError`."""
+        check_length(self.probabilities, self.path / "probabilities.npy", DataError)
+        check_length(self.labels, self.path / "labels.npy", DataError)
         probs, labels = self.probabilities[i].astype(np.float32), np.array(self.labels[i])
         if not np.isin(labels, [*range(len(CLASSES)), ICE_OF_ANY_KIND, IGNORE]).all():
             raise DataError(f"{self.path}: labels of tile {self.table['id'][i]} hold unknown codes; {AGAIN}")
@@ -98,7 +100,9 @@ class OutOfFold:
         for name, sha256 in self.models.items():
             try:
                 now = Member.load(self.folder / name).sha256  # no hash of what is no bundle, which may be long
-            except BundleError:
+            except BundleError as err:
+                if isinstance(err.__cause__, OSError) and err.__cause__.errno in SHORT:
+                    raise  # which says nothing of the model
                 now = ""
             if now != sha256:
                 return name

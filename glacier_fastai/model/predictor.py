@@ -16,10 +16,10 @@ from ..bands import aspect_index
 from ..core.dihedral import one_pass
 from ..core.moments import standardise
 from ..errors import PredictionError
-from ..memory import available
+from ..memory import available, out_of_memory
 from .ensemble import Ensemble
 
-__all__ = ["Predictor", "default_device", "out_of_memory"]
+__all__ = ["Predictor", "default_device"]
 
 
 Values = Sequence[float] | np.ndarray
@@ -28,17 +28,6 @@ Values = Sequence[float] | np.ndarray
 def default_device() -> torch.device:
     """Return the GPU that this process uses, or without one the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def out_of_memory(err: Exception) -> bool:
-    """Return whether an error says that there is no memory left, or that sizes are beyond what a GPU's kernels count.
-
-    >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("sizes do not match"))
-    (True, False)
-    """
-    known = isinstance(err, (MemoryError, torch.OutOfMemoryError))
-    # what torch says on a CPU, cuBLAS and cuDNN, and kernels that count in 32 bits
-    return known or any(words in str(err) for words in ("allocate memory", "ALLOC_FAILED", "INT_MAX", "32-bit index"))
 
 
 class Predictor:

@@ -20,6 +20,7 @@ from torch import nn
 
 from ..bands import CLASSES
 from ..errors import BundleError, GlacierError, RecipeError, did_you_mean
+from ..memory import out_of_memory
 from ..recipe import ENCODERS, ModelRecipe
 
 __all__ = ["Architecture", "build_model", "model_names", "register_model"]
@@ -246,6 +247,8 @@ def _try(name: str, model: nn.Module, bands: int, classes: int) -> None:
             got = model.eval()(torch.zeros(1, bands, 40, 56))
     except Exception as err:  # whatever a stranger's module raises
         why = " ".join(str(err).split())[:200]
+        if out_of_memory(err):
+            raise RecipeError(f"model {name!r}: not enough memory for an image of 40 x 56 px ({why})") from err
         raise RecipeError(f"model {name!r}: cannot take an image of {bands} bands and 40 x 56 px ({why})") from err
     shape = tuple(got.shape) if isinstance(got, torch.Tensor) else type(got).__name__
     if shape != wanted:

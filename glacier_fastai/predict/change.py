@@ -20,7 +20,7 @@ from ..data.scenes.raster import same_crs
 from ..data.sources.inventory import parse_date
 from ..data.sources.vectors import open_vector
 from ..errors import DataError, OutputError, note
-from ..files import names_only, replaceable, whole_file, work_folder, write_text
+from ..files import names_only, replaceable, take_names, whole_file, work_folder, write_text
 from ..reading import read_json, read_table
 from .glacier_sums import ENOUGH
 from .glaciers import as_csv, glaciers
@@ -143,10 +143,7 @@ def _written(a: _Table, b: _Table, out: Path, work: Path, notes: list[str], over
         "notes": [names_only(text, a.path, b.path) for text in notes],
     }
     write_text(work / names["change json"], json.dumps(about, indent=1))
-    for path in every:  # polygons of another comparison, too
-        path.unlink(missing_ok=True)
-    for name in names.values():
-        (work / name).replace(out / name)
+    take_names(out, [work / name for name in names.values()], every)  # polygons of another comparison go, too
     return {**about, "files": {kind: str(out / name) for kind, name in names.items()}}
 
 

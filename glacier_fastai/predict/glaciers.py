@@ -26,7 +26,7 @@ from ..data.scenes.raster import block_cache, open_raster, placeless, reading
 from ..data.scenes.scene import Place, on_grid_of
 from ..data.sources.inventory import Inventory, parse_date, read_inventory
 from ..errors import DataError, OutputError, cell, note
-from ..files import digest, file_hash, names_only, replaceable, whole_file, work_folder, write_text
+from ..files import digest, file_hash, names_only, replaceable, take_names, whole_file, work_folder, write_text
 from ..model.fitted import Calibration
 from ..reading import read_json
 from ..recipe import explain
@@ -157,10 +157,7 @@ def glaciers(
             raise OutputError(f"{there}: exists already; overwrite it, or choose another folder")
         how: dict[str, Any] = {"date": date, "geoparquet": geoparquet, "form": form, "analyst": analyst, "dem": dem}
         about = write_glaciers(maps, by, own, partial, stem, record, notes, **how)
-        for path in every:
-            path.unlink(missing_ok=True)
-        for path in files.values():
-            (partial / path.name).replace(path)
+        take_names(out, [partial / path.name for path in files.values()], every)
     return {**about, "files": {kind: str(path) for kind, path in files.items()}}
 
 

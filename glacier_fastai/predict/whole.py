@@ -21,13 +21,13 @@ from ..data.scenes.address import Address, named
 from ..data.scenes.web import fingerprint
 from ..data.sources.inventory import Inventory
 from ..errors import DataError, OutputError, PredictionError, note
-from ..files import file_hash, names_only, replaceable, work_folder, write_text
-from ..model.predictor import out_of_memory
+from ..files import file_hash, names_only, replaceable, take_names, work_folder, write_text
+from ..memory import out_of_memory
 from ..reading import read_json
 from ..recipe import Section
 from .doubtful import DOUBTFUL
 from .glaciers import ByGlacier, glacier_files
-from .outlines import LAYERS, check_layer
+from .outlines import LAYERS, check_layer, rows_digest
 from .sink import SIDECAR, checksums
 
 __all__ = ["Wanted", "make_whole", "page_name", "read_record"]
@@ -100,6 +100,7 @@ class _Record(Section):
     seconds: Annotated[float, Field(ge=0)]
     sidecars: list[Annotated[str, Field(pattern=rf"^[^/]+{re.escape(SIDECAR)}$")]] = []
     sha256: dict[str, str] = {}
+    rows: dict[str, str] = {}
 
     @field_validator("pixels")
     @classmethod
@@ -152,12 +153,16 @@ def make_whole(
             made = [*files.values(), *(out / name for name in before.get("sidecars", []))] if ours else []
             if made and all(p.is_file() for p in made) and _whole(made, before, overwrite):
                 return {**before, "files": {k: str(p) for k, p in files.items()}, "done_before": True}
-            replaceable((record, *every, *beside))
-            if not (ours or overwrite) and (there := next((p for p in every if p.exists()), None)):
-                raise OutputError(
-                    f"{there}: exists already, of another scene, models or settings; overwrite it, or choose another "
-                    "folder"
-                )
+
+            def refuse_others() -> None:
+                replaceable((record, *every, *beside))
+                if not (ours or overwrite) and (there := next((p for p in every if p.exists()), None)):
+                    raise OutputError(
+                        f"{there}: exists already, of another scene, models or settings; overwrite it, or choose "
+                        "another folder"
+                    )
+
+            refuse_others()
             about |= make(partial)
             names = [path.name for path in files.values()]
             sidecars = sorted(name + SIDECAR for name in names if (partial / f"{name}{SIDECAR}").is_file())
@@ -167,13 +172,14 @@ def make_whole(
                 note(text, about["notes"])
             about |= {"seconds": round(time.monotonic() - began, 1), "sidecars": sidecars}
             about["sha256"] = {file: file_hash(partial / file) for file in sorted([*names, *sidecars])}
+            about["rows"] = {
+                path.name: rows_digest(partial / path.name) for path in files.values() if path.suffix == ".gpkg"
+            }
             private = [*private, *files.values(), *([by.inventory, by.divides] if (by := wanted.glaciers) else [])]
             public = {**about, "notes": [_public(text, private) for text in about["notes"]]}
             write_text(partial / record.name, json.dumps(public, indent=1))
-            for path in (*every, *beside):  # none of another prediction may go by the new record's name
-                path.unlink(missing_ok=True)
-            for file in (record.name, *sidecars, *names):
-                (partial / file).replace(out / file)
+            refuse_others()
+            take_names(out, [partial / file for file in (record.name, *sidecars, *names)], [*every, *beside])
     except (MemoryError, RuntimeError) as err:
         if not out_of_memory(err):
             raise
@@ -201,6 +207,8 @@ def _whole(made: Sequence[Path], record: dict[str, Any], overwrite: bool) -> boo
                 kind = path.stem.rpartition("_")[2]
                 for layer in {"glaciers": LAYERS[:1], DOUBTFUL: (DOUBTFUL,)}.get(kind, LAYERS):
                     check_layer(path, layer)
+                if (rows := record.get("rows", {}).get(path.name)) and rows_digest(path) != rows:
+                    note(f"{path}: was changed after it was made; it stays as it is", [])
             elif not isinstance(sums, dict) or file_hash(path) != sums.get(path.name):
                 if path.suffix == ".tif":
                     checksums(path.absolute())

@@ -7,7 +7,7 @@ import os
 import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Unpack
@@ -26,7 +26,7 @@ from ..data.scenes.opening import HowRead
 from ..data.scenes.raster import open_raster, placeless
 from ..data.sources.vectors import open_vector
 from ..errors import DataError, OutputError, note
-from ..files import names_only, write_text
+from ..files import digest, names_only, replaceable, write_text
 from ..predict.glaciers import stem_of
 from ..predict.outlines import affine, equal_area_crs
 from ..predict.whole import page_name, read_record
@@ -46,6 +46,7 @@ COLUMNS = {  # of a layer `glaciers`: what is shown of it, in these words and un
 }
 MOST = 1e12  # no area, share or probability is larger; sums of such are finite
 BESIDE = ("area_low_km2", "area_high_km2")
+MARK, LONGEST = "<!-- ", 2**28  # what stands before the digest at the end of a page, and its largest size, bytes
 STATIC = Path(__file__).parent / "static"
 
 
@@ -102,7 +103,8 @@ def write_page(
         "columns": [[key, *COLUMNS[key]] for key in COLUMNS if any(row[key] is not None for row in rows)],
         "rows": rows,
     }
-    write_text(out, _html(data, kinds, [names_only(text, *paths, *scenes) for text in notes]))
+    page = _html(data, kinds, [names_only(text, *paths, *scenes) for text in notes])
+    write_text(out, f"{page}{MARK}{digest(page)} -->\n")
 
 
 def page_of(
@@ -115,9 +117,18 @@ def page_of(
     """Write the page of a map that was just made, `SCENE_map.html` beside it, and return its path."""
     classes = Path(files["classes"])
     out = classes.with_name(page_name(stem_of(classes)))
-    if overwrite or not made_before or not out.exists():
+    replaceable([out])
+    if overwrite or not made_before or not _whole(out):
         write_page([classes], out, scenes, overwrite=True, **how)
     return out
+
+
+def _whole(page: Path) -> bool:
+    """Return whether a page is there, and as it was written."""
+    with suppress(DataError):
+        text, _, end = read_text(page, DataError, LONGEST).rpartition(MARK)
+        return end == f"{digest(text)} -->\n"
+    return False
 
 
 def _opened(path: Path, kind: str = "classes") -> rasterio.DatasetReader:

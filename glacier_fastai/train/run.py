@@ -41,12 +41,12 @@ from ..data.raw import open_tiles
 from ..data.tiles import TileStore
 from ..errors import DataError, OutputError, RecipeError, RunStopped, TrainingError, note, printable
 from ..files import no_link, whole_file, write_text
+from ..memory import out_of_memory
 from ..model.bundle import ModelBundle, described
 from ..model.calibrate import calibrate
 from ..model.encoder import load_encoder, takes_encoder
 from ..model.evaluate import class_table, score_tiles, seen_tiles
 from ..model.oof import OutOfFold
-from ..model.predictor import out_of_memory
 from ..model.processes import init_processes, on_rank_zero, world_size
 from ..model.registry import of_recipe
 from ..reading import read_json

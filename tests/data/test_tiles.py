@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -316,6 +317,17 @@ def test_what_changes_the_meaning_of_a_store_is_refused(store, name, old, new, m
     change(store.path, name, old, new)
     with pytest.raises(DataError, match=message):
         TileStore(store.path)
+
+
+@pytest.mark.parametrize("kind", ["image", "mask"])
+def test_a_store_that_is_cut_short_in_use_is_said_not_died_of(store, kind):
+    used = TileStore(store.path)
+    read = used.read if kind == "image" else used.labels
+    read(0)
+    os.truncate(store.path / f"{kind}s.npy", 200)
+    for i in (0, len(store) - 1):
+        with pytest.raises(DataError, match=rf"{kind}s\.npy: was cut short while it was in use"):
+            read(i)
 
 
 @pytest.mark.parametrize("kind", ["image", "mask"])

@@ -2,6 +2,9 @@ import json
 import os
 import re
 import resource
+import sqlite3
+import warnings
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -322,6 +325,47 @@ def test_a_map_that_was_edited_is_kept_or_replaced_as_wanted(bundle, scene, tmp_
     assert path.read_bytes() == edited
     assert not predict_scene(bundle, scene[0], tmp_path, overwrite=True)["done_before"]
     assert path.read_bytes() != edited
+
+
+def test_outlines_that_were_edited_are_kept_and_that_is_said(bundle, scene, tmp_path):
+    path = Path(predict_scene(bundle, scene[0], tmp_path, Wanted(outlines=True))["files"]["outlines"])
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("CREATE TABLE notes_of_a_viewer (a)")
+    with warnings.catch_warnings(record=True) as said:
+        assert predict_scene(bundle, scene[0], tmp_path, Wanted(outlines=True))["done_before"]
+    assert not any("was changed" in str(w.message) for w in said)
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("DELETE FROM classes WHERE fid = 1")
+        file.commit()
+    with pytest.warns(DataNote, match=r"scene_outlines\.gpkg: was changed after it was made; it stays as it is"):
+        assert predict_scene(bundle, scene[0], tmp_path, Wanted(outlines=True))["done_before"]
+
+
+def test_what_a_viewer_left_beside_outlines_is_not_played_into_new_ones(bundle, scene, tmp_path):
+    path = Path(predict_scene(bundle, scene[0], tmp_path, Wanted(outlines=True))["files"]["outlines"])
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("PRAGMA journal_mode = wal")
+        file.execute("DELETE FROM classes")
+        file.commit()
+        left = Path(f"{path}-wal").read_bytes()
+    Path(f"{path}-wal").write_bytes(left)
+    predict_scene(bundle, scene[0], tmp_path, Wanted(outlines=True, window=64), overwrite=True)
+    assert [p.name for p in tmp_path.glob("*.gpkg*")] == [path.name]
+    with closing(sqlite3.connect(path)) as file:
+        assert file.execute("SELECT count(*) FROM classes").fetchone()[0]
+
+
+def test_a_file_that_appears_while_a_scene_is_mapped_is_kept(bundle, scene, tmp_path, monkeypatch):
+    write = scene_module.write_map
+
+    def slow(*args):
+        (tmp_path / "maps" / "scene_classes.tif").write_text("mine")
+        return write(*args)
+
+    monkeypatch.setattr(scene_module, "write_map", slow)
+    with pytest.raises(OutputError, match=r"scene_classes\.tif: exists already"):
+        predict_scene(bundle, scene[0], tmp_path / "maps")
+    assert [(p.name, p.read_text()) for p in (tmp_path / "maps").glob("scene*")] == [("scene_classes.tif", "mine")]
 
 
 def test_a_scene_that_changes_while_it_is_mapped_has_no_map(bundle, scene, tmp_path, monkeypatch):

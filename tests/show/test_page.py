@@ -262,9 +262,16 @@ def test_predict_writes_a_page_beside_each_map(tmp_path, trained, scene):
     before = page.stat().st_mtime_ns
     CliRunner().invoke(app, words, catch_exceptions=False)
     assert page.stat().st_mtime_ns == before
-    page.unlink()  # the map is kept, the page is made
-    CliRunner().invoke(app, words, catch_exceptions=False)
-    assert page.exists()
+    whole = page.read_bytes()
+    for damage in (page.unlink, lambda: page.write_bytes(b""), lambda: page.write_bytes(whole[:1000])):
+        damage()  # the map is kept, the page is made
+        CliRunner().invoke(app, words, catch_exceptions=False)
+        assert page.stat().st_size > 100_000
+    page.unlink()
+    page.mkdir()
+    with pytest.raises(OutputError, match="scene_map.html: stands in the way and is no file"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    page.rmdir()
     CliRunner().invoke(app, [*words[:-3], "--stats", "scene", "--overwrite", *words[-2:]], catch_exceptions=False)
     assert not page.exists()  # it was that of another map
 
