@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from ...errors import DataError, GlacierError
 from ...reading import parse_json, refusing
@@ -39,7 +39,7 @@ PICTURES = ("visual", "overview", "thumbnail", "metadata")  # roles of what is n
 Kinds = Mapping[str, tuple[int, tuple[int, ...]]]
 SCHEMES: dict[str, Kinds] = {"qa_pixel": QA_PIXEL, "scl": SCL, "fmask": FMASK}
 """Name of an asset, in lower case -> as `Flag.kinds`."""
-MOST, ANSWER = 10_000, 2**26  # items of an API, and bytes of one answer
+MOST, ANSWERS, ANSWER = 10_000, 1000, 2**26  # items of an API, its answers to one search, and bytes of one
 NUMBERS = ("raster:scale", "scale", "raster:offset", "offset", "raster:nodata", "nodata")
 
 
@@ -232,16 +232,32 @@ def stac_items(
         raise DataError(f"max_cloud {max_cloud:g}: give percent, 0 to 100")
 
     def only_there(request: Request) -> Request:
-        if urlsplit(request.url).netloc != urlsplit(address.url).netloc:
-            strays.append(urlsplit(request.url).hostname)
-            raise ValueError(request.url)
-        return request
+        return there(request.url) and request
+
+    def there(url: str) -> str:
+        if urlsplit(url).netloc != urlsplit(address.url).netloc:
+            strays.append(urlsplit(url).hostname)
+            raise ValueError(url)
+        return url
+
+    def look(response: Response, **_: Any) -> None:
+        answers.append(response.status_code)
+        if len(answers) > ANSWERS:
+            raise ValueError(f"more than {ANSWERS:,} answers")
+        if response.is_redirect:
+            there(urljoin(response.url, response.headers["location"]))
+        _bounded(response)
 
     text_at(address)  # which says what is wrong with a host better than the search does
-    found, strays, when = [], list[str | None](), f"{start or '..'}/{end or '..'}" if start or end else None
+    found, strays, answers, when = (
+        [],
+        list[str | None](),
+        list[int](),
+        f"{start or '..'}/{end or '..'}" if start or end else None,
+    )
     try:
         io = StacApiIO()
-        io.session.hooks["response"].append(_bounded)
+        io.session.hooks["response"].append(look)
         client = Client.open(address.url, stac_io=io, timeout=60, request_modifier=only_there)
         search = client.search(
             method="GET",
@@ -268,10 +284,10 @@ def stac_items(
     for item in found:
         if not isinstance(named(item.get_self_href() or ""), Address):  # which leads to a file here
             raise DataError(f"{address}: item {item.id} has no link to itself by https, http or s3")
-    return sorted(found, key=lambda item: (str(item.properties.get("datetime")), item.id))
+    return sorted(found, key=lambda item: (str(item.properties.get("datetime")), str(item.id)))
 
 
-def _bounded(response: Response, **_: Any) -> None:
+def _bounded(response: Response) -> None:
     """Read an answer, of whatever size it was when packed; requests itself would read all of it."""
     body = bytearray()
     for part in response.iter_content(2**16):

@@ -398,6 +398,26 @@ def test_an_answer_is_bounded_however_small_it_was_when_packed(monkeypatch):
             stac_items(api.url, BBOX)
 
 
+def test_pages_without_an_end_are_given_up(monkeypatch):
+    monkeypatch.setattr("glacier_fastai.data.scenes.stac.ANSWERS", 20)
+    with Api() as api:
+        link = {"rel": "next", "href": f"{api.url}/search", "method": "GET"}
+        api.files["/search"] = json.dumps({"type": "FeatureCollection", "features": [], "links": [link]}).encode()
+        with pytest.raises(DataError, match="no answer of a STAC API .*more than 20 answers"):
+            stac_items(api.url, BBOX)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_an_api_that_sends_on_to_another_host_is_refused(status):
+    with Web({}) as other, Api() as api:
+        first = api.plan
+        moved = Answer(status=status, headers={"Location": f"{other.url}/search"}, body=b"")
+        api.plan = lambda number, path, start: moved if path == "/search" else first(number, path, start)
+        with pytest.raises(DataError, match="leads to another host, 127.0.0.1"):
+            stac_items(api.url, BBOX)
+        assert not other.asked
+
+
 def test_what_an_api_is_refused_for():
     with Api() as api:
         for bbox in [(), (1, 2, 3), (86, 28, 87, 27), (86, 27, 400, 28), ("a", 1, 2, 3), (float("nan"), 1, 2, 3)]:
