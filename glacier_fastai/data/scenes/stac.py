@@ -241,9 +241,11 @@ def stac_items(
         return url
 
     def look(response: Response, **_: Any) -> None:
-        answers.append(response.status_code)
-        if len(answers) > ANSWERS:
-            raise ValueError(f"more than {ANSWERS:,} answers")
+        if response.url in answers or len(answers) == ANSWERS:
+            raise ValueError(
+                "its pages lead in a circle" if response.url in answers else f"more than {ANSWERS:,} answers"
+            )
+        answers.append(response.url)
         if response.is_redirect:
             there(urljoin(response.url, response.headers["location"]))
         _bounded(response)

@@ -399,11 +399,14 @@ def test_an_answer_is_bounded_however_small_it_was_when_packed(monkeypatch):
 
 
 def test_pages_without_an_end_are_given_up(monkeypatch):
-    monkeypatch.setattr("glacier_fastai.data.scenes.stac.ANSWERS", 20)
     with Api() as api:
-        link = {"rel": "next", "href": f"{api.url}/search", "method": "GET"}
-        api.files["/search"] = json.dumps({"type": "FeatureCollection", "features": [], "links": [link]}).encode()
-        with pytest.raises(DataError, match="no answer of a STAC API .*more than 20 answers"):
+        link = {"rel": "next", "href": f"{api.url}/page1", "method": "GET"}
+        page = {"type": "FeatureCollection", "features": api.found[:5], "links": [link]}
+        api.files["/page1"] = json.dumps(page).encode()
+        with pytest.raises(DataError, match="no answer of a STAC API .*lead in a circle"):
+            stac_items(api.url, BBOX)
+        monkeypatch.setattr("glacier_fastai.data.scenes.stac.ANSWERS", 2)
+        with pytest.raises(DataError, match="no answer of a STAC API .*more than 2 answers"):
             stac_items(api.url, BBOX)
 
 
