@@ -251,12 +251,8 @@ def stac_items(
         _bounded(response)
 
     text_at(address)  # which says what is wrong with a host better than the search does
-    found, strays, answers, when = (
-        [],
-        list[str | None](),
-        list[int](),
-        f"{start or '..'}/{end or '..'}" if start or end else None,
-    )
+    found, strays, answers = [], list[str | None](), list[str]()
+    when = f"{start or '..'}/{end or '..'}" if start or end else None
     try:
         io = StacApiIO()
         io.session.hooks["response"].append(look)
