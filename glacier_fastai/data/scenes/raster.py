@@ -112,6 +112,7 @@ ATTRIBUTES = """rasterxsize rasterysize blockxsize blockysize subclass datatype 
     dataaxistosrsaxismapping coordinateepoch normalized src dst"""
 SUBCLASSES = ("vrtdataset", "vrtwarpeddataset", "vrtrasterband", "vrtsourcedrasterband", "vrtwarpedrasterband")
 
+OF_PROJ = re.compile(rb"^(internal_)?proj_\w+:|GeoTIFF|GeoKey|GTIF|geotiff")
 LEAST_CACHE = 2**25  # bytes of GDAL's block cache
 
 WRITTEN = re.compile(  # how a coordinate reference system is written: code, URN, OGC's name for one, WKT, JSON, PROJ
@@ -236,11 +237,11 @@ def _open(
 
 @contextmanager
 def _quiet(driver: str) -> Iterator[None]:
-    """Let no warning come of a raster without a place, nor what libgeotiff itself writes of that of a JPEG 2000."""
+    """Let no warning come of a raster without a place, nor what libgeotiff and its PROJ themselves write of a CRS."""
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        if driver != "JP2OpenJPEG":
+        if driver not in ("JP2OpenJPEG", "GTiff") or not hasattr(os, "memfd_create"):
             yield
             return
         stack.enter_context(_one_is_quiet)
@@ -250,10 +251,17 @@ def _quiet(driver: str) -> Iterator[None]:
             yield
             return
         stack.callback(os.close, kept)
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        stack.callback(os.dup2, kept, 2)
-        yield
+        with open(os.memfd_create("stderr"), "r+b") as said:
+            os.dup2(said.fileno(), 2)
+            try:
+                yield
+            finally:
+                os.dup2(kept, 2)
+            said.seek(0)
+            other = b"".join(line for line in said if not OF_PROJ.search(line))  # of other threads
+            with suppress(OSError):  # nobody reads them
+                while other:
+                    other = other[os.write(2, other) :]
 
 
 def _open_address(address: Address) -> rasterio.DatasetReader:
@@ -270,7 +278,7 @@ def _open_address(address: Address) -> rasterio.DatasetReader:
             driver, link.begins, lambda a, b: link.read(a, min(b, link.size)) if a < link.size else b"", str(address)
         )
         alone = {**OFFLINE, "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}  # it has nothing beside
-        with reading(address), rasterio.Env(DummySession(), **alone), _quiet(driver):
+        with reading(address), rasterio.Env(DummySession(), **alone), _quiet("" if driver == "GTiff" else driver):
             raster = open_link(link, driver)
     except BaseException:
         link.close()

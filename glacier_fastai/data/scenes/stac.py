@@ -232,13 +232,13 @@ def stac_items(
         raise DataError(f"max_cloud {max_cloud:g}: give percent, 0 to 100")
 
     def only_there(request: Request) -> Request:
-        return there(request.url) and request
+        there(request.url)
+        return request
 
-    def there(url: str) -> str:
+    def there(url: str) -> None:
         if urlsplit(url).netloc != urlsplit(address.url).netloc:
             strays.append(urlsplit(url).hostname)
             raise ValueError(url)
-        return url
 
     def look(response: Response, **_: Any) -> None:
         if response.url in answers or len(answers) == ANSWERS:

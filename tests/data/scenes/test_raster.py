@@ -1,5 +1,6 @@
 import os
 import shutil
+import struct
 
 import numpy as np
 import pyproj
@@ -15,6 +16,7 @@ from scipy.io import netcdf_file
 
 from glacier_fastai.data.scenes import raster as rasters
 from glacier_fastai.data.scenes.raster import (
+    _quiet,
     check_place,
     open_raster,
     parse_crs,
@@ -272,6 +274,18 @@ def test_more_directories_than_a_tiff_of_a_scene_has(tmp_path):
     for name, said in (("chain", "more than 1,000 directories"), ("circle", "in a circle"), ("tags", "beside its pix")):
         with pytest.raises(DataError, match=f"{name}.tif: .*{said}.*; write it anew"):
             read(tmp_path / f"{name}.tif")
+
+
+def test_what_proj_writes_of_a_damaged_place_is_not_shown_but_what_others_write_is(tmp_path, capfd):
+    content = raster(tmp_path / "s.tif").read_bytes()
+    keys = content.index(struct.pack("<HHHHHHHH", 2054, 0, 1, 9102, 3072, 0, 1, 32645))
+    odd = struct.pack("<HHHHH", 2054, 0, 1, 0, 32768)
+    (tmp_path / "odd.tif").write_bytes(content[:keys] + odd + content[keys + len(odd) :])
+    with _quiet("GTiff"):
+        os.write(2, b"a word of another thread\n")
+    with open_raster(tmp_path / "odd.tif") as file:
+        assert "LOCAL" in file.crs.to_wkt()
+    assert capfd.readouterr().err == "a word of another thread\n"
 
 
 def test_names_longer_than_netcdf_allows(tmp_path):
