@@ -31,7 +31,8 @@ def check_tiff(
     Traceback (most recent call last):
     ValueError: its directories lead in a circle
     """
-    start = read(0, 16)
+    if len(start := read(0, 16)) < 16:
+        return  # cut short: GDAL says so
     order = "<" if start[:2] == b"II" else ">"
     big = struct.unpack_from(f"{order}H", start, 2)[0] == 43
     forms = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
@@ -45,7 +46,7 @@ def check_tiff(
         seen.add(place)
         head = read(place, place + count.size)
         if len(head) < count.size:
-            return  # cut short: GDAL says so
+            return
         (n,) = count.unpack(head)
         if n > TAGS or len(seen) > DIRECTORIES:
             raise ValueError(f"more than {DIRECTORIES:,} directories, or {TAGS:,} tags in one")
@@ -95,8 +96,8 @@ def check_netcdf(
         number(4)
         for _ in range(number()):
             name()
-            width = VALUES.get(number(4), 8)
-            at += -(-number() * width // 4) * 4
+            width, count = VALUES.get(number(4), 8), number()
+            at += -(-count * width // 4) * 4
 
     try:
         number(4)
