@@ -26,8 +26,8 @@ def check_tiff(
 ) -> None:
     r"""Raise `ValueError` for a TIFF of more directories or tags than any scene has, or that leads in a circle.
 
-    >>> check_tiff(lambda start, stop: (b"II*\0\x08\0\0\0" + bytes(6))[start:stop])
-    >>> check_tiff(lambda start, stop: (b"II*\0\x08\0\0\0" + bytes(2) + b"\x08\0\0\0")[start:stop])
+    >>> check_tiff(lambda start, stop: (b"II*\0\x08\0\0\0" + bytes(8))[start:stop])
+    >>> check_tiff(lambda start, stop: (b"II*\0\x08\0\0\0" + bytes(2) + b"\x08" + bytes(5))[start:stop])
     Traceback (most recent call last):
     ValueError: its directories lead in a circle
     """
