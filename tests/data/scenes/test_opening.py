@@ -80,6 +80,8 @@ def test_a_window_is_the_same_however_it_is_cut(tmp_path, values):
 
 def test_nodata_is_averaged_with_nothing(tmp_path):
     path, _ = write_scene(tmp_path / "scene.tif")
+    with pytest.raises(DataError, match="a pixel of 1e-05 m is asked for; use 0.001 m or more"):
+        open_scene(path, resolution=1e-5)
     with open_scene(path) as fine, open_scene(path, resolution=90) as coarse:
         values, valid = read_all(fine)
         found, known = read_all(coarse)

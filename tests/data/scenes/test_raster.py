@@ -288,6 +288,13 @@ def test_what_proj_writes_of_a_damaged_place_is_not_shown_but_what_others_write_
     assert capfd.readouterr().err == "a word of another thread\n"
 
 
+def test_more_bands_than_any_scene_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(rasters, "BANDS", 2)
+    assert (read(raster(tmp_path / "two.tif", count=2))[0] == 7).all()
+    with pytest.raises(DataError, match=r"three\.tif: has 3 bands, at most 2 are read"):
+        read(raster(tmp_path / "three.tif", count=3))
+
+
 def test_names_longer_than_netcdf_allows(tmp_path):
     for n in (200, 300):
         with netcdf_file(tmp_path / f"{n}.nc", "w") as file:

@@ -567,3 +567,13 @@ def test_numbers_become_units_by_the_users_word(tmp_path, made):
     with pytest.raises(DataError, match=rf"{made.root}: scale: no band 'nir'"):
         prepare_competition(made.root, tmp_path / "x", scale={"nir": 1.0})
     assert not (tmp_path / "x").exists()
+
+
+def test_complex_numbers_are_refused(tmp_path, made):
+    path = sorted(tmp_path.rglob("Band1/*.tif"))[0]
+    with warnings.catch_warnings(action="ignore"), rasterio.open(path) as file:
+        profile, values = {**file.profile, "crs": CRS, "transform": from_origin(5e5, 3.1e6, 30, 30)}, file.read()
+    with rasterio.open(path, "w", **{**profile, "dtype": "complex64", "nodata": None}) as file:
+        file.write(values.astype("complex64"))
+    with pytest.raises(DataError, match="holds complex numbers; give real ones"):
+        prepare_competition(path.parents[1], tmp_path / "store")
