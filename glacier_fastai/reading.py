@@ -84,7 +84,7 @@ def refusing(
         why = err.strerror if isinstance(err, OSError) and err.strerror else str(err) or type(err).__name__
         said = f" ({' '.join(why.split())[:160]})"
         if isinstance(err, MemoryError) or isinstance(err, OSError) and err.errno in SHORT:
-            raise error(f"{where}: cannot be read now{said}; try again when there is more, or raise the limit") from err
+            raise error(f"{where}: cannot be read now{said}; try again when memory and files are free") from err
         raise error(f"{where}: {what}{said}{f'; {hint}' if hint else ''}") from err
 
 

@@ -212,8 +212,9 @@ class GlacierDataLoaders(DataLoaders):
         if not len(train):
             raise DataError(f"{store.path}: no labelled tile with at least {min_valid:.0%} data is left to train on")
         if set(bands.textures) <= set(store.bands):
-            with refusing(store.path, DataError, "what it says of texture cannot be used", AGAIN):
-                Texture(**store.info.get("texture") or {"window": 3, "edges": {}})
+            if (texture := store.info.get("texture")) is not None:
+                with refusing(store.path, DataError, "what it says of texture cannot be used", AGAIN):
+                    Texture(**texture)
             store = with_channels(store, bands)
         else:
             store = with_channels(store, bands, Texture.of_tiles(store, bands, train, glcm_window, glcm_levels))

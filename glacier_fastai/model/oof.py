@@ -59,7 +59,7 @@ class OutOfFold:
         self.table["once"] = once == "1"
         self.folder = self.path.parent
         n = len(self.table)
-        if self.labels.ndim != 3 or not self.labels[0].size:
+        if self.labels.ndim != 3 or not self.labels.size:
             raise DataError(f"{self.path / 'labels.npy'}: of {self.labels.shape}, which are no tiles; {AGAIN}")
         if self.probabilities.shape != (n, len(CLASSES), *self.labels.shape[1:]) or self.labels.shape[:1] != (n,):
             raise DataError(f"{self.path}: files do not fit each other; {AGAIN}")
@@ -91,8 +91,9 @@ class OutOfFold:
     def check(self) -> None:
         """Raise `DataError` if tiles, labels or probabilities are not as they were written, where that is known."""
         if (digests := self.path / "digests.json").is_file():
-            for name, sha256 in read_json(digests, DataError).items():
-                if name not in DIGESTED or file_hash(self.path / name) != sha256:
+            told = read_json(digests, DataError)
+            for name in DIGESTED:
+                if told.get(name) != file_hash(self.path / name):
                     raise DataError(f"{self.path / name}: not as it was written; {AGAIN}")
 
     def stale(self) -> str | None:

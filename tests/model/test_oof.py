@@ -83,6 +83,9 @@ def test_refusals_and_nothing_half_written(crossvalidated, tmp_path, monkeypatch
     np.save(tmp_path / "flat" / "labels.npy", labels[:, 0, 0])
     with pytest.raises(DataError, match=r"labels\.npy: of \(\d+,\), which are no tiles"):
         OutOfFold(tmp_path / "flat")
+    np.save(tmp_path / "flat" / "labels.npy", labels[:0])
+    with pytest.raises(DataError, match=r"labels\.npy: of \(0, 32, 32\), which are no tiles"):
+        OutOfFold(tmp_path / "flat")
     np.save(tmp_path / "flat" / "labels.npy", labels)
     OutOfFold(tmp_path / "flat").check()
     np.save(tmp_path / "flat" / "labels.npy", labels[::-1])
