@@ -40,6 +40,7 @@ WORTH = 8 << 20  # bytes from one connection after which a mirror that drops is 
 CHUNK = 1 << 20  # bytes read and written at a time
 PACKET = 1 << 16  # bytes taken from the network at a time; what a stall costs
 PATIENCE = 3  # times the timeout in which a packet must come; some servers send a byte now and then, for ever
+BEHIND = 1 << 24  # bytes, at most, after the end mark of an archive, which fill its last record
 HEADERS_OF_A_MEMBER = 1 << 20  # bytes, at most, of all headers of a file in an archive
 # no-transform: Google's store unpacks what it keeps as "Content-Encoding: gzip" for those who do not say so
 HEADERS = {"User-Agent": "glacier_fastai", "Accept-Encoding": "identity", "Cache-Control": "no-transform"}
@@ -452,5 +453,7 @@ def members(
                     )
                 with io.BufferedReader(_Part(tar.extractfile(info), damage)) as content:
                     yield name.as_posix(), content
-        while data is not file and data.read(CHUNK):  # its checksum stands at the end
-            pass
+        behind = 0
+        while data is not file and (part := data.read(CHUNK)):  # its checksum stands at the end
+            if (behind := behind + len(part)) > BEHIND:
+                raise DataError(f"{label}: goes on after the end of its files; do not use this file")

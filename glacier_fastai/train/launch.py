@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -42,6 +43,8 @@ def launch(
         )
     if machines > 1 and not rendezvous:
         raise TrainingError(f"{machines} machines: name a rendezvous HOST:PORT, the same on each")
+    if rendezvous and not re.fullmatch(r"(\[[\da-fA-F:.]+\]|[\w.-]+):\d{1,5}", rendezvous, re.ASCII):
+        raise TrainingError(f"rendezvous {rendezvous!r}: write HOST:PORT")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     os.environ["PYTHONSAFEPATH"] = "1"  # or `python -m` would import what lies in the current folder
     with ExitStack() as stack:

@@ -684,3 +684,18 @@ def test_an_archive_with_holes_is_refused_at_once(tmp_path):
     os.truncate(path, 2**40)
     with pytest.raises(DataError, match=r"of its 1,099,511,627,776 bytes only .* are on the disk; download it again"):
         next(members(path, lambda name: True))
+
+
+@pytest.mark.parametrize(("zeros", "fine"), [(10_240, True), (1 << 26, False)])
+def test_what_stands_behind_the_end_of_an_archive_is_bounded(zeros, fine):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        info = tarfile.TarInfo("a")
+        info.size = 2
+        tar.addfile(info, io.BytesIO(b"hi"))
+    packed = io.BytesIO(gzip.compress(file.getvalue() + bytes(zeros)))
+    if fine:
+        assert [name for name, _ in members(packed, lambda name: True)] == ["a"]
+    else:
+        with pytest.raises(DataError, match="goes on after the end of its files"):
+            list(members(packed, lambda name: True))

@@ -223,6 +223,9 @@ def test_a_launch_that_cannot_be_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     with pytest.raises(TrainingError, match="3 processes: this machine has no GPU and 2 cores; use 2 at most"):
         launch.launch(["pretrain"], 3)
+    for odd in ("\x1b[2J", "host", "host:port", "a b:1", "host:1234567"):
+        with pytest.raises(TrainingError, match="rendezvous '.*': write HOST:PORT"):
+            launch.launch(["pretrain"], 2, 2, odd)
     with pytest.raises(TrainingError, match="2 machines: name a rendezvous HOST:PORT"):
         launch.launch(["pretrain"], 2, 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

@@ -62,7 +62,11 @@ class _Reader:
             match = IMAGE.fullmatch(name)
             if match and bool(match[3]) == (self.level == "2A"):
                 granules[match[1]] = granules.get(match[1], False) or name in self.here
-                self.images.setdefault(match[2], {})[int(match[3] or 0)] = name
+                sizes, size = self.images.setdefault(match[2], {}), int(match[3] or 0)
+                other = IMAGE.fullmatch(sizes.get(size, ""))
+                if other and other[0] != name and other[1] == match[1] and {other[0], name} <= {*self.here}:
+                    raise DataError(f"{self.where}: {name} and {other[0]} are both {match[2]}; remove the wrong one")
+                sizes[size] = name
         tiles = [granule for granule in granules if granules[granule]] or [*granules]
         if len(tiles) != 1:
             what = f"holds {len(tiles)} tiles" if tiles else "names no image of a band, nor is one there"

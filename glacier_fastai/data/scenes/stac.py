@@ -221,6 +221,7 @@ def stac_items(
     from pystac_client import Client
     from pystac_client.stac_api_io import StacApiIO
     from requests import Request
+    from urllib3 import Retry
 
     address = named(api)
     if not isinstance(address, Address) or address.startswith("s3://"):
@@ -254,7 +255,9 @@ def stac_items(
     found, strays, answers = [], list[str | None](), list[str]()
     when = f"{start or '..'}/{end or '..'}" if start or end else None
     try:
-        io = StacApiIO()
+        # it waits of its own: how long an API asks to wait has no bound
+        busy = Retry(4, backoff_factor=1, status_forcelist=(429, 503), respect_retry_after_header=False)
+        io = StacApiIO(max_retries=busy)
         io.session.hooks["response"].append(look)
         client = Client.open(address.url, stac_io=io, timeout=60, request_modifier=only_there)
         search = client.search(

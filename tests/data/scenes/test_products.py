@@ -263,6 +263,13 @@ def test_what_of_sentinel_2_is_refused(tmp_path):
             pass
         for path, text in keep.items():
             path.write_text(text)
+    image = next(made.path.rglob("*_B02_10m.jp2"))
+    other = shutil.copy(
+        image.with_name(image.name.replace("B02", "B03")), image.with_name(f"T45RVL_2099_{image.name[-11:]}")
+    )
+    with pytest.raises(DataError, match="B02_10m.jp2 are both B02; remove the wrong one"):
+        open_scene(made.path)
+    other.unlink()
     shutil.copytree(
         next((made.path / "GRANULE").iterdir()), made.path / "GRANULE" / "L2A_T45RVM_A020006_20210101T044321"
     )

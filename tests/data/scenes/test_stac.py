@@ -421,6 +421,20 @@ def test_an_api_that_sends_on_to_another_host_is_refused(status):
         assert not other.asked
 
 
+def test_an_api_that_is_busy_is_asked_again_but_not_when_it_says():
+    with Api() as api:
+        first, searches = api.plan, []
+
+        def busy(number, path, start):
+            if path != "/search" or searches:
+                return first(number, path, start)
+            searches.append(number)
+            return Answer(status=503, headers={"Retry-After": "100000"}, body=b"")
+
+        api.plan = busy
+        assert len(stac_items(api.url, BBOX)) == 12
+
+
 def test_what_an_api_is_refused_for():
     with Api() as api:
         for bbox in [(), (1, 2, 3), (86, 28, 87, 27), (86, 27, 400, 28), ("a", 1, 2, 3), (float("nan"), 1, 2, 3)]:
