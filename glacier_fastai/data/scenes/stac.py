@@ -243,9 +243,7 @@ def stac_items(
 
     def look(response: Response, **_: Any) -> None:
         if response.url in answers or len(answers) == ANSWERS:
-            raise ValueError(
-                "its pages lead in a circle" if response.url in answers else f"more than {ANSWERS:,} answers"
-            )
+            raise ValueError(f"pages in a circle, or more than {ANSWERS:,} answers")
         answers.append(response.url)
         if response.is_redirect:
             there(urljoin(response.url, response.headers["location"]))

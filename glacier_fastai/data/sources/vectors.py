@@ -508,19 +508,13 @@ def _check_named_crs(path: Path, text: str) -> None:
                 if len(seen) > CRSS:
                     raise DataError(f"{text}: has more than {CRSS} different crs; {hint}")
                 with refusing(text, DataError, "its crs cannot be used", hint):
-                    crs = _lowered(parse_json(found[1], text, DataError))
-                    ((what, given),) = _lowered(crs.pop("properties")).items()
+                    crs = parse_json(
+                        found[1], text, DataError
+                    )  # no more than is looked at: GDAL takes names in any case
+                    ((what, given),) = crs.pop("properties").items()
                     if (kind := crs.pop("type").lower(), what) not in (("name", "name"), ("epsg", "code")) or crs:
                         raise ValueError(f"a {kind} with {what}; use a name or the code of EPSG, and nothing beside")
                     parse_crs(given if kind == "name" else f"EPSG:{int(given)}")
-
-
-def _lowered(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return a mapping with its names in lower case, as GDAL compares them; raises `ValueError` if two become one."""
-    found = {key.lower(): value for key, value in tree.items()}
-    if len(found) < len(tree):
-        raise ValueError("a name stands twice")
-    return found
 
 
 @contextmanager
