@@ -242,8 +242,10 @@ def stac_items(
             raise ValueError(url)
 
     def look(response: Response, **_: Any) -> None:
-        if response.url in answers or len(answers) == ANSWERS:
-            raise ValueError(f"pages in a circle, or more than {ANSWERS:,} answers")
+        if response.url in answers:
+            raise ValueError("its pages lead in a circle")
+        if len(answers) == ANSWERS:
+            raise ValueError(f"more than {ANSWERS:,} answers")
         answers.append(response.url)
         if response.is_redirect:
             there(urljoin(response.url, response.headers["location"]))
