@@ -1,8 +1,10 @@
 """A web server on this machine whose every answer is scripted: drops, stalls, lies."""
 
 import re
+import socket
 import struct
 import threading
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import SO_LINGER, SOL_SOCKET
@@ -84,3 +86,33 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         pass
+
+
+@contextmanager
+def dripping(begins):
+    """Give the address of a server that sends this at once, and then a byte twenty times a second."""
+    ended = threading.Event()
+
+    def serve(connection):
+        with connection, suppress(OSError):
+            connection.recv(10_000)
+            connection.sendall(begins)
+            while not ended.wait(0.05):
+                connection.sendall(b"I")
+
+    def listen():
+        with suppress(OSError):
+            while True:
+                threads.append(threading.Thread(target=serve, args=(server.accept()[0],)))
+                threads[-1].start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threads = [threading.Thread(target=listen)]
+        threads[0].start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            ended.set()
+            server.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join()

@@ -14,13 +14,11 @@ import logging
 import os
 import re
 import shutil
-import socket
 import tarfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path, PureWindowsPath
@@ -29,6 +27,7 @@ from typing import IO, Any, BinaryIO, cast
 
 from ..errors import DataError, OutputError, printable
 from ..files import locked, remove
+from .paced import HEADERS, paced_session
 
 __all__ = ["Progress", "RemoteStream", "fetch", "members"]
 
@@ -39,63 +38,10 @@ WAITS = (1, 2, 4, 8, 16, 32, 60, 60)  # seconds before each retry in a row that 
 WORTH = 8 << 20  # bytes from one connection after which a mirror that drops is asked again before the next one
 CHUNK = 1 << 20  # bytes read and written at a time
 PACKET = 1 << 16  # bytes taken from the network at a time; what a stall costs
-PATIENCE = 3  # times the timeout in which a packet must come; some servers send a byte now and then, for ever
+PATIENCE = 3  # times the timeout, of waiting for what comes too slowly
 BEHIND = 1 << 24  # bytes, at most, after the end mark of an archive, which fill its last record
 HEADERS_OF_A_MEMBER = 1 << 20  # bytes, at most, of all headers of a file in an archive
-# no-transform: Google's store unpacks what it keeps as "Content-Encoding: gzip" for those who do not say so
-HEADERS = {"User-Agent": "glacier_fastai", "Accept-Encoding": "identity", "Cache-Control": "no-transform"}
 log = logging.getLogger(__name__)
-
-
-class _Watch:
-    """Hangs up where nothing comes for too long; the network's own timeout starts anew with every byte."""
-
-    def __init__(self, patience: float):
-        self.patience, self.sockets, self.ended = patience, list[socket.socket](), threading.Event()
-        self.again()
-
-    def again(self) -> None:
-        """Start the clock."""
-        self.until = time.monotonic() + self.patience
-
-    def pause(self) -> None:
-        """Stop the clock."""
-        self.until = float("inf")
-
-    def __enter__(self) -> _Watch:
-        threading.Thread(target=self._run, daemon=True).start()
-        return self
-
-    def __exit__(self, kind, value, trace) -> None:
-        self.ended.set()
-
-    def _run(self) -> None:
-        while not self.ended.wait(self.patience / 10):
-            if time.monotonic() > self.until:
-                for each in self.sockets:
-                    with suppress(OSError):
-                        socket.socket.shutdown(each, socket.SHUT_RDWR)
-
-    def session(self) -> Any:
-        """Return a session of `requests` whose connections are watched."""
-        import requests
-
-        class Adapter(requests.adapters.HTTPAdapter):
-            def get_connection_with_tls_context(adapter, *args, **kwargs):  # noqa: N805
-                pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
-
-                class Connection(pool.ConnectionCls):
-                    def connect(connection) -> None:  # noqa: N805
-                        super().connect()
-                        self.sockets.append(connection.sock)
-
-                pool.ConnectionCls = Connection
-                return pool
-
-        session = requests.Session()
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, Adapter())
-        return session
 
 
 def _number(text: str | None) -> int:
@@ -207,8 +153,7 @@ class RemoteStream(io.RawIOBase):
         at = self.position
         headers = HEADERS | ({"Range": f"bytes={at}-"} if at else {})
         with (
-            _Watch(PATIENCE * timeout) as watch,
-            watch.session() as session,
+            paced_session(PATIENCE * timeout) as session,
             session.get(url, headers=headers, stream=True, timeout=timeout) as answer,
         ):
             status, said = answer.status_code, answer.headers.get("Content-Range", "missing")
@@ -242,12 +187,10 @@ class RemoteStream(io.RawIOBase):
                 raise DataError(f"the file there has {total} bytes, for which there is no room here")
             skip = at if status == 200 else 0  # it knows no ranges, and begins anew
             for data in answer.raw.stream(PACKET, decode_content=False):
-                watch.pause()
                 skip, data = max(skip - len(data), 0), data[skip:]
                 if data := data[: total - self.position]:
                     self.total = total
                     yield data
-                watch.again()
         if self.position < total:
             raise ConnectionError(f"broke off at byte {self.position}")
 

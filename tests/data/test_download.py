@@ -7,20 +7,18 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 from collections import namedtuple
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from server import Answer, Mirror
+from server import Answer, Mirror, dripping
 
 from glacier_fastai.data import download
 from glacier_fastai.data.download import RemoteStream, fetch, members
@@ -630,25 +628,20 @@ def test_a_mirror_that_means_harm_is_given_up_and_the_next_one_asked(path, mirro
     assert path.read_bytes() == CONTENT
 
 
-def test_bytes_that_drip_count_as_a_stall(mirror):
-    with socket.create_server(("127.0.0.1", 0)) as drips:
+DRIPS = {
+    "headers": b"HTTP/1.1 200 OK\r\nX: ",
+    "body": b"HTTP/1.1 200 OK\r\nContent-Length: 100002\r\n\r\n",
+    "length of a chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 100002\r\n\r\n1;",
+}
 
-        def drip():
-            with suppress(OSError):
-                connection, _ = drips.accept()
-                with connection:
-                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100002\r\n\r\n")
-                    for byte in CONTENT:
-                        connection.sendall(bytes([byte]))
-                        time.sleep(0.1)
 
-        thread = threading.Thread(target=drip)
-        thread.start()
-        url, began = f"http://127.0.0.1:{drips.getsockname()[1]}/f", time.monotonic()
-        with RemoteStream([url, mirror().url], SHA, **OPTIONS) as stream:
+@pytest.mark.parametrize("begins", DRIPS.values(), ids=DRIPS)
+def test_bytes_that_drip_count_as_a_stall(mirror, begins):
+    with dripping(begins) as url:
+        began = time.monotonic()
+        with RemoteStream([f"{url}/f", mirror().url], SHA, **OPTIONS) as stream:
             assert stream.read() == CONTENT
         assert time.monotonic() - began < 10
-        thread.join()
 
 
 def test_what_is_said_is_one_short_printable_line(path, mirror):

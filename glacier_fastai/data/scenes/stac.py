@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from ...errors import DataError, GlacierError
 from ...reading import parse_json, refusing
+from ..paced import paced_session
 from .address import Address, named
 from .hls import FILE, FMASK, hls_product
 from .landsat import QA_PIXEL
@@ -39,7 +41,8 @@ PICTURES = ("visual", "overview", "thumbnail", "metadata")  # roles of what is n
 Kinds = Mapping[str, tuple[int, tuple[int, ...]]]
 SCHEMES: dict[str, Kinds] = {"qa_pixel": QA_PIXEL, "scl": SCL, "fmask": FMASK}
 """Name of an asset, in lower case -> as `Flag.kinds`."""
-MOST, ANSWERS, ANSWER = 10_000, 1000, 2**26  # items of an API, its answers to one search, and bytes of one
+MOST, ANSWERS, ANSWER = 10_000, 1000, 2**24  # items of an API, its answers to one search, and bytes of one
+SECONDS, ALL = 60.0, 1800.0  # of waiting for one answer, and in which all are here
 NUMBERS = ("raster:scale", "scale", "raster:offset", "offset", "raster:nodata", "nodata")
 
 
@@ -233,6 +236,7 @@ def stac_items(
         raise DataError(f"max_cloud {max_cloud:g}: give percent, 0 to 100")
 
     def only_there(request: Request) -> Request:
+        request.url = urljoin(answers[-1] if answers else address.url, request.url)
         there(request.url)
         return request
 
@@ -247,19 +251,23 @@ def stac_items(
         if len(answers) == ANSWERS:
             raise ValueError(f"more than {ANSWERS:,} answers")
         answers.append(response.url)
+        stays(response)
+        _bounded(response, until)
+
+    def stays(response: Response, **_: Any) -> None:
         if response.is_redirect:
             there(urljoin(response.url, response.headers["location"]))
-        _bounded(response)
 
-    text_at(address)  # which says what is wrong with a host better than the search does
-    found, strays, answers = [], list[str | None](), list[str]()
+    found, strays, answers, until = [], list[str | None](), list[str](), time.monotonic() + ALL
     when = f"{start or '..'}/{end or '..'}" if start or end else None
     try:
+        text_at(address, stays)  # which says what is wrong with a host better than the search does
         # it waits of its own: how long an API asks to wait has no bound
         busy = Retry(4, backoff_factor=1, status_forcelist=(429, 503), respect_retry_after_header=False)
-        io = StacApiIO(max_retries=busy)
+        io = StacApiIO()
+        io.session = paced_session(SECONDS, slow=0, retries=busy)
         io.session.hooks["response"].append(look)
-        client = Client.open(address.url, stac_io=io, timeout=60, request_modifier=only_there)
+        client = Client.open(address.url, stac_io=io, timeout=SECONDS, request_modifier=only_there)
         search = client.search(
             method="GET",
             bbox=[west, south, east, north],
@@ -276,6 +284,8 @@ def stac_items(
     except Exception as err:  # whatever the library makes of nonsense
         if strays:
             raise DataError(f"{address}: leads to another host, {strays[0]}; name the API there") from None
+        if isinstance(err, DataError):
+            raise
         said = re.sub(r"[?&]\S*", "", " ".join(str(err).split()))[:160]  # without what may be secret
         raise DataError(
             f"{address}: no answer of a STAC API ({type(err).__name__}: {said}); check address, collections and dates"
@@ -288,13 +298,15 @@ def stac_items(
     return sorted(found, key=lambda item: (str(item.properties.get("datetime")), str(item.id)))
 
 
-def _bounded(response: Response) -> None:
+def _bounded(response: Response, until: float) -> None:
     """Read an answer, of whatever size it was when packed; requests itself would read all of it."""
     body = bytearray()
     for part in response.iter_content(2**16):
         body += part
         if len(body) > ANSWER:
             raise ValueError(f"an answer of more than {ANSWER:,} bytes")
+        if time.monotonic() > until:
+            raise ValueError(f"its answers take more than {ALL:g} s")
     response._content = bytes(body)
 
 

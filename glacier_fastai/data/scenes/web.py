@@ -12,7 +12,7 @@ import os
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
@@ -27,7 +27,7 @@ from rasterio.io import DatasetReader
 
 from ...errors import DataError
 from ...files import check_room, digest, file_hash
-from ..download import HEADERS
+from ..paced import HEADERS, paced_session
 from .address import Address, named
 from .s3 import s3_request
 
@@ -46,11 +46,10 @@ __all__ = [
 
 CHUNK = 2**14  # bytes that are kept together
 KEPT = 2**27  # bytes, of all files, that are kept
-LARGEST = 2**25  # bytes of a text
+LARGEST, TEXT = 2**23, 120.0  # bytes of a text, and seconds of waiting for it
 WHOLE = 2**33  # bytes of a file that is copied
 PART = 2**23  # of them, asked for at once
 AT_ONCE = 8  # parts that are asked for at once
-SLOW = 1000  # bytes a second; what comes slower, over a part, is given up
 CONNECT, SILENCE, RETRIES, DELAY = 10.0, 15.0, 3, 0.5  # seconds, but for retries in a row that bring no byte
 SETTINGS = {  # by which GDAL lets the environment change them
     "GDAL_HTTP_CONNECTTIMEOUT": CONNECT,
@@ -78,11 +77,9 @@ class Link:
         self,
         address: Address,
         first: int = CHUNK,  # bytes that are asked for at once
+        look: Callable[..., None] | None = None,  # as a hook of `requests`, called with each answer
     ):
-        import requests
-
-        self.address, self.session = address, requests.Session()
-        self.session.headers.update(HEADERS)
+        self.address = address
         self.identity: tuple[Any, ...] = ()
         """Size, ETag and date, as its server says; empty if it sends no parts of it."""
         self.trouble = ""
@@ -90,6 +87,10 @@ class Link:
         self._where, self._region = address.url, ""
         self._connect, self._silence, retries, self._delay = (_setting(name) for name in SETTINGS)
         self._retries = int(retries)
+        patience = max(self._silence, 0.01)
+        self.session = paced_session(patience) if first == CHUNK else paced_session(max(TEXT, patience), slow=0)
+        self.session.headers.update(HEADERS)
+        self.session.hooks["response"] += [look] if look else []
         try:
             self.begins = self._fetch(0, first)
         except BaseException:
@@ -138,12 +139,10 @@ class Link:
         """Return bytes of the file, fewer at its end, and of one that is not sent in parts as many as are sent."""
         out, failures, new = bytearray(), 0, not self.identity
         while start + len(out) < stop:
-            before, began = len(out), time.monotonic()
+            before = len(out)
             try:
                 for piece in self._ask(start + len(out), stop):
                     out += piece
-                    if time.monotonic() - began > self._silence + (len(out) - before) / SLOW:
-                        raise DataError(f"{self.address}: sends less than {SLOW:,} bytes a second; try again later")
                 stop = min(stop, self.size) if self.identity else 0
             except _Passing as err:
                 failures = 0 if len(out) > before else failures + 1
@@ -190,6 +189,8 @@ class Link:
                 f"{self.address}: its certificate cannot be trusted ({found[1].strip(' :')}); check the address, or "
                 "name the authority that signed it (REQUESTS_CA_BUNDLE)"
             )
+        if found := re.search(r"sends [\w,. ]+", said):
+            return DataError(f"{self.address}: {found[0]}; try again later")
         if isinstance(err, of.ProxyError):
             return _Passing("the proxy that the environment names does not answer", deaf=True)
         if isinstance(err, of.ConnectTimeout):
@@ -483,9 +484,10 @@ def is_json(
 
 def text_at(
     address: Address,  # of a small file
+    look: Callable[..., None] | None = None,  # as a hook of `requests`, called with each answer
 ) -> str:
     """Return a text on the network; raises `DataError`."""
-    link = Link(address, LARGEST + 1)
+    link = Link(address, LARGEST + 1, look)
     link.close()
     if not link.identity or link.size > LARGEST:
         raise DataError(f"{address}: more than {LARGEST:,} bytes; such a file has fewer")

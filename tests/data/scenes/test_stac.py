@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from products import hls
 from scenes import BANDS, made_up, write_raster
+from server import dripping
 from web import Answer, Web
 
 from glacier_fastai.data.scenes.opening import open_scene
@@ -411,14 +412,37 @@ def test_pages_without_an_end_are_given_up(monkeypatch):
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_an_api_that_sends_on_to_another_host_is_refused(status):
+@pytest.mark.parametrize("page", ["/", "/search"])
+def test_an_api_that_sends_on_to_another_host_is_refused(status, page):
     with Web({}) as other, Api() as api:
         first = api.plan
         moved = Answer(status=status, headers={"Location": f"{other.url}/search"}, body=b"")
-        api.plan = lambda number, path, start: moved if path == "/search" else first(number, path, start)
+        api.plan = lambda number, path, start: moved if path == page else first(number, path, start)
         with pytest.raises(DataError, match="leads to another host, 127.0.0.1"):
             stac_items(api.url, BBOX)
         assert not other.asked
+
+
+def test_the_next_page_may_be_named_from_the_last():
+    with Api() as api:
+        api.files["/search"] = api.files["/search"].replace(f"{api.url}/page1".encode(), b"page1")
+        assert len(stac_items(api.url, BBOX)) == 12
+
+
+def test_an_api_that_drips_is_given_up(monkeypatch):
+    monkeypatch.setattr("glacier_fastai.data.scenes.stac.SECONDS", 0.5)
+    with Api() as api, dripping(b"HTTP/1.1 200 OK\r\nX: ") as url:
+        monkeypatch.setattr("glacier_fastai.data.scenes.web.TEXT", 0.5)
+        monkeypatch.setenv("GDAL_HTTP_LOW_SPEED_TIME", "0.5")
+        with pytest.raises(DataError, match="sends an answer for more than"):
+            stac_items(url, BBOX)
+        monkeypatch.setattr("urllib3.Retry", lambda *args, **kwargs: 0)
+        monkeypatch.setattr("glacier_fastai.data.scenes.stac.text_at", lambda *args: "")
+        with pytest.raises(DataError, match="no answer of a STAC API"):
+            stac_items(url, BBOX)
+        monkeypatch.setattr("glacier_fastai.data.scenes.stac.ALL", 0.0)
+        with pytest.raises(DataError, match="its answers take more than 0 s"):
+            stac_items(api.url, BBOX)
 
 
 def test_an_api_that_is_busy_is_asked_again_but_not_when_it_says():

@@ -9,15 +9,18 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 from scenes import BANDS, made_up, write_raster
+from server import dripping
 from web import Answer, Web
 
 from glacier_fastai.data.scenes import web
 from glacier_fastai.data.scenes.address import Address, named
 from glacier_fastai.data.scenes.opening import open_scene, scene_name
 from glacier_fastai.data.scenes.raster import open_raster
+from glacier_fastai.data.scenes.web import text_at
 from glacier_fastai.errors import DataError
 from glacier_fastai.predict.scenes import find_scenes
 
+PARTS = {"headers": b"HTTP/1.1 206 OK\r\nX: ", "body": b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-16383/99999\r\n\r\n"}
 SECRETS = "?sig=SECRET&user=SECRET"
 
 
@@ -167,26 +170,17 @@ def test_hosts_that_are_not_there():
             read(other)
 
 
-def test_a_byte_now_and_then_is_given_up(big, monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as drips:
+@pytest.mark.parametrize("part", ["headers", "body"])
+def test_a_byte_now_and_then_is_given_up(part):
+    with dripping(PARTS[part]) as url, pytest.raises(DataError, match="sends less than 1,000 bytes a second; try"):
+        read(f"{url}/s.tif")
 
-        def drip():
-            connection, _ = drips.accept()
-            with connection:
-                connection.recv(1000)
-                connection.sendall(b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-16383/99999\r\n\r\n")
-                try:
-                    while True:
-                        connection.sendall(b"I")
-                        threading.Event().wait(0.05)
-                except OSError:
-                    pass
 
-        thread = threading.Thread(target=drip)
-        thread.start()
-        with pytest.raises(DataError, match="less than 1,000 bytes a second"):
-            read(f"http://127.0.0.1:{drips.getsockname()[1]}/s.tif")
-        thread.join()
+def test_a_text_has_a_time_in_all(monkeypatch):
+    monkeypatch.setattr(web, "TEXT", 0.5)
+    for part in PARTS.values():
+        with dripping(part) as url, pytest.raises(DataError, match="sends an answer for more than 0.5 s; try again"):
+            text_at(named(f"{url}/s.json"))
 
 
 def test_a_certificate_that_nobody_knows(big, tmp_path):
