@@ -178,6 +178,7 @@ def _run() -> None:
         sys.argv.remove("--debug")
     who, mine = "glacier-fastai", 0
     os.environ["MPLBACKEND"] = "Agg"  # pictures are written, never shown
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what its networks lack is one line of ours
     if os.path.exists("matplotlibrc"):  # of whoever made this folder; it may even name programs to run
         with chdir(os.sep):
             import matplotlib  # noqa: F401  which reads it once

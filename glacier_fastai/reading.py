@@ -36,6 +36,7 @@ __all__ = [
     "check_length",
     "opened",
     "parse_json",
+    "parse_number",
     "parse_xml",
     "parse_yaml",
     "read_array",
@@ -86,6 +87,20 @@ def refusing(
         if isinstance(err, MemoryError) or isinstance(err, OSError) and err.errno in SHORT:
             raise error(f"{where}: cannot be read now{said}; try again when memory and files are free") from err
         raise error(f"{where}: {what}{said}{f'; {hint}' if hint else ''}") from err
+
+
+def parse_number(text: str) -> float:
+    """Return a finite number of ASCII digits; Python itself takes "1_0" and those of other scripts.
+
+    >>> parse_number(" -2.75e-05 ")
+    -2.75e-05
+    >>> parse_number("1_0")
+    Traceback (most recent call last):
+    ValueError: '1_0' is no number
+    """
+    if text.isascii() and "_" not in text and math.isfinite(value := float(text)):
+        return value
+    raise ValueError(f"{text[:40]!r} is no number")
 
 
 @contextmanager

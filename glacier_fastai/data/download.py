@@ -208,6 +208,8 @@ def fetch(urls: Sequence[str], path: str | os.PathLike, sha256: str, **options: 
     path = Path(path)
     if path.is_file():
         return path
+    if path.exists():
+        raise OutputError(f"{path}: is no file; remove it, or choose another folder")
     partial, lock = (path.with_name(f".{path.name}.{end}") for end in ("partial", "lock"))
     try:
         with locked(lock, f"{path}: another process is downloading it; wait until it is done"):

@@ -8,6 +8,7 @@ accelerate's own collectives know no maximum and want its `PartialState` first, 
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from ..errors import GlacierError, TrainingError
 from ..terminal import launched, rank
@@ -33,6 +35,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
+MEET = timedelta(minutes=10)  # as torchrun waits for machines
 MEETING = "GLACIER_FASTAI_MEETING"  # names the file where the processes of one machine meet, see `train.launch`
 
 
@@ -72,11 +76,13 @@ def init_processes() -> None:
         return
     patience = timedelta(days=1)  # the first process predicts and writes while the others wait
     backend, where = "cpu:gloo,cuda:nccl" if select_gpu() else "gloo", os.environ.get(MEETING)
-    meeting: dict[str, Any] = (
-        {"init_method": f"file://{where}", "rank": rank(), "world_size": world_size()} if where else {}
-    )
+    if not (where or dist.is_torchelastic_launched()):
+        log.info(f"the {world_size()} processes of the launch meet, within {MEET.seconds // 60} minutes")
     try:
-        dist.init_process_group(backend, timeout=patience, **meeting)
+        url = f"file://{where}" if where else "env://"
+        store, number, size = next(rendezvous(url, rank(), world_size(), timeout=MEET))
+        store.set_timeout(patience)
+        dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=patience)
     except (RuntimeError, ValueError) as err:
         why = " ".join(str(err).split())[:200]
         raise TrainingError(

@@ -19,7 +19,7 @@ from ..errors import DataError, GlacierError, PredictionError, note, printable
 from ..model.bundle import ModelBundle
 from ..model.ensemble import Ensemble
 from ..model.predictor import Predictor
-from ..model.processes import all_gather, init_processes, select_gpu, world_size
+from ..model.processes import all_gather, init_processes, world_size
 from ..reading import read_table, read_text
 from ..terminal import launched
 from .scene import predict_scene
@@ -155,7 +155,7 @@ def predict_scenes(
         GlacierError: Whatever a scene raised, where errors are to stop it.
     """
     chosen = part_of(find_scenes(scenes), part)
-    select_gpu()
+    init_processes()  # `raise_failed` wants it, and refuses before work what cannot meet after it
     rows: list[dict[str, Any]] = []
     ensemble, alone = Ensemble.of(model), len(chosen) == 1 and world_size() == 1
     models = cache(lambda: Predictor(ensemble, kwargs.get("device"), kwargs.get("batch_size")))  # once for all scenes
@@ -189,7 +189,6 @@ def raise_failed(
     """Raise `PredictionError` if scenes failed, here or in another process of the launch; each must call it."""
     counts = [int((table["state"] == "failed").sum()) if len(table) else 0, len(table)]
     if world_size() > 1:  # a launcher ends all processes when one fails, so they meet before
-        init_processes()
         counts = [sum(each) for each in zip(*all_gather(counts), strict=True)]
     if counts[0]:
         raise PredictionError(f"{counts[0]} of {counts[1]} scenes failed, see above; the others are done")

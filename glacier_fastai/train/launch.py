@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.run import get_args_parser
 from torch.distributed.run import run as torchrun
 
@@ -74,6 +75,10 @@ def _run(words: Sequence[str], processes: int, machines: int, meeting: list[str]
         torchrun(get_args_parser().parse_args([*meeting, *count, "-m", "glacier_fastai", *words]))
     except SignalException as err:
         raise RunStopped(f"stopped by {err.sigval.name}; start it again with resume to go on") from err
+    except RendezvousError as err:
+        raise TrainingError(
+            f"the {machines} machines do not meet; start the same command on each, with a --rendezvous that all reach"
+        ) from err
     except ChildFailedError as err:
         rank, failure = err.get_first_failure()
         if failure.exitcode == RunStopped.exit_code:

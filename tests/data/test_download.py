@@ -269,6 +269,14 @@ def test_nothing_is_packed_or_unpacked_on_the_way(mirror):
 # --- interruptions
 
 
+def test_a_folder_where_the_file_should_be_is_noticed_at_the_start(path, mirror):
+    one = mirror()
+    path.mkdir()
+    with pytest.raises(OutputError, match=f"^{path}: is no file; remove it"):
+        get(path, one)
+    assert not one.requests and os.listdir(path.parent) == [path.name]
+
+
 def test_a_killed_download_goes_on_and_meanwhile_keeps_others_out(path, partial, mirror):
     one = mirror(Answer(stall=70_000))
     code = f"from glacier_fastai.data.download import fetch; fetch(['{one.url}'], '{path}', '{SHA}', timeout=60)"

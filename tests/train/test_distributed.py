@@ -3,9 +3,11 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -13,9 +15,11 @@ import psutil
 import pytest
 import torch
 from scenes import make_store
+from torch.distributed.elastic.rendezvous.api import RendezvousTimeoutError
 
 from glacier_fastai.errors import RunStopped, TrainingError
 from glacier_fastai.model import processes
+from glacier_fastai.predict.scenes import predict_scenes
 from glacier_fastai.train import launch
 from glacier_fastai.train.checkpoint import load_checkpoint
 
@@ -231,6 +235,32 @@ def test_a_launch_that_cannot_be_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(TrainingError, match="2 processes: this machine has 1 GPU; use 1 at most"):
         launch.launch(["pretrain"], 2)
+
+
+def test_processes_that_do_not_meet_are_refused_before_work(monkeypatch, tmp_path):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    (tmp_path / "s.tif").touch()
+    with pytest.raises(TrainingError, match="2 processes of the launch cannot meet .*MASTER_ADDR.*; unset RANK and"):
+        predict_scenes(None, [tmp_path / "s.tif"], tmp_path / "maps")
+    assert not (tmp_path / "maps").exists()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    monkeypatch.setattr(processes, "MEET", timedelta(seconds=1))
+    with pytest.raises(TrainingError, match="2 processes of the launch cannot meet"):
+        processes.init_processes()
+
+
+def test_machines_that_do_not_meet_are_one_line(monkeypatch):
+    def nobody(args):
+        raise RendezvousTimeoutError
+
+    monkeypatch.setattr(launch, "torchrun", nobody)
+    with pytest.raises(TrainingError, match="the 2 machines do not meet; .* --rendezvous that all reach"):
+        launch.launch(["pretrain"], 1, 2, "127.0.0.1:29500")
 
 
 @pytest.mark.slow

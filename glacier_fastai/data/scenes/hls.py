@@ -54,7 +54,9 @@ def hls_product(
     assert match
     kind, zone, taken = match[2].upper(), int(match[3]), match[4]
     with refusing(f"{where}/{product}", DataError, f"{taken} is no day of a year and time"):
-        date = datetime.strptime(taken, "%Y%jT%H%M%S").isoformat() + "Z"
+        time = datetime.strptime(taken, "%Y%jT%H%M%S")
+        if taken[:4] != f"{time.year}":  # as day 366 becomes the next year's first
+            raise ValueError("the year has 365 days")
     sensor, bands = SENSOR[kind], dict[str, Part]()
     for key in sorted(files, key=lambda key: key == NIR):
         ours = SENSORS[sensor].get(key.lower()) or SENSORS[sensor].get(re.sub("^B0", "b", key.upper()).lower())
@@ -68,4 +70,4 @@ def hls_product(
         notes = (f"{where}: {product} has no Fmask, so no clouds are masked",)
     if not bands:
         raise DataError(f"{where}: {product} has no band that is used here; download it again")
-    return Product(bands, flags, sensor, date, notes, zone=zone)
+    return Product(bands, flags, sensor, f"{time.isoformat()}Z", notes, zone=zone)

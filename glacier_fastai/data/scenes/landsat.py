@@ -14,7 +14,7 @@ from posixpath import basename, dirname, join
 from typing import Any
 
 from ...errors import DataError
-from ...reading import DEPTH, parse_json, parse_xml, refusing
+from ...reading import DEPTH, parse_json, parse_number, parse_xml, refusing
 from .names import SENSORS, canonical_sensor
 from .product import Flag, Folder, Part, Product
 
@@ -123,9 +123,7 @@ class _Reader:
         """Return a finite number."""
         text = self.value(key, None, level2)
         with refusing(self.where, DataError, f"{key} is {text!r}, no number", "download the product again"):
-            if not math.isfinite(value := float(text)):
-                raise ValueError(text)
-            return value
+            return parse_number(text)
 
     def there(self, file: str) -> str:
         """Return the name, in its folder, of a file that the MTL names: some tools write .tif for .TIF."""

@@ -6,7 +6,6 @@ quantification value; the offset, since processing baseline 04.00, is what GDAL'
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from posixpath import dirname
@@ -16,7 +15,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from ...errors import DataError
-from ...reading import parse_xml, refusing
+from ...reading import parse_number, parse_xml, refusing
 from .names import SENSORS
 from .product import Flag, Folder, Part, Product
 
@@ -116,9 +115,7 @@ class _Reader:
     def number(self, text: str, what: str) -> float:
         """Return a finite number."""
         with refusing(self.where, DataError, f"{what} is {text!r}, no number", "download the product again"):
-            if not math.isfinite(value := float(text)):
-                raise ValueError(text)
-            return value
+            return parse_number(text)
 
     def scaling(self) -> dict[str, tuple[float, float]]:
         """Return scale and offset of each band."""
@@ -138,7 +135,7 @@ class _Reader:
             if offsets.setdefault(IDS[int(number)], offset) != offset:
                 raise DataError(f"{self.where}: band_id {number:g} has two offsets; download the product again")
         baseline = self.text("PROCESSING_BASELINE")
-        if not elements and re.match(r"0[4-9]|[1-8]\d", baseline):
+        if not elements and re.fullmatch(r"\d{1,2}\.\d\d", baseline) and 4 <= float(baseline) < 90:
             self.notes.append(f"{self.where}: names no offset, as products since baseline 04.00 do, so none is added")
         return {key: (1 / per_one, offsets.get(key, 0.0) / per_one) for key in IDS} | {"SCL": (1.0, 0.0)}
 
@@ -159,8 +156,8 @@ class _Reader:
         shapes = {}
         with refusing(where, DataError, "its size is no number", "download the product again"):
             for size in root.iter("Size"):
-                rows, columns = (int(size.findtext(tag) or "") for tag in ("NROWS", "NCOLS"))
-                shapes[int(size.get("resolution", ""))] = rows, columns
+                rows, columns = (int(parse_number(size.findtext(tag) or "")) for tag in ("NROWS", "NCOLS"))
+                shapes[int(parse_number(size.get("resolution", "")))] = rows, columns
         code = next((e.text or "" for e in root.iter("HORIZONTAL_CS_CODE")), "")
         zone = re.fullmatch(r"EPSG:32[67](\d\d)", code.strip())
         return shapes, int(zone[1]) if zone else None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 from ...errors import DataError, GlacierError
-from ...reading import parse_json, refusing
+from ...reading import parse_json, parse_number, refusing
 from ..paced import paced_session
 from .address import Address, named
 from .hls import FILE, FMASK, hls_product
@@ -138,7 +138,7 @@ def _part(folder: Folder, asset: Mapping[str, Any], band: Mapping[str, Any], num
     if odd := next((k for k in NUMBERS if isinstance(band.get(k), bool)), None):
         raise DataError(f"{folder.path}: {odd} is true or false, no number")
     scale, offset = (
-        next((float(band[k]) for k in (f"raster:{name}", name) if band.get(k) is not None), None)
+        next((parse_number(str(band[k])) for k in (f"raster:{name}", name) if band.get(k) is not None), None)
         for name in ("scale", "offset")
     )
     if TAGS.get(str(band.get("unit", "")).lower()) == "celsius" and scale is not None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...bands import natural_unit
 from ...errors import DataError, did_you_mean
+from ...reading import parse_number
 
 __all__ = ["Scaling", "by_band", "no_offset", "parse_scaling", "unit_of"]
 
@@ -64,20 +65,13 @@ def parse_scaling(
             named = [part.partition("=") for part in parts]
             if not all(name.strip() for name, _, _ in named):
                 raise ValueError(text)
-            return {name.strip(): _number(value) for name, _, value in named}
-        numbers = [_number(part) for part in parts]
+            return {name.strip(): parse_number(value) for name, _, value in named}
+        numbers = [parse_number(part) for part in parts]
     except ValueError:
         raise DataError(
             f"{what} {text!r}: give a number, one for each band of the file (2.75e-5,0.0034), or BAND=NUMBER,..."
         ) from None
     return numbers[0] if len(numbers) == 1 else numbers
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if not np.isfinite(value):
-        raise ValueError(text)
-    return value
 
 
 def by_band(

@@ -17,6 +17,7 @@ from rasterio.features import rasterize
 
 from ...bands import CLASSES, ICE, ICE_OF_ANY_KIND
 from ...errors import DataError, did_you_mean, note
+from ...reading import parse_number
 from .pixels import ToPixels, finite, make_valid, tangled, turn, unwrap
 from .vectors import VectorLayer, open_vector
 
@@ -328,8 +329,8 @@ def _class_code(value: Any, path: str, field: str) -> int:
     if text in CLASSES:
         return CLASSES.index(text)
     try:
-        if float(text) in range(len(CLASSES)):
-            return int(float(text))
+        if (number := parse_number(text)) in range(len(CLASSES)):
+            return int(number)
     except ValueError:
         pass
     raise DataError(f"{path}: {field} holds {value!r}; allowed are {_allowed()}{did_you_mean(text, CLASSES)}")

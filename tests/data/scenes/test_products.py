@@ -192,8 +192,10 @@ def test_offset_and_quantification_of_sentinel_2(tmp_path, quantification):
 def test_an_offset_that_should_be_there_is_said(tmp_path):
     made = sentinel2(tmp_path, "1C")
     changed(made, "<RADIO_ADD_OFFSET.*</RADIO_ADD_OFFSET>", "")
-    with open_scene(made.path) as scene:
-        assert any("names no offset" in note for note in scene.notes)
+    for before, baseline, said in (("05.00", "05.00", True), ("05.00", "5.00", True), ("5.00", "03.01", False)):
+        changed(made, f">{before}<", f">{baseline}<")
+        with open_scene(made.path) as scene:
+            assert any("names no offset" in note for note in scene.notes) == said
 
 
 def test_coarser_images_where_the_finest_are_not_there(tmp_path):
@@ -247,6 +249,8 @@ def test_what_of_sentinel_2_is_refused(tmp_path):
         (">10000<", ">0<", "BOA_QUANTIFICATION_VALUE is 0"),
         (">10000<", "><", "BOA_QUANTIFICATION_VALUE is '', no number"),
         (">-1000<", ">many<", "BOA_ADD_OFFSET is 'many', no number"),
+        (">-1000<", ">-1_0<", "BOA_ADD_OFFSET is '-1_0', no number"),
+        (">10000<", ">١٠٠٠٠<", "BOA_QUANTIFICATION_VALUE is '١٠٠٠٠', no number"),
         ('band_id="2">-1000', 'band_id="3">-900', r"MTD_MSIL2A\.xml: band_id 3 has two offsets"),
         (
             "(<BOA_QUANTIFICATION_VALUE[^>]*>)10000(<[^>]*>)",
@@ -338,6 +342,28 @@ def test_flags_are_coarsened_kind_by_kind(tmp_path):
     with open_scene(made.path, resolution=80) as scene:
         found = scene.masked(0, 0, scene.height, scene.width)
     assert found["clouds"].sum() == 1 and found["clouds"][0, 0]
+
+
+@pytest.mark.parametrize("odd", [259, -3])
+def test_flags_of_one_byte_that_are_no_byte_are_refused(tmp_path, odd):
+    made = sentinel2(tmp_path)
+    file = next(made.path.rglob("*_SCL_20m.jp2"))
+    codes = made.codes["SCL"].astype(np.int16)
+    write(file, codes, 20)
+    with open_scene(made.path, ["red"]) as scene:
+        assert scene.masked(0, 0, SIZE, SIZE)["clouds"].any()
+    codes[3, 5] = odd
+    write(file, codes, 20)
+    with open_scene(made.path, ["red"]) as scene, pytest.raises(DataError, match=f"SCL.*holds {odd}, no code of flags"):
+        scene.masked(0, 0, SIZE, SIZE)
+
+
+def test_hls_of_a_day_that_its_year_has_not_is_refused(tmp_path):
+    made = hls(tmp_path)
+    for file in [*tmp_path.iterdir()]:
+        file.rename(file.with_name(re.sub(r"\.20\d{5}T", ".2021366T", file.name)))
+    with pytest.raises(DataError, match="2021366T.* is no day of a year .*has 365 days"):
+        open_scene(made.path)
 
 
 def test_terrain_of_a_product(tmp_path):
