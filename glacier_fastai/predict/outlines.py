@@ -34,6 +34,7 @@ __all__ = [
     "affine",
     "check_geoparquet",
     "check_layer",
+    "check_name",
     "crs_of_areas",
     "equal_area_crs",
     "regions_of",
@@ -137,7 +138,7 @@ class Outlines(RasterMap):
         geoparquet: bool = False,  # write PATH_glaciers.parquet and PATH_classes.parquet beside it, too
     ):
         super().__init__(path, source, LAYERS, nodata=0)
-        _check_name(self.path)
+        check_name(self.path)
         self.source, self.area, self.simplify, self.geoparquet = source, area, simplify, geoparquet
         if geoparquet:
             check_geoparquet()
@@ -214,7 +215,7 @@ def check_geoparquet() -> None:
         raise PredictionError("GeoParquet needs pyarrow: pip install 'glacier-fastai[geoparquet]'")
 
 
-def _check_name(path: Path) -> None:
+def check_name(path: Path) -> None:
     """Raise `OutputError` for a name that pyogrio takes for that of an archive, or of another file."""
     if "!" in str(path.absolute()) or ";" in path.name:
         raise OutputError(f"{path}: no layer can be written by a name with ! or ; in it; choose another name or folder")
@@ -228,7 +229,7 @@ def write_layer(
     parquet: Path | None = None,  # GeoParquet that is written, too
 ) -> None:
     """Write a layer and look whether it is whole; raises `OutputError`."""
-    _check_name(path)
+    check_name(path)
     with writing(path):
         table.to_file(path, layer=layer, driver="GPKG", geometry_type=kind)
         check_layer(path, layer, len(table))

@@ -27,7 +27,7 @@ from ..reading import read_json
 from ..recipe import Section
 from .doubtful import DOUBTFUL
 from .glaciers import ByGlacier, glacier_files
-from .outlines import LAYERS, check_layer, rows_digest
+from .outlines import LAYERS, check_layer, check_name, rows_digest
 from .sink import SIDECAR, checksums
 
 __all__ = ["Wanted", "make_whole", "page_name", "read_record"]
@@ -163,6 +163,9 @@ def make_whole(
                     )
 
             refuse_others()
+            for path in files.values():
+                if path.suffix == ".gpkg":
+                    check_name(path)
             about |= make(partial)
             names = [path.name for path in files.values()]
             sidecars = sorted(name + SIDECAR for name in names if (partial / f"{name}{SIDECAR}").is_file())

@@ -457,7 +457,7 @@ def test_a_folder_that_gdal_takes_for_more_holds_the_maps_or_is_refused(bundle, 
     predict_scene(bundle, scene[0], "file:y", Wanted(outlines=True))
     assert (tmp_path / "file:y" / "scene_outlines.gpkg").is_file()
     with pytest.raises(OutputError, match=r"scene_outlines\.gpkg: no layer can be written by a name with ! or ;"):
-        predict_scene(bundle, scene[0], "c!d", Wanted(outlines=True))
+        predict_scene(bundle, scene[0], "c!d", Wanted(outlines=True), predictor=lambda: pytest.fail("has worked"))
     assert not (tmp_path / "c!d").exists()
 
 

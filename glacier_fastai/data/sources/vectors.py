@@ -28,7 +28,7 @@ import numpy as np
 from pyproj import CRS
 
 from ...errors import DataError
-from ...files import Scratch, check_room
+from ...files import SCRATCH, Scratch, check_room
 from ...memory import fits
 from ...reading import opened, parse_json, refusing
 from ..scenes.address import Address, named
@@ -534,6 +534,6 @@ def _reading(text: str) -> Iterator[None]:
                 f"{text}: its text is not in the encoding that it declares ({err.__cause__}); write it anew as "
                 "UTF-8 (ogr2ogr -oo ENCODING=...)"
             ) from err
-        raise
+        raise DataError(re.sub(rf"\S*/{SCRATCH}\w+/\w+/", "", str(err))) from err.__cause__
     finally:
         set_gdal_config_options(before)

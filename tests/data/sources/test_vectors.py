@@ -408,3 +408,5 @@ def test_xml_may_begin_with_comments_and_instructions(tmp_path):
     )
     (tmp_path / "o.kml").write_text(text, "utf-8")
     assert len(open_vector(tmp_path / "o.kml").bounds) == 1
+    (tmp_path / "o.kml").write_text(text[:150], "utf-8")
+    refused(r"o\.kml: not a vector file, or damaged \(ERROR parsing kml o\.kml ", tmp_path / "o.kml")
