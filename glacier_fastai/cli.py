@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -534,10 +535,9 @@ def _result(path: Path) -> None:
 def _fold(text: str) -> int | None:
     if text == "all":
         return None
-    try:
-        return int(text)
-    except ValueError:
-        raise DataError(f"fold {text}: use a number, or all") from None
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        raise DataError(f"fold {text[:40]}: use a number, or all")
+    return int(text)
 
 
 @app.command()
@@ -630,7 +630,9 @@ def evaluate(
 
     ensemble = Ensemble.load([model])
     store = open_tiles(data, [band for band, _ in ensemble.channels])
-    tiles, which = tiles_to_score(ensemble, store, int(fold) if fold.isdecimal() else fold or None)
+    tiles, which = tiles_to_score(
+        ensemble, store, int(fold) if re.fullmatch(r"\d{1,9}", fold, re.ASCII) else fold or None
+    )
     result = run(ensemble, store, tiles, statistics=stats, force=force)
     _say(f"{store.path}: {which}")
     print(json.dumps(result, indent=1) if as_json else told(score_table(result)))
@@ -976,9 +978,11 @@ def submit(
     Example: `glacier-fastai submit runs/crossval/ensemble.yaml --out submission --check competition`
     """
     from .model.ensemble import Ensemble
-    from .predict.submission import check_submission, write_submission
+    from .predict.submission import check_submission, tiles_to_check, write_submission
 
     ensemble = Ensemble.load(models, overrides)
+    if check is not None:
+        tiles_to_check(check)
     made = write_submission(ensemble, out, seconds, max_size, overwrite)
     if check is not None:
         found = check_submission(made, ensemble, check)

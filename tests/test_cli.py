@@ -271,6 +271,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, refused):
     refused("finetune", "--recipe", "demmo", match="no recipe 'demmo'.*did you mean 'demo'")
     refused("finetune", "--recipe", "demo", "--set", "train.epoch=1", match="did you mean 'epochs'")
     refused("finetune", "--recipe", "demo", "--fold", "three", match="fold three: use a number, or all")
+    refused("finetune", "--recipe", "demo", "--fold", "٣" * 5000, match="fold ٣+: use a number, or all")
     refused("finetune", "--recipe", "demo", *SET, "--data", store, "--fold", "7", match="folds 0 to 2")
     refused("pretrain", "--recipe", "demo", match="no data: name a tile store or a raw folder")
     refused(

@@ -222,6 +222,9 @@ def _tiles(predictions: Sequence[OutOfFold]) -> Iterator[Tile]:
             total = total + torch.from_numpy(probs)
             if oof is first:
                 truth = labels
+            elif not np.array_equal(labels, truth):
+                tile = f"{oof.path}: tile {oof.table['id'][k][:80]}"
+                raise DataError(f"{tile} has other labels than in {first.path}; use one tile store")
         yield Tile(int(first.table["fold"][i]), total / len(where), truth, bool(first.table["once"][i]))
 
 

@@ -73,6 +73,8 @@ class OutOfFold:
             raise DataError(f"{self.path / 'models.json'}: {odd[0][:80]!r} leads out of {self.folder}; {AGAIN}")
         if len({os.path.normpath(name) for name in self.models}) < max(len(self.models), self.table["fold"].nunique()):
             raise DataError(f"{self.path / 'models.json'}: names a model twice, or fewer than there are folds; {AGAIN}")
+        if len({*self.models.values()}) < len(self.models):
+            raise DataError(f"{self.path / 'models.json'}: two of its models are the same; {AGAIN}")
 
     def tile(
         self,

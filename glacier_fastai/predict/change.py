@@ -20,11 +20,11 @@ from ..data.scenes.raster import same_crs
 from ..data.sources.inventory import parse_date
 from ..data.sources.vectors import open_vector
 from ..errors import DataError, OutputError, note
-from ..files import names_only, replaceable, take_names, whole_file, work_folder, write_text
+from ..files import file_hash, names_only, replaceable, take_names, whole_file, work_folder, write_text
 from ..reading import read_json, read_table
 from .glacier_sums import ENOUGH
 from .glaciers import as_csv, glaciers
-from .outlines import write_layer
+from .outlines import rows_digest, write_layer
 
 __all__ = ["SIZES", "change", "compared", "summary"]
 
@@ -91,6 +91,10 @@ def change(
         OutputError: A file exists already, or cannot be written.
     """
     out, notes = Path(out), list[str]()
+    if os.path.realpath(first) == os.path.realpath(second):
+        raise DataError(f"{first}: is compared with itself; give two dates")
+    if not any(_is_map(Path(path)) for path in (first, second)) and (inventory, buffer) != (None, None):
+        raise DataError(f"{first}: a table, in which inventory and buffer stand already; leave them out, or give maps")
     stems = [_stem(Path(path)) for path in (first, second)]
     busy = f"{out}: another process is comparing the same"
     with work_folder(out, f"{stems[0]}_{stems[1]}_change", busy) as work:
@@ -261,10 +265,14 @@ def _stem(path: Path) -> str:
     return path.stem.removesuffix("_classes").removesuffix("_glaciers")
 
 
+def _is_map(path: Path) -> bool:
+    return path.suffix.lower() in (".tif", ".tiff")
+
+
 def _table(path: Path, work: Path, inventory: Any, buffer: float | None, day: str, notes: list[str]) -> _Table:
     """Return a table as it is, or made of a map."""
     named = path
-    if path.suffix.lower() in (".tif", ".tiff"):
+    if _is_map(path):
         if inventory is None:
             raise DataError(f"{path}: a map; give the inventory whose glaciers are compared, or tables of glaciers")
         made = glaciers(path, inventory, work, buffer=buffer, date=day)
@@ -290,8 +298,30 @@ def _table(path: Path, work: Path, inventory: Any, buffer: float | None, day: st
     ids = rows["id"][rows["id"] != ""]
     if ids.duplicated().any():
         raise DataError(f"{path}: {ids[ids.duplicated()].iloc[0]} occurs twice; a table has each glacier once")
+    _check_numbers(rows, path)
     beside = path.with_suffix(".json")
-    return _Table(named, _stem(path), rows, read_json(beside, DataError) if beside.is_file() else {}, crs)
+    about = read_json(beside, DataError) if beside.is_file() else {}
+    kind, of = ("sha256", file_hash) if path.suffix.lower() == ".csv" else ("rows", rows_digest)
+    if isinstance(sums := about.get(kind), Mapping) and path.name in sums and of(path) != sums[path.name]:
+        note(f"{path}: is not as {beside.name} says; it was changed since it was made", notes)
+    table = _Table(named, _stem(path), rows, about, crs)
+    if day and not _is_map(named) and parse_date(day) != str(table.day):
+        raise DataError(f"{named}: a table of {table.day}, not of {day}; leave its date out, or make it anew")
+    return table
+
+
+def _check_numbers(rows: pd.DataFrame, path: Path) -> None:
+    """Raise `DataError` where a number is missing that intervals rest on."""
+    listed, seen = rows["id"] != "", rows["share_seen"].fillna(0)
+    for name, where in (
+        ("buffer_km2", listed & rows["area_km2"].notna()),
+        ("inventory_km2", listed & seen.between(ENOUGH, 1, inclusive="left")),
+    ):
+        if (lacking := where & rows[name].isna()).any():
+            raise DataError(
+                f"{path}: {name} is empty in {lacking.sum()} rows, first {rows.loc[lacking, 'id'].iloc[0][:40]!r}; "
+                "mend them, or make the table anew"
+            )
 
 
 def _numbers(column: pd.Series, path: Path, most: float, what: str) -> pd.Series:

@@ -29,7 +29,7 @@ from ..data.sources.pixels import ToPixels
 from ..data.sources.scene import cut_scenes
 from ..data.tiles import TileStore, TileWriter
 from ..errors import DataError, did_you_mean, note
-from ..files import check_room
+from ..files import check_room, file_hash
 from ..memory import fits
 from .glaciers import stem_of
 from .outlines import regions_of
@@ -283,11 +283,17 @@ class _Corrections:
         if str(path) not in self.maps:
             self.maps.append(str(path))
         (base,) = label_masks([path], [place], align=True, note=lambda text: note(text, notes))
+        if (odd := np.setdiff1d(base, [*range(len(CLASSES)), IGNORE])).size:
+            raise DataError(f"{path}: holds {odd[0]}, which no map of classes does; give the map as it was made")
         record = read_record(path.with_name(f"{stem_of(path)}_prediction.json")) if isinstance(path, Path) else {}
+        sums = record.get("sha256")
+        if isinstance(sums, dict) and path.name in sums and file_hash(path) != sums[path.name]:
+            text = "was changed since it was made; if after its outlines, that counts as corrected, too"
+            note(f"{path}: {text}", notes)
         _compare(record, name, f"{self.edited.path}: edits {path}", notes)
         wanted = record.get("wanted")
         tolerance = wanted.get("simplify") if isinstance(wanted, dict) else None
-        if not isinstance(tolerance, int | float) or not 0 < tolerance < np.inf:
+        if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance < np.inf:
             return base
         with open_raster(path) as raster, reading(path):
             values, t = raster.read(1), raster.transform

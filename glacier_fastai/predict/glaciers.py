@@ -33,7 +33,7 @@ from ..recipe import explain
 from .divides import check_divides, divided
 from .glacier_sums import GlacierSums
 from .inventories import Format, check_inventory, inventory_of
-from .outlines import check_geoparquet, crs_of_areas, write_layer
+from .outlines import check_geoparquet, crs_of_areas, rows_digest, write_layer
 from .sink import ROWS
 from .source import Grid
 from .styles import write_styles
@@ -286,6 +286,7 @@ def write_glaciers(
     with whole_file(files["glaciers.csv"]) as file:
         as_csv(pd.DataFrame(table.drop(columns="geometry")), file)
     about["sha256"] = {p.name: file_hash(p) for k, p in files.items() if k != "glaciers.json"}
+    about["rows"] = {files["glaciers.gpkg"].name: rows_digest(files["glaciers.gpkg"])}
     write_text(files["glaciers.json"], json.dumps(about, indent=1))
     return about
 

@@ -109,6 +109,8 @@ def main(arguments=None):
 def _tiles(imagepath):
     """Return the files of each tile, in the order of `BANDS`."""
     folders = {str(name).lower(): Path(folder) for name, folder in imagepath.items()}
+    if len(folders) < len(imagepath):
+        raise SubmissionError(f"two of {', '.join(sorted(map(str, imagepath)))} are one band; name each once")
     bands = []
     for name in BANDS:
         if name.lower() not in folders:
@@ -131,6 +133,8 @@ def _by_tile(folder):
         raise SubmissionError(f"{folder}: cannot be read ({err.strerror})") from err
     out: dict = {}
     for path in paths:
+        if not path.is_file():
+            raise SubmissionError(f"{path}: is no file; remove it")
         tile = tile_id(path)
         if tile in out:
             raise SubmissionError(f"{path}: tile {tile} is also in {out[tile].name}; keep one of them")

@@ -29,7 +29,7 @@ from ..recipe import ENCODERS, PostprocessRecipe
 from . import solution
 from .standalone import standalone
 
-__all__ = ["check_submission", "write_submission"]
+__all__ = ["check_submission", "tiles_to_check", "write_submission"]
 
 BANDS = ("blue", "green", "red", "swir1", "thermal")
 OURS = {"solution.py", "model.pth", "__pycache__"}  # what a submission holds
@@ -42,6 +42,10 @@ began = time.monotonic()
 maps = solution.maskgeration(folders, f"{sys.argv[1]}/model.pth")
 numpy.savez(sys.argv[3], seconds=(time.monotonic() - began) / len(maps), **maps)
 """
+
+
+def _is_ours(path: Path) -> bool:
+    return path.name in OURS and path.is_dir() == (path.name == "__pycache__")
 
 
 def write_submission(
@@ -58,7 +62,7 @@ def write_submission(
         OutputError: The folder exists already or cannot be written, or model.pth would be too large.
     """
     out = Path(out).absolute()
-    if overwrite and out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= OURS):
+    if overwrite and out.exists() and not (out.is_dir() and all(map(_is_ours, out.iterdir()))):
         raise OutputError(f"{out}: holds other things than a submission; choose another folder")
     for member in ensemble.members:
         known = (*BANDS, *(b for b in member.bundle.bands if (t := texture_of(b)) and t[1] in BANDS))
@@ -151,6 +155,15 @@ def _size(member: dict[str, Any]) -> float:
     return sum(w.numel() * w.element_size() for w in member["weights"].values()) / 1e6
 
 
+def tiles_to_check(
+    data: str | os.PathLike,  # folder of the competition
+) -> Path:
+    """Return the folder that holds Band1 .. Band5; raises `DataError`."""
+    if (root := find_competition(data)) is None:
+        raise DataError(f"{data}: no folder Band1 in it; give the folder that holds Band1 .. Band5")
+    return root
+
+
 def check_submission(
     folder: str | os.PathLike,  # as from `write_submission`
     ensemble: Ensemble,  # what it was written of
@@ -165,8 +178,7 @@ def check_submission(
         PredictionError: It failed, or a mask differs; the message names the tile and counts the pixels.
     """
     folder = Path(folder)
-    if (root := find_competition(data)) is None:
-        raise DataError(f"{data}: no folder Band1 in it; give the folder that holds Band1 .. Band5")
+    root = tiles_to_check(data)
     wanted = {}
     with tempfile.TemporaryDirectory() as work:
         store = _tiles(ensemble, root, Path(work) / "tiles")

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from .. import __version__
 from ..bands import CLASS_COLOURS, CLASSES, ICE_COLOUR, UNKNOWN_ICE
 from ..data.raw import open_tiles
-from ..errors import BundleError, DataError, OutputError
+from ..errors import BundleError, DataError, OutputError, printable
 from ..files import names_only, write_text
 from ..plots.figures import LEAST
 from ..plots.panels import CORRECT, WRONG
@@ -67,7 +67,7 @@ def write_report(
         validations.append(found)
     unknown = [(UNKNOWN_ICE, ICE_COLOUR)] * any(bool(store.ice_counts().any()) for store in stores.values())
     page = _template().render(
-        title=", ".join(Path(p).resolve().name for p in paths),
+        title=printable(", ".join(Path(p).resolve().name for p in paths)),
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         version=__version__,
         notes=[names_only(text[:LONGEST]) for text in notes],

@@ -12,7 +12,7 @@ import pandas as pd
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ..bands import CLASSES
-from ..errors import BundleError, DataError, GlacierError
+from ..errors import BundleError, DataError, GlacierError, printable
 from ..model.bundle import ModelBundle, TrainedOn
 from ..reading import parse_json, read_json, read_table, read_text, read_yaml, refusing
 from ..recipe import Section, explain, recipe_from
@@ -22,7 +22,7 @@ __all__ = ["Run", "not_comparable", "read_runs"]
 BEST = "best.safetensors"
 MOST = 1000  # folds
 BEYOND = 1e30  # numbers that no history holds
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=10**15)]  # pixels
 Numbers = dict[str, int | float | None]
 
 
@@ -138,9 +138,9 @@ def read_runs(
     if len(members) < len(paths) or len(set(folders)) < len(folders):
         raise DataError(f"{', '.join(map(str, paths))}: a run is named twice; name each once")
     above = Path(os.path.commonpath([f.parent for f in folders]))
-    runs = [_read(f, f.relative_to(above).as_posix()) for f in folders]
+    runs = [_read(f, printable(f.relative_to(above).as_posix())) for f in folders]
     groups = {
-        path.name: [k for k, f in enumerate(folders) if f in found]
+        printable(path.name): [k for k, f in enumerate(folders) if f in found]
         for path, found in members.items()
         if found != [path]
     }
@@ -148,6 +148,9 @@ def read_runs(
         there = {runs[k].path.name for k in chosen}
         if gone := [str(k) for k in range(runs[chosen[0]].folds) if f"fold{k}" not in there]:
             runs[chosen[0]].lacks.insert(0, f"of its cross-validation fold {', '.join(gone)} is not there")
+        for run in (runs[k] for k in chosen):
+            if run.trained_on and run.path.name != f"fold{run.trained_on.fold}":
+                run.lacks.insert(0, "its model is that of another fold")
     return runs, groups or {"": list(range(len(runs)))}
 
 

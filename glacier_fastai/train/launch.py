@@ -77,7 +77,7 @@ def _run(words: Sequence[str], processes: int, machines: int, meeting: list[str]
         raise RunStopped(f"stopped by {err.sigval.name}; start it again with resume to go on") from err
     except RendezvousError as err:
         raise TrainingError(
-            f"the {machines} machines do not meet; start the same command on each, with a --rendezvous that all reach"
+            f"the {machines} machines do not meet; start the same command on each, with a rendezvous that all reach"
         ) from err
     except ChildFailedError as err:
         rank, failure = err.get_first_failure()

@@ -39,7 +39,7 @@ from ..data.block import GlacierDataLoaders
 from ..data.folds import store_folds
 from ..data.raw import open_tiles
 from ..data.tiles import TileStore
-from ..errors import DataError, OutputError, RecipeError, RunStopped, TrainingError, note, printable
+from ..errors import CheckpointError, DataError, OutputError, RecipeError, RunStopped, TrainingError, note, printable
 from ..files import no_link, whole_file, write_text
 from ..memory import out_of_memory
 from ..model.bundle import ModelBundle, described
@@ -240,6 +240,11 @@ def _finish(learn: GlacierLearner, folder: RunFolder) -> None:
     import matplotlib.pyplot as plt
 
     bundle, valid = ModelBundle.load(folder.best), learn.dls.valid_tiles
+    keys = learn.dls.store.keys()
+    if bundle.trained_on.valid and {*bundle.trained_on.valid} != {keys[i] for i in valid}:
+        raise CheckpointError(
+            f"{folder.best}: is of another run, for it was validated on other tiles; put back the one that was there"
+        )
     if len(valid):
         result = score_tiles(bundle, learn.dls.store, valid)
         epoch = bundle.metrics.get("epoch")

@@ -209,6 +209,11 @@ def test_refusals(crossvalidated, tmp_path):
     (twice[1] / "oof" / "models.json").write_text(json.dumps({**models, "fold0/best.safetensors": file_hash(path)}))
     with pytest.raises(BundleError, match='settings1/fold0.*with other settings than .*"views":false'):
         calibrate(twice, tmp_path / "e.yaml")
+    told = [fake(tmp_path / f"told{k}", crossvalidated[0], 9) for k in range(2)]
+    np.save(told[1] / "oof" / "labels.npy", 3 - np.load(told[1] / "oof" / "labels.npy").clip(max=3))
+    for order in (told, told[::-1]):
+        with pytest.raises(DataError, match=r"told\d.oof: tile \d+ has other labels than in .*told\d.oof; use one"):
+            calibrate(order, tmp_path / "e.yaml")
     small = fake(tmp_path / "small", crossvalidated[0], 7)
     for name in ("probabilities", "labels"):
         array = np.load(small / "oof" / f"{name}.npy")

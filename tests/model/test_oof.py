@@ -57,6 +57,11 @@ def test_refusals_and_nothing_half_written(crossvalidated, tmp_path, monkeypatch
         table.to_csv(tmp_path / f"key{key}" / "tiles.csv", index=False)
         with pytest.raises(DataError, match=f"tiles.csv: .*{said}; repeat the cross-validation"):
             OutOfFold(tmp_path / f"key{key}")
+    shutil.copytree(folder / "oof", tmp_path / "same")
+    models = json.loads((folder / "oof" / "models.json").read_text())
+    (tmp_path / "same" / "models.json").write_text(json.dumps(dict.fromkeys(models, "a")))
+    with pytest.raises(DataError, match="models.json: two of its models are the same; repeat the cross-validation"):
+        OutOfFold(tmp_path / "same")
     for k, text in enumerate(("{}", "[1]", "{")):
         shutil.copytree(folder / "oof", tmp_path / f"models{k}")
         (tmp_path / f"models{k}" / "models.json").write_text(text)

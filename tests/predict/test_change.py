@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import geopandas
 import numpy as np
@@ -109,6 +110,32 @@ def test_a_cell_that_says_there_is_no_value_is_left_out(two, tmp_path):
     assert made["glaciers"] == 2 and made["compared"] == 1
 
 
+@pytest.mark.parametrize("kind", ["csv", "gpkg"])
+def test_a_table_that_was_changed_is_said(two, tmp_path, kind):
+    first, second, _ = two
+    path = Path(second[f"glaciers.{kind}"])
+    if kind == "csv":
+        table = pd.read_csv(path)
+        table.loc[1, "area_km2"] = 100
+        table.to_csv(path, index=False)
+    else:
+        table = geopandas.read_file(path, layer="glaciers")
+        table.loc[1, "area_km2"] = 100
+        table.to_file(path, layer="glaciers")
+    with pytest.warns(DataNote) as said:
+        change(first[f"glaciers.{kind}"], path, tmp_path / "out")
+    assert f"{path}: is not as t_glaciers.json says; it was changed since it was made" in [str(n.message) for n in said]
+
+
+def test_an_interval_that_lacks_a_number_is_refused(two, tmp_path):
+    first, second, _ = two
+    table = pd.read_csv(second["glaciers.csv"])
+    for column, more in (("buffer_km2", {}), ("inventory_km2", {"share_seen": 0.96})):
+        table.assign(**{column: np.nan, **more}).to_csv(second["glaciers.csv"], index=False)
+        with pytest.raises(DataError, match=rf"t_glaciers\.csv: {column} is empty in 2 rows, first 'A'; mend them"):
+            change(first["glaciers.csv"], second["glaciers.csv"], tmp_path / "out")
+
+
 def test_maps_with_an_inventory_and_tables_as_csv_give_the_same(two, tmp_path):
     first, second, rgi = two
     want = run(first["glaciers.gpkg"], second["glaciers.gpkg"], tmp_path / "1")["total"]
@@ -158,7 +185,10 @@ def test_what_cannot_be_compared_fairly_is_refused(two, tmp_path):
         assert "\n" not in str(err.value) and not (tmp_path / "out").exists()
 
     a = first["glaciers.gpkg"]
-    refused("both are of 2020-08-01; give two dates", a, a)
+    refused("both are of 2020-08-01; give two dates", a, first["glaciers.csv"])
+    refused("s_glaciers.gpkg: is compared with itself", a, a)
+    refused("a table, in which inventory and buffer stand already", a, second["glaciers.gpkg"], inventory=rgi)
+    refused("a table of 2020-08-01, not of 1900-01-01", a, second["glaciers.gpkg"], dates=("1900-01-01", "1910-01-01"))
 
     def other(name, classes=None, grid=None, **record):
         where = {} if grid is None else {"grid": grid}

@@ -4,6 +4,7 @@ import geopandas
 import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 import shapely
 from affine import Affine
 from glacier_maps import write_map
@@ -15,6 +16,7 @@ from glacier_fastai.bands import CLASSES
 from glacier_fastai.data.sources.scene import prepare_scenes
 from glacier_fastai.data.tiles import TileWriter
 from glacier_fastai.errors import DataError, DataNote
+from glacier_fastai.files import file_hash
 from glacier_fastai.predict.correct import RIM, correct
 from glacier_fastai.predict.outlines import Outlines
 from glacier_fastai.predict.sink import Strip
@@ -200,6 +202,22 @@ def test_a_map_of_another_scene_is_said(scene, maps, tmp_path):
         correct(scene, edited, tmp_path / "c", tile_size=32)
     (maps / "s_prediction.json").write_text(json.dumps({"scene": "all", "scenes": [{"scene": "s.tif"}]}))
     correct(scene, edited, tmp_path / "d", tile_size=32)  # a note would be an error
+
+
+def test_a_map_that_was_changed_is_said(scene, maps, tmp_path):
+    path = maps / "s_classes.tif"
+    record = {**RECORD, "sha256": {path.name: file_hash(path)}}
+    (maps / "s_prediction.json").write_text(json.dumps(record))
+    edited = edit(maps, lambda t: draw(t, ("lake", rectangle(52, 4, 4, 4))))
+    correct(scene, edited, tmp_path / "c", tile_size=32)  # a note would be an error
+    with rasterio.open(path, "r+") as file:
+        file.write(np.where(file.read() == 2, 1, file.read()))
+    with pytest.warns(DataNote, match=r"s_classes\.tif: was changed since it was made; if after its outlines"):
+        correct(scene, edited, tmp_path / "d", tile_size=32)
+    (maps / "s_prediction.json").write_text(json.dumps(RECORD))
+    with rasterio.open(path, "r+") as file:
+        file.write(np.where(file.read() == 1, 254, file.read()))
+    refused(r"s_classes\.tif: holds 254, which no map of classes does", scene, edited, tmp_path / "e")
 
 
 def test_a_part_of_the_outlines_erases_the_rest_and_that_is_said(scene, maps, tmp_path):

@@ -369,6 +369,14 @@ def no_tif(root, imagepath, _):
     (root / "Band1").mkdir()
 
 
+def pipe(root, imagepath, _):
+    os.mkfifo(root / "Band2" / "img009.tif")
+
+
+def one_band(root, imagepath, _):
+    imagepath["band1"] = root / "Band5"
+
+
 def no_folder(root, imagepath, _):
     imagepath["Band5"] = root / "Band9"
 
@@ -424,6 +432,8 @@ def changed(**how):
         (twice, "img002.tif: tile 002 is also in again_img002.tif; keep one of them"),
         (no_id, "tile.tif: no tile id in its name; name it like img001.tif"),
         (no_tif, "Band1: no .tif in it"),
+        (pipe, "Band2.img009.tif: is no file; remove it"),
+        (one_band, "two of Band1, Band2, .*, band1 are one band; name each once"),
         (no_folder, r"Band9: cannot be read \(No such file"),
         (other_size, "Band4.img002.tif: 16 x 32 px; wanted one band, of 32 x 32 px as in Band1"),
         (two_bands, "Band4.img002.tif: .* px; wanted one band"),

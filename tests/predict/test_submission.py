@@ -17,7 +17,7 @@ from glacier_fastai.model.ensemble import Calibration, Ensemble, Member
 from glacier_fastai.model.evaluate import predict_tiles
 from glacier_fastai.model.unet import glacier_unet
 from glacier_fastai.predict.scene import predict_scene
-from glacier_fastai.predict.submission import check_submission, write_submission
+from glacier_fastai.predict.submission import check_submission, tiles_to_check, write_submission
 from glacier_fastai.recipe import PostprocessRecipe, PredictRecipe
 
 UNITS = {**dict.fromkeys(BANDS, "reflectance"), "thermal": "kelvin"}
@@ -178,4 +178,10 @@ def test_refusals_leave_nothing_behind(ensemble, tmp_path):
     with pytest.raises(OutputError, match="mine: holds other things than a submission"):
         write_submission(ensemble, tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine" / "notes.txt").exists()
+    (tmp_path / "mine" / "notes.txt").rename(tmp_path / "notes.txt")
+    (tmp_path / "mine" / "model.pth").mkdir()
+    with pytest.raises(OutputError, match="mine: holds other things than a submission"):
+        write_submission(ensemble, tmp_path / "mine", overwrite=True)
+    with pytest.raises(DataError, match="mine: no folder Band1 in it"):
+        tiles_to_check(tmp_path / "mine")
     assert not [p for p in tmp_path.iterdir() if p.name.endswith(".partial")]

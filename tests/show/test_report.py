@@ -200,6 +200,8 @@ def test_a_cross_validation_cut_short_is_reported_as_far_as_it_came(crossvalidat
     shutil.copytree(crossvalidated[0] / "fold0", folder / "fold0")
     found = made(tmp_path, folder)
     assert found.notes() == ["fold0: of its cross-validation fold 1, 2 is not there."]
+    shutil.copytree(folder / "fold0", folder / "fold1")
+    assert "fold1: its model is that of another fold." in made(tmp_path, folder, overwrite=True).notes()
 
 
 def test_what_was_odd_about_the_data_stands_at_the_top(run, tmp_path):
@@ -255,6 +257,8 @@ def test_names_are_escaped_and_nothing_is_written_into_a_run(trained, tmp_path):
     found = made(tmp_path, run)
     assert "Report of <b>&'\"" in found.text and "<b>&" not in found.html
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+    odd = shutil.copytree(trained[0], os.fsdecode(os.fsencode(tmp_path) + b"/r\xffn\x1b"))
+    assert r"Report of r\udcffn\x1b" in made(tmp_path, odd, overwrite=True).text
 
 
 @pytest.mark.slow

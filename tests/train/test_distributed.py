@@ -259,7 +259,7 @@ def test_machines_that_do_not_meet_are_one_line(monkeypatch):
         raise RendezvousTimeoutError
 
     monkeypatch.setattr(launch, "torchrun", nobody)
-    with pytest.raises(TrainingError, match="the 2 machines do not meet; .* --rendezvous that all reach"):
+    with pytest.raises(TrainingError, match="the 2 machines do not meet; .* rendezvous that all reach"):
         launch.launch(["pretrain"], 1, 2, "127.0.0.1:29500")
 
 

@@ -243,6 +243,15 @@ def test_a_run_that_ended_gets_its_figures_again(trained, tmp_path):
     assert sorted(p.name for p in (run / "figures").iterdir()) == ["batch.png", "results.png"]
 
 
+def test_the_model_of_another_fold_is_not_taken_for_this_runs(trained, crossvalidated, tmp_path):
+    run, store = copy_of(trained, tmp_path)
+    before = (run / "metrics.json").read_bytes()
+    shutil.copy(crossvalidated[0] / "fold1" / "best.safetensors", run)
+    with pytest.raises(CheckpointError, match=r"best\.safetensors: is of another run, for it was validated on other"):
+        train(tiny_recipe(), store.path, run, resume=True)
+    assert (run / "metrics.json").read_bytes() == before
+
+
 def test_resume_without_a_run_starts_one(trained, tmp_path):
     train(tiny_recipe(), trained[1].path, tmp_path / "run", resume=True)
     assert_same_run(trained[0], tmp_path / "run")
