@@ -85,6 +85,16 @@ OFFLINE = {  # GDAL's options while it opens and reads, should anything get past
     "GDAL_DISABLE_READDIR_ON_OPEN": "FALSE",
     "GDAL_PAM_ENABLED": "YES",
     "GTIFF_POINT_GEO_IGNORE": "FALSE",
+    # by which damage would be passed over, and other pixels or places be read
+    "GTIFF_IGNORE_READ_ERRORS": "NO",
+    "GDAL_NETCDF_BOTTOMUP": "YES",
+    "GDAL_GEOREF_SOURCES": "PAM,INTERNAL,TABFILE,WORLDFILE",
+    "GDAL_USE_GEOJP2": "YES",
+    "GDAL_USE_GMLJP2": "YES",
+    "OGR_ORGANIZE_POLYGONS": "DEFAULT",
+    "GML_SWAP_COORDINATES": "AUTO",
+    "GML_INVERT_AXIS_ORDER_IF_LAT_LONG": "YES",
+    "GML_CONSIDER_EPSG_AS_URN": "AUTO",
 }
 
 BESIDE = (".msk", ".ovr")  # rasters that GDAL opens with one that is named so

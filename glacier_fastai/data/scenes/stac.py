@@ -42,7 +42,7 @@ Kinds = Mapping[str, tuple[int, tuple[int, ...]]]
 SCHEMES: dict[str, Kinds] = {"qa_pixel": QA_PIXEL, "scl": SCL, "fmask": FMASK}
 """Name of an asset, in lower case -> as `Flag.kinds`."""
 MOST, ANSWERS, ANSWER = 10_000, 1000, 2**24  # items of an API, its answers to one search, and bytes of one
-SECONDS, ALL = 60.0, 1800.0  # of waiting for one answer, and in which all are here
+SECONDS, ALL = 60.0, 1800.0  # of waiting, see `paced_session`, and in which all are here
 NUMBERS = ("raster:scale", "scale", "raster:offset", "offset", "raster:nodata", "nodata")
 
 
@@ -265,7 +265,7 @@ def stac_items(
         # it waits of its own: how long an API asks to wait has no bound
         busy = Retry(4, backoff_factor=1, status_forcelist=(429, 503), respect_retry_after_header=False)
         io = StacApiIO()
-        io.session = paced_session(SECONDS, slow=0, retries=busy)
+        io.session = paced_session(SECONDS, retries=busy)
         io.session.hooks["response"].append(look)
         client = Client.open(address.url, stac_io=io, timeout=SECONDS, request_modifier=only_there)
         search = client.search(

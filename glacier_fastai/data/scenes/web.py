@@ -27,7 +27,7 @@ from rasterio.io import DatasetReader
 
 from ...errors import DataError
 from ...files import check_room, digest, file_hash
-from ..paced import HEADERS, paced_session
+from ..paced import HEADERS, SLOW, paced_session
 from .address import Address, named
 from .s3 import s3_request
 
@@ -138,14 +138,17 @@ class Link:
     def _fetch(self, start: int, stop: int) -> bytes:
         """Return bytes of the file, fewer at its end, and of one that is not sent in parts as many as are sent."""
         out, failures, new = bytearray(), 0, not self.identity
+        least = max(SLOW * self._delay, 1)  # bytes of an answer; what brings fewer costs as much as one that fails
         while start + len(out) < stop:
             before = len(out)
             try:
                 for piece in self._ask(start + len(out), stop):
                     out += piece
                 stop = min(stop, self.size) if self.identity else 0
+                if start + len(out) < stop and len(out) - before < least:
+                    raise _Passing("sends a few bytes at a time")
             except _Passing as err:
-                failures = 0 if len(out) > before else failures + 1
+                failures = 0 if len(out) - before >= least else failures + 1
                 if failures > self._retries or new and err.deaf:
                     again = "" if new and err.deaf else f", {failures} times in a row"
                     raise DataError(f"{self.address}: {err}{again}; check address and network") from None
@@ -230,7 +233,7 @@ class Link:
             raise DataError(f"{self.address}: HTTP {status}, {hint}")
         if answer.headers.get("Content-Type", "").startswith("text/html"):
             raise DataError(f"{self.address}: answers with a web page, not with a file; take the link of the download")
-        if answer.headers.get("Content-Encoding", "identity") != "identity":
+        if answer.headers.get("Content-Encoding", "").lower() not in ("", "identity"):
             raise DataError(f"{self.address}: is sent compressed, so it has no parts; download it, and name the file")
 
     def _check_part(self, answer: Any, start: int, stop: int) -> int:

@@ -445,7 +445,8 @@ def test_the_offset_of_an_envi_file_counts(tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("GDAL_DISABLE_READDIR_ON_OPEN", "EMPTY_DIR"), ("GDAL_PAM_ENABLED", "NO"), ("GTIFF_POINT_GEO_IGNORE", "YES")],
+    [("GDAL_DISABLE_READDIR_ON_OPEN", "EMPTY_DIR"), ("GDAL_PAM_ENABLED", "NO"), ("GTIFF_POINT_GEO_IGNORE", "YES")]
+    + [("GDAL_GEOREF_SOURCES", "WORLDFILE,INTERNAL")],
 )
 def test_what_is_set_for_gdal_changes_nothing(tmp_path, monkeypatch, option, value):
     path = raster(tmp_path / "s.tif")
@@ -458,6 +459,7 @@ def test_what_is_set_for_gdal_changes_nothing(tmp_path, monkeypatch, option, val
     mask.rename(tmp_path / "s.tif.msk")
     scaled = '<PAMDataset><PAMRasterBand band="1"><Scale>0.5</Scale></PAMRasterBand></PAMDataset>'
     (tmp_path / "s.tif.aux.xml").write_text(scaled)
+    (tmp_path / "s.tfw").write_text("10\n0\n0\n-10\n600000\n3200000\n")
     monkeypatch.setenv(option, value)
     with open_raster(path) as file, reading(path):
         assert (file.scales, file.transform[:6]) == ((0.5,), UTM)

@@ -434,7 +434,7 @@ def test_an_api_that_drips_is_given_up(monkeypatch):
     with Api() as api, dripping(b"HTTP/1.1 200 OK\r\nX: ") as url:
         monkeypatch.setattr("glacier_fastai.data.scenes.web.TEXT", 0.5)
         monkeypatch.setenv("GDAL_HTTP_LOW_SPEED_TIME", "0.5")
-        with pytest.raises(DataError, match="sends an answer for more than"):
+        with pytest.raises(DataError, match="sends what was asked for over more than"):
             stac_items(url, BBOX)
         monkeypatch.setattr("urllib3.Retry", lambda *args, **kwargs: 0)
         monkeypatch.setattr("glacier_fastai.data.scenes.stac.text_at", lambda *args: "")

@@ -176,10 +176,29 @@ def test_a_byte_now_and_then_is_given_up(part):
         read(f"{url}/s.tif")
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda number, path, start: Answer(drop=1),
+        lambda number, path, start: Answer(body=b"x", headers={"Content-Range": f"bytes {start}-{start}/99999"}),
+    ],
+)
+def test_a_byte_at_a_time_is_given_up_however_quick(big, monkeypatch, answer):
+    monkeypatch.setenv("GDAL_HTTP_RETRY_DELAY", "0.1")
+    with (
+        Web({"s.tif": big.read_bytes()}, answer) as server,
+        pytest.raises(DataError, match="(breaks off|sends a few bytes at a time), 3 times in a row"),
+    ):
+        read(f"{server.url}/s.tif")
+
+
 def test_a_text_has_a_time_in_all(monkeypatch):
     monkeypatch.setattr(web, "TEXT", 0.5)
     for part in PARTS.values():
-        with dripping(part) as url, pytest.raises(DataError, match="sends an answer for more than 0.5 s; try again"):
+        with (
+            dripping(part) as url,
+            pytest.raises(DataError, match="sends what was asked for over more than 0.5 s; try again"),
+        ):
             text_at(named(f"{url}/s.json"))
 
 

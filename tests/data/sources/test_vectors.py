@@ -400,6 +400,14 @@ def test_text_that_begins_like_xml_and_goes_on_for_ever(tmp_path, begin):
     refused(r"o\.gml: not a vector file, or damaged", tmp_path / "o.gml")
 
 
+def test_what_is_set_for_gdal_fills_no_hole(tmp_path, monkeypatch):
+    ring, hole = shapely.box(86, 27, 87, 28), shapely.box(86.4, 27.4, 86.6, 27.6)
+    geopandas.GeoSeries([ring - hole], crs="EPSG:4326").to_file(tmp_path / "o.shp")
+    monkeypatch.setenv("OGR_ORGANIZE_POLYGONS", "SKIP")
+    layer = open_vector(tmp_path / "o.shp")
+    assert shapely.area(layer.read(np.arange(1), []).geometry.array).tolist() == pytest.approx([0.96])
+
+
 def test_xml_may_begin_with_comments_and_instructions(tmp_path):
     text = (
         "\ufeff<?xml version='1.0'?>\n<?a b='>'?><!-- <gml> --> <!----><kml xmlns='http://www.opengis.net/kml/2.2'>"
