@@ -209,10 +209,13 @@ def _run() -> None:
         if not (mine and isinstance(err, RunStopped)):  # all processes stop alike
             print(line, file=sys.stderr)
         sys.exit(err.exit_code)
-    except (MemoryError, RuntimeError) as err:
+    except (ImportError, MemoryError, RuntimeError) as err:
         if debug or not out_of_memory(err):
             raise
-        print(printable(f"{who}: not enough memory, or threads ({err}); close other programs"), file=sys.stderr)
+        print(
+            printable(f"{who}: not enough memory, or threads ({str(err) or type(err).__name__}); close other programs"),
+            file=sys.stderr,
+        )
         sys.exit(2)
     except OSError as err:  # a full or read-only disk
         if debug:

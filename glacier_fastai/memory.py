@@ -16,7 +16,8 @@ CGROUPS = {  # of Linux, by version: folder, limit, use, and what of the use is 
     1: ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
 OWN = "/proc/self/cgroup"
-# what torch says on a CPU and a GPU, oneDNN, cuBLAS and cuDNN, kernels that count in 32 bits, and Python of threads
+# what torch says on a CPU and a GPU, oneDNN, cuBLAS and cuDNN, kernels that count in 32 bits, Python of threads,
+# and what loads libraries
 WORDS = (
     "out of memory",
     "allocate memory",
@@ -25,6 +26,7 @@ WORDS = (
     "INT_MAX",
     "32-bit index",
     "new thread",
+    "failed to map segment",
 )
 LEAST = 2**26  # bytes that are taken without asking
 

@@ -282,6 +282,8 @@ def by_glacier(
     maps.setdefault("probabilities", _hidden(folder, name))
     more: dict[str, Any] = {"geoparquet": wanted.geoparquet, "dem": dem}
     made = write_glaciers(maps, wanted.glaciers, inventory, folder, name, about, notes, **more)
+    if wanted.about(inventory, dem)["glaciers"] != about["wanted"]["glaciers"]:
+        raise DataError(f"{dem or wanted.glaciers.divides}: was changed while {name} was mapped; map it again")
     return {"glaciers": {k: made[k] for k in ("inventory", "totals")}}
 
 

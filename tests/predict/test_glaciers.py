@@ -22,7 +22,7 @@ from glacier_fastai.core.areas import area_interval, glacier_interval
 from glacier_fastai.errors import DataError, DataNote, OutputError, PredictionError
 from glacier_fastai.model.bundle import ModelBundle
 from glacier_fastai.predict import glacier_sums as module
-from glacier_fastai.predict.glaciers import ByGlacier, find_maps, glaciers
+from glacier_fastai.predict.glaciers import ByGlacier, find_maps, glaciers, write_glaciers
 from glacier_fastai.predict.scene import Wanted, predict_scene
 
 GRIDS = {
@@ -418,6 +418,21 @@ def test_predict_gives_ice_to_glaciers_at_once(trained, scene, tmp_path):
     with pytest.raises(DataError, match="lies elsewhere"):
         predict_scene(bundle, scene[0], tmp_path / "none", Wanted(glaciers=ByGlacier(far)))
     assert not (tmp_path / "none").exists()
+
+
+def test_an_elevation_model_that_is_replaced_while_it_is_read_is_noticed(trained, scene, tmp_path, monkeypatch):
+    bundle = ModelBundle.load(trained[0] / "best.safetensors")
+    rgi = inventory(tmp_path / "rgi.gpkg", [rectangle(0, 0, 96, 80)])
+    dem = write_raster(tmp_path / "dem.tif", np.full((1, 96, 80), 5000, np.float32))
+
+    def late(*args, **kwargs):
+        write_raster(tmp_path / "dem.tif", np.full((1, 96, 80), 4000, np.float32))
+        return write_glaciers(*args, **kwargs)
+
+    monkeypatch.setattr("glacier_fastai.predict.scene.write_glaciers", late)
+    with pytest.raises(DataError, match=r"dem\.tif: was changed while scene was mapped; map it again"):
+        predict_scene(bundle, scene[0], tmp_path / "maps", Wanted(glaciers=ByGlacier(rgi, min_area=0)), dem=dem)
+    assert not (tmp_path / "maps").exists()
 
 
 def test_predict_without_an_outline_on_the_scene_finds_new_glaciers(trained, scene, tmp_path):
