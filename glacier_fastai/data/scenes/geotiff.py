@@ -14,6 +14,7 @@ from rasterio.windows import Window
 from ...bands import Bands, natural_unit
 from ...core.fill import NO_VALUE
 from ...errors import DataError, note
+from ...reading import parse_xml, refusing
 from .address import Address
 from .names import described_otherwise, name_bands
 from .raster import check_place, open_raster, placeless, reading
@@ -22,6 +23,8 @@ from .units import Given, by_band
 from .web import unversioned
 
 __all__ = ["SceneRaster"]
+
+SIDES = ("xOff", "yOff", "xSize", "ySize")  # of a place in a VRT, pixels
 
 
 class SceneRaster(Scene):
@@ -49,6 +52,7 @@ class SceneRaster(Scene):
         self.path = path if isinstance(path, Address) else Path(called or path)
         self.raster = open_raster(path, called)
         self.notes, self.fill = unversioned(self.raster), fill
+        self.notes += _uncovered(self.raster, self.path)
         self.rasters = [self.raster]
         try:
             with reading(self.path):
@@ -255,3 +259,34 @@ class SceneRaster(Scene):
 
 def _named(crs: rasterio.CRS | None) -> str:
     return f"EPSG:{crs.to_epsg()}" if crs and crs.to_epsg() else "EPSG:326XX"
+
+
+def _uncovered(raster: rasterio.DatasetReader, path: Path | Address) -> list[str]:
+    """Return a note where the sources of a band of a VRT cover less of it than those of another one do.
+
+    Elsewhere it is 0, and that is data where another band is not 0.
+    """
+    if raster.driver != "VRT":
+        return []
+    root, shares = parse_xml(raster.tags(ns="xml:VRT").get("xml:VRT", "<a/>"), path, DataError), dict[int, float]()
+    if root.get("subClass"):  # a warped one has no sources by band
+        return []
+    whole = raster.height * raster.width
+    with refusing(path, DataError, "a VRT that cannot be used", "make a GeoTIFF of it (gdal_translate)"):
+        for number, band in enumerate(root.iterfind("VRTRasterBand"), 1):
+            area = 0.0
+            for source in band:
+                if not source.tag.endswith("Source"):
+                    continue
+                if (at := source.find("DstRect")) is None:  # all of it
+                    area = whole
+                    break
+                x, y, width, height = (float(at.get(k, "nan")) for k in SIDES)
+                across = min(x + width, raster.width) - max(x, 0)
+                area += max(across, 0) * max(min(y + height, raster.height) - max(y, 0), 0)
+            shares[number] = min(area / whole, 1.0)
+    least = min(shares, key=lambda number: shares[number], default=0)
+    if not least or shares[least] > max(shares.values()) - 0.001 or raster.nodatavals[least - 1]:
+        return []
+    text = f"its sources cover {shares[least]:.1%} of band {least}, more of others; elsewhere it is 0, taken for data"
+    return [f"{path}: {text}; give the VRT another nodata value (gdalbuildvrt -vrtnodata)"]

@@ -1,3 +1,4 @@
+import re
 import warnings
 
 import numpy as np
@@ -7,8 +8,9 @@ from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.rpc import RPC
+from rasterio.shutil import copy
 from rasterio.transform import from_origin
-from scenes import BANDS, CRS, made_up, write_raster
+from scenes import BANDS, CRS, made_up, write_raster, write_scene
 
 from glacier_fastai.data.scenes.geotiff import SceneRaster
 from glacier_fastai.errors import DataError
@@ -261,3 +263,19 @@ def test_a_mask_file_of_another_size_is_refused(tmp_path):
     write_raster(tmp_path / "m.tif", mask[None, :40]).rename(tmp_path / "s.tif.msk")
     with pytest.raises(DataError, match=r"s\.tif\.msk: 40 x 80 px, but s\.tif has 96 x 80"):
         SceneRaster(path)
+
+
+def test_a_band_of_a_vrt_that_its_sources_cover_less_than_others_is_said(tmp_path):
+    scene, _ = write_scene(tmp_path / "s.tif")
+    copy(scene, tmp_path / "s.vrt", driver="VRT")
+    text = re.sub(r'relativeToVRT="0">[^<]*', 'relativeToVRT="1">s.tif', (tmp_path / "s.vrt").read_text())
+    begin, band, end = text.partition('band="2"')
+    (tmp_path / "s.vrt").write_text(text)
+    with SceneRaster(tmp_path / "s.vrt") as whole:
+        assert not [line for line in whole.notes if "cover" in line]
+    half = re.sub(r'(<DstRect .* ySize=")(\d+)', lambda m: f"{m[1]}{int(m[2]) // 2}", end, count=1)
+    for part, share in ((half, "50.0%"), (re.sub(r"(?s)<SimpleSource>.*?</SimpleSource>", "", end, count=1), "0.0%")):
+        (tmp_path / "s.vrt").write_text(begin + band + part)
+        with SceneRaster(tmp_path / "s.vrt") as scene_of_less:
+            (line,) = [line for line in scene_of_less.notes if "cover" in line]
+        assert f"its sources cover {share} of band 2, more of others" in line
