@@ -138,7 +138,7 @@ class Link:
     def _fetch(self, start: int, stop: int) -> bytes:
         """Return bytes of the file, fewer at its end, and of one that is not sent in parts as many as are sent."""
         out, failures, new = bytearray(), 0, not self.identity
-        least = min(max(SLOW * self._delay, 1), CHUNK // 4)  # bytes of an answer; what brings fewer costs as much as one that fails
+        least = min(max(SLOW * self._delay, 1), CHUNK // 4)  # bytes of an answer; one with fewer is as good as none
         while start + len(out) < stop:
             before = len(out)
             try:
