@@ -87,11 +87,10 @@ OFFLINE = {  # GDAL's options while it opens and reads, should anything get past
     "GTIFF_POINT_GEO_IGNORE": "FALSE",
     # by which damage would be passed over, and other pixels or places be read
     "GTIFF_IGNORE_READ_ERRORS": "NO",
-    "GDAL_NETCDF_BOTTOMUP": "YES",
-    "GDAL_GEOREF_SOURCES": "PAM,INTERNAL,TABFILE,WORLDFILE",
+    "GDAL_GEOREF_SOURCES": "PAM,INTERNAL,TABFILE,WORLDFILE,XML",
     "GDAL_USE_GEOJP2": "YES",
     "GDAL_USE_GMLJP2": "YES",
-    "OGR_ORGANIZE_POLYGONS": "DEFAULT",
+    "OGR_ORGANIZE_POLYGONS": "",  # as each driver wants; a name would stand for all
     "GML_SWAP_COORDINATES": "AUTO",
     "GML_INVERT_AXIS_ORDER_IF_LAT_LONG": "YES",
     "GML_CONSIDER_EPSG_AS_URN": "AUTO",
@@ -226,6 +225,8 @@ def _open(
         ends = read(max(size - LAST, 0), size)
     if above and driver == "ENVI":
         raise DataError(f"{above[0]}: takes {name}, which is no raster that a VRT may take; {READ}")
+    if driver == "netCDF" and (odd := "GDAL_NETCDF_BOTTOMUP") in os.environ:  # whatever it is, it stands for all files
+        raise DataError(f"{name}: {odd}, in the environment, may turn it upside down; unset it")
     _look_beside(path, home)
     if driver == "VRT":
         _look_into(path, name, home, above, {} if seen is None else seen)

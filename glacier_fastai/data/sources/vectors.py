@@ -522,7 +522,8 @@ def _reading(text: str) -> Iterator[None]:
     """Turn what cannot be read into a `DataError`, keep GDAL from the network, and libraries' warnings quiet."""
     from pyogrio import get_gdal_config_option, set_gdal_config_options
 
-    before = {name: get_gdal_config_option(name) for name in OFFLINE}
+    # the environment's own would be kept for ever if they were put back
+    before = {name: None if name in os.environ else get_gdal_config_option(name) for name in OFFLINE}
     set_gdal_config_options(OFFLINE)
     try:
         with refusing(text, DataError, "not a vector file, or damaged"), warnings.catch_warnings():

@@ -466,6 +466,15 @@ def test_what_is_set_for_gdal_changes_nothing(tmp_path, monkeypatch, option, val
         np.testing.assert_array_equal(file.read_masks(1) > 0, np.eye(32, dtype=bool))
 
 
+def test_a_netcdf_is_not_turned_upside_down(tmp_path, monkeypatch):
+    copy(raster(tmp_path / "s.tif"), tmp_path / "s.nc", driver="netCDF", FORMAT="NC")
+    with open_raster(tmp_path / "s.nc") as file, reading(tmp_path):
+        assert file.transform[:6] == UTM
+    monkeypatch.setenv("GDAL_NETCDF_BOTTOMUP", "NO")
+    with pytest.raises(DataError, match=r"s\.nc: GDAL_NETCDF_BOTTOMUP, in the environment, .*; unset it"):
+        open_raster(tmp_path / "s.nc")
+
+
 @pytest.mark.parametrize("a", [0.0, float("nan"), float("inf"), 1e300])
 def test_a_raster_that_places_its_pixels_nowhere_is_refused(tmp_path, a):
     scene, _ = write_scene(tmp_path / "s.tif")

@@ -406,6 +406,8 @@ def test_what_is_set_for_gdal_fills_no_hole(tmp_path, monkeypatch):
     monkeypatch.setenv("OGR_ORGANIZE_POLYGONS", "SKIP")
     layer = open_vector(tmp_path / "o.shp")
     assert shapely.area(layer.read(np.arange(1), []).geometry.array).tolist() == pytest.approx([0.96])
+    monkeypatch.undo()
+    assert pyogrio.get_gdal_config_option("OGR_ORGANIZE_POLYGONS") is None
 
 
 def test_xml_may_begin_with_comments_and_instructions(tmp_path):
