@@ -212,10 +212,8 @@ def _run() -> None:
     except (ImportError, MemoryError, RuntimeError) as err:
         if debug or not out_of_memory(err):
             raise
-        print(
-            printable(f"{who}: not enough memory, or threads ({str(err) or type(err).__name__}); close other programs"),
-            file=sys.stderr,
-        )
+        why = str(err) or type(err).__name__
+        print(printable(f"{who}: not enough memory, or threads ({why}); close other programs"), file=sys.stderr)
         sys.exit(2)
     except OSError as err:  # a full or read-only disk
         if debug:
@@ -535,10 +533,14 @@ def _result(path: Path) -> None:
         _show(path)
 
 
+def _is_number(text: str) -> bool:
+    return bool(re.fullmatch(r"\d{1,9}", text, re.ASCII))
+
+
 def _fold(text: str) -> int | None:
     if text == "all":
         return None
-    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+    if not _is_number(text):
         raise DataError(f"fold {text[:40]}: use a number, or all")
     return int(text)
 
@@ -633,9 +635,7 @@ def evaluate(
 
     ensemble = Ensemble.load([model])
     store = open_tiles(data, [band for band, _ in ensemble.channels])
-    tiles, which = tiles_to_score(
-        ensemble, store, int(fold) if re.fullmatch(r"\d{1,9}", fold, re.ASCII) else fold or None
-    )
+    tiles, which = tiles_to_score(ensemble, store, int(fold) if _is_number(fold) else fold or None)
     result = run(ensemble, store, tiles, statistics=stats, force=force)
     _say(f"{store.path}: {which}")
     print(json.dumps(result, indent=1) if as_json else told(score_table(result)))

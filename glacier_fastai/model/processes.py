@@ -70,7 +70,7 @@ def init_processes() -> None:
     """Meet the other processes, and take the GPU of this one; does nothing where there is only one process.
 
     Raises:
-        TrainingError: As `select_gpu`.
+        TrainingError: As `select_gpu`, or the others do not come within `MEET`.
     """
     if world_size() == 1 or dist.is_initialized():
         return

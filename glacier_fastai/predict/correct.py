@@ -283,8 +283,9 @@ class _Corrections:
         if str(path) not in self.maps:
             self.maps.append(str(path))
         (base,) = label_masks([path], [place], align=True, note=lambda text: note(text, notes))
-        if (odd := np.setdiff1d(base, [*range(len(CLASSES)), IGNORE])).size:
-            raise DataError(f"{path}: holds {odd[0]}, which no map of classes does; give the map as it was made")
+        there = np.flatnonzero(np.bincount(base.ravel(), minlength=256))
+        if odd := {*there.tolist()} - {*range(len(CLASSES)), IGNORE}:
+            raise DataError(f"{path}: holds {min(odd)}, which no map of classes does; give the map as it was made")
         record = read_record(path.with_name(f"{stem_of(path)}_prediction.json")) if isinstance(path, Path) else {}
         sums = record.get("sha256")
         if isinstance(sums, dict) and path.name in sums and file_hash(path) != sums[path.name]:

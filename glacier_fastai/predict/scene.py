@@ -275,7 +275,11 @@ def by_glacier(
     about: dict[str, Any],  # the record of the map; what is odd is added to its notes
     dem: str | os.PathLike | None = None,  # elevation model, for heights, slope and aspect
 ) -> dict[str, Any]:
-    """Write the tables of glaciers of a map, and return for the record how much ice went where."""
+    """Write the tables of glaciers of a map, and return for the record how much ice went where.
+
+    Raises:
+        DataError: As `glaciers`, or the elevation model was changed meanwhile.
+    """
     assert wanted.glaciers
     maps, notes = {k: folder / file for k, file in wanted.files(name).items()}, about["notes"]
     maps = {k: maps[k] for k in ("classes", "confidence", "probabilities") if k in maps}

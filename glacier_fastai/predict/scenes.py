@@ -152,6 +152,7 @@ def predict_scenes(
 
     Raises:
         DataError: As `find_scenes` and `part_of`.
+        TrainingError: As `init_processes`.
         GlacierError: Whatever a scene raised, where errors are to stop it.
     """
     chosen = part_of(find_scenes(scenes), part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -149,7 +150,8 @@ def read_runs(
         if gone := [str(k) for k in range(runs[chosen[0]].folds) if f"fold{k}" not in there]:
             runs[chosen[0]].lacks.insert(0, f"of its cross-validation fold {', '.join(gone)} is not there")
         for run in (runs[k] for k in chosen):
-            if run.trained_on and run.path.name != f"fold{run.trained_on.fold}":
+            named = re.fullmatch(r"fold(\d{1,9})", run.path.name)
+            if named and run.trained_on and run.trained_on.fold != int(named[1]):
                 run.lacks.insert(0, "its model is that of another fold")
     return runs, groups or {"": list(range(len(runs)))}
 

@@ -200,6 +200,8 @@ def test_a_cross_validation_cut_short_is_reported_as_far_as_it_came(crossvalidat
     shutil.copytree(crossvalidated[0] / "fold0", folder / "fold0")
     found = made(tmp_path, folder)
     assert found.notes() == ["fold0: of its cross-validation fold 1, 2 is not there."]
+    shutil.copytree(folder / "fold0", folder / "fold0_kept")
+    assert not [line for line in made(tmp_path, folder, overwrite=True).notes() if "another fold" in line]
     shutil.copytree(folder / "fold0", folder / "fold1")
     assert "fold1: its model is that of another fold." in made(tmp_path, folder, overwrite=True).notes()
 

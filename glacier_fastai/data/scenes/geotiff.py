@@ -52,9 +52,9 @@ class SceneRaster(Scene):
         self.path = path if isinstance(path, Address) else Path(called or path)
         self.raster = open_raster(path, called)
         self.notes, self.fill = unversioned(self.raster), fill
-        self.notes += _uncovered(self.raster, self.path)
         self.rasters = [self.raster]
         try:
+            self.notes += _uncovered(self.raster, self.path)
             with reading(self.path):
                 self._check_kind()
                 self._alpha = [n for n, k in enumerate(self.raster.colorinterp, 1) if k == ColorInterp.alpha]

@@ -319,9 +319,10 @@ class Masked(Scene):
         with reading(called):
             numbers = raster.read(band, window=Window(left, top, right - left, bottom - top))
         numbers = numbers.astype(np.int64, copy=False)  # a mask of all bits is -1
-        odd = ((numbers < 0) | (numbers > 255)) & (numbers != raster.nodata)
-        if any(mask == 255 for _, mask, _ in kinds) and odd.any():
-            raise DataError(f"{called}: holds {numbers[odd][0]}, no code of flags, 0 to 255; download it again")
+        if any(mask == 255 for _, mask, _ in kinds):
+            odd = numbers[((numbers < 0) | (numbers > 255)) & (numbers != raster.nodata)]
+            if odd.size:
+                raise DataError(f"{called}: holds {odd[0]}, no code of flags, 0 to 255; download it again")
         found = {kind: np.zeros(numbers.shape, bool) for kind in out}
         for kind, mask, values in kinds:
             bits = numbers & mask

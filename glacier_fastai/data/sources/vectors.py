@@ -508,9 +508,7 @@ def _check_named_crs(path: Path, text: str) -> None:
                 if len(seen) > CRSS:
                     raise DataError(f"{text}: has more than {CRSS} different crs; {hint}")
                 with refusing(text, DataError, "its crs cannot be used", hint):
-                    crs = parse_json(
-                        found[1], text, DataError
-                    )  # no more than is looked at: GDAL takes names in any case
+                    crs = parse_json(found[1], text, DataError)  # GDAL takes names in any case, so all is looked at
                     ((what, given),) = crs.pop("properties").items()
                     if (kind := crs.pop("type").lower(), what) not in (("name", "name"), ("epsg", "code")) or crs:
                         raise ValueError(f"a {kind} with {what}; use a name or the code of EPSG, and nothing beside")
