@@ -466,6 +466,17 @@ def test_what_is_set_for_gdal_changes_nothing(tmp_path, monkeypatch, option, val
         np.testing.assert_array_equal(file.read_masks(1) > 0, np.eye(32, dtype=bool))
 
 
+def test_damage_is_not_passed_over_whatever_is_set_for_gdal(tmp_path, monkeypatch):
+    path = raster(tmp_path / "s.tif", compress="deflate")
+    whole = path.read_bytes()
+    at = whole.rindex(b"\x78")  # the strip, as zlib begins it
+    path.write_bytes(whole[: at + 2] + bytes(8) + whole[at + 10 :])
+    monkeypatch.setenv("GTIFF_IGNORE_READ_ERRORS", "YES")
+    damaged = pytest.raises(DataError, match=r"s\.tif: not a raster, cut short or damaged")
+    with open_raster(path) as file, damaged, reading(path):
+        file.read(1)
+
+
 def test_a_netcdf_is_not_turned_upside_down(tmp_path, monkeypatch):
     copy(raster(tmp_path / "s.tif"), tmp_path / "s.nc", driver="netCDF", FORMAT="NC")
     with open_raster(tmp_path / "s.nc") as file, reading(tmp_path):

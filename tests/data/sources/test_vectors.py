@@ -410,6 +410,33 @@ def test_what_is_set_for_gdal_fills_no_hole(tmp_path, monkeypatch):
     assert pyogrio.get_gdal_config_option("OGR_ORGANIZE_POLYGONS") is None
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("GML_SWAP_COORDINATES", "YES"),
+        ("GML_INVERT_AXIS_ORDER_IF_LAT_LONG", "NO"),
+        ("GML_CONSIDER_EPSG_AS_URN", "YES"),
+    ],
+)
+def test_what_is_set_for_gdal_turns_no_axes(tmp_path, monkeypatch, option, value):
+    place = [86.0, 27.0, 87.0, 28.0]
+    text = (
+        '<w:c xmlns:w="http://w" xmlns:gml="http://www.opengis.net/gml"><gml:featureMember><w:g><w:at><gml:Polygon '
+        'srsName="{crs}"><gml:outerBoundaryIs><gml:LinearRing><gml:coordinates>{ring}</gml:coordinates>'
+        "</gml:LinearRing></gml:outerBoundaryIs></gml:Polygon></w:at></w:g></gml:featureMember></w:c>"
+    )
+    rings = {
+        "urn:ogc:def:crs:EPSG::4326": "27,86 28,86 28,87 27,87 27,86",  # latitude first, as EPSG says
+        "EPSG:4326": "86,27 86,28 87,28 87,27 86,27",
+    }
+    for k, (crs, ring) in enumerate(rings.items()):
+        (tmp_path / f"o{k}.gml").write_text(text.format(crs=crs, ring=ring))
+        monkeypatch.delenv(option, raising=False)
+        assert open_vector(tmp_path / f"o{k}.gml").bounds[0].tolist() == place
+        monkeypatch.setenv(option, value)
+        assert open_vector(tmp_path / f"o{k}.gml").bounds[0].tolist() == place
+
+
 def test_xml_may_begin_with_comments_and_instructions(tmp_path):
     text = (
         "\ufeff<?xml version='1.0'?>\n<?a b='>'?><!-- <gml> --> <!----><kml xmlns='http://www.opengis.net/kml/2.2'>"
